@@ -1,0 +1,16 @@
+"""Settings that every test shares."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from hypothesis import settings
+
+# The suite runs in several processes (pytest -n): one thread each, so that they do not fight over the cores.
+torch.set_num_threads(1)
+
+# In CI the examples are the same in every run; a person's runs look for new ones.
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
