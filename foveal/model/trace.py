@@ -1,0 +1,95 @@
+"""What the network shows of itself while it runs: where attention went, and what training needs to know.
+
+An `Observer` is passed through a forward pass and collects. Without one, nothing is computed for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from foveal.ops import Mass
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """Where the attention of one layer went, for the last token of one segment, summed over heads.
+
+    `entries` [k] int64: compressed entries looked at (entry s covers tokens s * ratio .. s * ratio + ratio - 1);
+    `entry_mass` [k] and `window_mass` [w] fp32, the latter for positions t-w+1..t, w = min(t + 1, sliding window).
+    Masses sum to less than the number of heads; the rest went into the sinks.
+    """
+
+    layer: int
+    segment: int
+    ratio: int
+    entries: Tensor
+    entry_mass: Tensor
+    window_mass: Tensor
+
+    @classmethod
+    def last(
+        cls, layer: int, segment: int, ratio: int, positions: Tensor, indices: Tensor | None, mass: Mass
+    ) -> Self:
+        """From an `attend` over tokens at `positions` that traced its last token."""
+        position = int(positions[-1])
+        entry_mass = mass.entries[-1]
+        if indices is None:
+            entries = torch.arange(len(entry_mass), device=entry_mass.device)
+        else:
+            seen = indices[-1] >= 0
+            entries, entry_mass = indices[-1][seen], entry_mass[seen]
+        return cls(layer, segment, ratio, entries, entry_mass, mass.window[-1][-(position + 1) :])
+
+
+@dataclass(frozen=True)
+class IndexLoss:
+    """KL divergence of one CSA layer's index scores from where its attention went (DeepSeek-V3.2 report, DSA loss)."""
+
+    value: Tensor
+
+    @classmethod
+    def of(cls, scores: Tensor, mass: Tensor, visible: Tensor, indices: Tensor | None) -> Self:
+        """scores [n, s] differentiable; mass [n, s] (or [n, k] on `indices`) is the target, L1-normalised; tokens that
+        see no entry do not count. With indices the divergence is over the selected set."""
+        mass = mass.detach()
+        if indices is None:
+            scores, mass = scores[:, : mass.shape[1]], mass
+            hidden = torch.arange(mass.shape[1], device=scores.device) >= visible.unsqueeze(1)
+        else:
+            hidden = indices < 0
+            scores = scores.gather(1, indices.clamp(min=0))
+        some = visible > 0
+        if not bool(some.any()):
+            return cls(scores.new_zeros(()))
+        scores, mass, hidden = scores[some], mass[some], hidden[some]
+        target = mass / mass.sum(-1, keepdim=True).clamp(min=1e-9)
+        log_index = torch.log_softmax(scores.masked_fill(hidden, float("-inf")), dim=-1).masked_fill(hidden, 0.0)
+        divergence = torch.special.xlogy(target, target) - target * log_index
+        return cls(divergence.sum(-1).mean())
+
+
+@dataclass
+class RouterLoad:
+    """How one MoE layer spread its tokens: `affinity` [n, E] differentiable, `chosen` [n, A]."""
+
+    layer: int
+    affinity: Tensor
+    chosen: Tensor
+
+
+@dataclass
+class Observer:
+    """Collects from a forward pass: traces of last tokens, or, with `index_loss`, what training needs."""
+
+    index_loss: bool = False
+    traces: list[LayerTrace] = field(default_factory=list)
+    losses: list[IndexLoss] = field(default_factory=list)
+    loads: list[RouterLoad] = field(default_factory=list)
+
+    def rows(self, count: int) -> int:
+        """Tokens of a segment of `count` that `attend` traces: all for the indexer's loss, else the last."""
+        return count if self.index_loss else 1

@@ -1,0 +1,136 @@
+"""The network: embedding, S streams, layers of attention and experts, output head (report section 2).
+
+What is special here: it is written once. Training runs it on parameters with autograd; serving runs the same modules on
+stored weights. It owns no memory: the past comes from, and goes to, the segments' states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foveal.config import ModelConfig
+from foveal.model.attention import Attention, Segment
+from foveal.model.experts import Experts
+from foveal.model.hyper_connections import coefficient_count, hyper_weights
+from foveal.model.linear import Matrix, Vector
+from foveal.model.trace import Observer
+from foveal.ops import Backend, Numerics, reference
+
+
+class Block(nn.Module):
+    """One layer: attention, then experts, each wrapped in a hyper-connection."""
+
+    def __init__(self, config: ModelConfig, layer: int, ops: Backend, numerics: Numerics) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        streams, d = config.hc_mult, config.hidden_size
+        for name in ("attn", "ffn"):
+            count = coefficient_count(streams)
+            self.register_parameter(f"hc_{name}_fn", nn.Parameter(torch.empty(count, streams * d)))
+            self.register_parameter(f"hc_{name}_base", nn.Parameter(torch.zeros(count)))
+            self.register_parameter(f"hc_{name}_scale", nn.Parameter(torch.ones(3)))
+        self.attn_norm = Vector(d)
+        self.ffn_norm = Vector(d)
+        self.attn = Attention(config, layer, ops, numerics)
+        self.ffn = Experts(config, layer, ops, numerics)
+
+    def forward(
+        self,
+        streams: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
+        segments: Sequence[Segment],
+        observer: Observer | None,
+    ) -> Tensor:
+        """Streams [n, S, d] before -> after this layer."""
+        ops, eps = self.ops, self.config.rms_norm_eps
+        hyper = hyper_weights(self.config, self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale)
+        u, post, comb = ops.hyper_pre(streams, hyper)
+        out = self.attn(ops.rms_norm(u, self.attn_norm.weight, eps), positions, segments, observer)
+        streams = ops.hyper_post(out, streams, post, comb)
+        hyper = hyper_weights(self.config, self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale)
+        u, post, comb = ops.hyper_pre(streams, hyper)
+        out = self.ffn(ops.rms_norm(u, self.ffn_norm.weight, eps), tokens, observer)
+        return ops.hyper_post(out, streams, post, comb)
+
+
+class Transformer(nn.Module):
+    """A DeepSeek-V4 model. Parameters carry the checkpoint's names (experts stacked)."""
+
+    def __init__(
+        self, config: ModelConfig, *, ops: Backend = reference, numerics: Numerics | None = None
+    ) -> None:
+        super().__init__()
+        numerics = numerics or Numerics()
+        self.config, self.ops, self.numerics = config, ops, numerics
+        streams, d = config.hc_mult, config.hidden_size
+        self.embed = Matrix(config.vocab_size, d)
+        self.layers = nn.ModuleList(Block(config, i, ops, numerics) for i in range(config.num_hidden_layers))
+        self.norm = Vector(d)
+        self.head = Matrix(config.vocab_size, d)
+        self.hc_head_fn = nn.Parameter(torch.empty(streams, streams * d))
+        self.hc_head_base = nn.Parameter(torch.zeros(streams))
+        self.hc_head_scale = nn.Parameter(torch.ones(1))
+        self.mtp = nn.ModuleList(
+            MtpBlock(config, config.num_hidden_layers + i, ops, numerics)
+            for i in range(config.num_nextn_predict_layers)
+        )
+
+    def forward(self, tokens: Tensor, segments: Sequence[Segment], observer: Observer | None = None) -> Tensor:
+        """Run the next tokens [n] (int64) of the segments through all layers; their states advance.
+
+        Returns the streams [n, S, d] after the last layer, which `logits` reads. Raises `ValueError` when the segments
+        do not add up to the tokens, or a token id is outside the vocabulary.
+        """
+        self._check(tokens, segments)
+        streams = self.embedded(tokens).unsqueeze(1).repeat(1, self.config.hc_mult, 1)
+        positions = torch.cat([torch.arange(s.state.length, s.state.length + s.count) for s in segments])
+        for layer in self.layers:
+            streams = layer(streams, tokens, positions, segments, observer)
+        start = 0
+        for segment in segments:
+            segment.state.advance(tokens[start : start + segment.count])
+            start += segment.count
+        return streams
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """Rows of the embedding [n, d] in fp32."""
+        table = self.embed.operand()
+        assert isinstance(table, Tensor), "the embedding is never stored in blocks"
+        return table[tokens].to(torch.float32)
+
+    def logits(self, streams: Tensor) -> Tensor:
+        """Streams [m, S, d] -> logits [m, V] fp32."""
+        hyper = hyper_weights(self.config, self.hc_head_fn, self.hc_head_base, self.hc_head_scale)
+        hidden = self.ops.hyper_head(streams, hyper)
+        hidden = self.ops.rms_norm(hidden, self.norm.weight, self.config.rms_norm_eps)
+        return self.ops.linear(hidden, self.head.operand())
+
+    def _check(self, tokens: Tensor, segments: Sequence[Segment]) -> None:
+        total = sum(segment.count for segment in segments)
+        if total != len(tokens) or any(segment.count < 1 for segment in segments):
+            raise ValueError(f"{len(tokens)} tokens for segments of {[s.count for s in segments]}; they must add up")
+        if len({id(segment.state) for segment in segments}) != len(segments):
+            raise ValueError("the same sequence stands in two segments of one batch")
+        if bool((tokens < 0).any()) or bool((tokens >= self.config.vocab_size).any()):
+            raise ValueError(f"token ids must be from 0 to {self.config.vocab_size - 1}")
+
+
+class MtpBlock(Block):
+    """The multi-token-prediction block: an ordinary window-only layer behind two projections, with a head of its own.
+
+    Its weights are read and written with the model; decoding with it is the engine's business.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int, ops: Backend, numerics: Numerics) -> None:
+        super().__init__(config, layer, ops, numerics)
+        streams, d = config.hc_mult, config.hidden_size
+        self.e_proj = Matrix(d, d, config.linear_dtype)
+        self.h_proj = Matrix(d, d, config.linear_dtype)
+        self.enorm, self.hnorm, self.norm = Vector(d), Vector(d), Vector(d)
+        self.hc_head_fn = nn.Parameter(torch.empty(streams, streams * d))
+        self.hc_head_base = nn.Parameter(torch.zeros(streams))
+        self.hc_head_scale = nn.Parameter(torch.ones(1))

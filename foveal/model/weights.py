@@ -1,0 +1,115 @@
+"""Between modules and the official tensor names.
+
+The names of parameters are the checkpoint's, but for the experts: the network stacks them, the checkpoint lists them
+one by one (``ffn.experts.7.w1.weight``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from foveal.config import ModelConfig
+from foveal.formats import Weight
+from foveal.model.linear import Matrix, MatrixStack
+from foveal.model.transformer import Transformer
+from foveal.ops import Backend, Numerics, reference
+
+
+def named_weights(model: Transformer) -> Iterator[tuple[str, Weight]]:
+    """Every weight under its official name, as the network holds it (parameters detached)."""
+    for path, module in model.named_modules():
+        if isinstance(module, Matrix):
+            yield f"{path}.weight", _detached(module.operand())
+        elif isinstance(module, MatrixStack):
+            for expert, weight in enumerate(module.operand()):
+                yield _expert_name(path, expert), _detached(weight)
+        else:
+            for name, tensor in _own_tensors(module):
+                yield f"{path}.{name}" if path else name, tensor.detach()
+
+
+def load_transformer(
+    config: ModelConfig,
+    weights: Mapping[str, Weight],
+    *,
+    dtype: torch.dtype | None = None,
+    ops: Backend = reference,
+    numerics: Numerics | None = None,
+) -> Transformer:
+    """A network that serves `weights` (official names; FP4, FP8 or plain).
+
+    With `dtype` None every matrix stays as it is stored, memory-mapped or packed; with a dtype it is dequantised once,
+    which costs memory and makes the reference backend much faster on small models. Small tensors become fp32.
+
+    Raises `KeyError` naming the first weight that is missing, `ValueError` when one has the wrong shape.
+    """
+    with torch.device("meta"):
+        model = Transformer(config, ops=ops, numerics=numerics)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Matrix):
+            _hold(path, module, weights, dtype)
+        elif isinstance(module, MatrixStack):
+            module.hold([weights[_expert_name(path, i)] for i in range(module.count)], dtype)
+        else:
+            _fill(path, module, weights)
+    return model.eval().requires_grad_(False)
+
+
+def load_parameters(model: Transformer, weights: Mapping[str, Weight]) -> None:
+    """Copy `weights` into a trainable network's parameters, dequantised."""
+    with torch.no_grad():
+        for path, module in model.named_modules():
+            if isinstance(module, MatrixStack):
+                stacked = [_plain(weights[_expert_name(path, i)]) for i in range(module.count)]
+                _own_weight(module).copy_(torch.stack(stacked))
+            elif isinstance(module, Matrix):
+                _own_weight(module).copy_(_plain(weights[f"{path}.weight"]))
+            else:
+                for name, tensor in _own_tensors(module):
+                    tensor.copy_(_plain(weights[f"{path}.{name}" if path else name]))
+
+
+def _hold(path: str, module: Matrix, weights: Mapping[str, Weight], dtype: torch.dtype | None) -> None:
+    name = f"{path}.weight"
+    try:
+        module.hold(weights[name], dtype)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _fill(path: str, module: nn.Module, weights: Mapping[str, Weight]) -> None:
+    for name, tensor in list(_own_tensors(module)):
+        full = f"{path}.{name}" if path else name
+        value = _plain(weights[full])
+        if value.shape != tensor.shape:
+            raise ValueError(f"{full}: weight has shape {tuple(value.shape)}, the network needs {tuple(tensor.shape)}")
+        if name in module._buffers:
+            module._buffers[name] = value.to(tensor.dtype).clone()
+        else:
+            module._parameters[name] = nn.Parameter(value.to(torch.float32).clone(), requires_grad=False)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
+
+
+def _own_weight(module: Matrix | MatrixStack) -> Tensor:
+    assert module.weight is not None, "only a trainable network has parameters to load"
+    return module.weight
+
+
+def _expert_name(path: str, expert: int) -> str:
+    stem, matrix = path.rsplit(".", 1)
+    return f"{stem}.{expert}.{matrix}.weight"
+
+
+def _detached(weight: Weight) -> Weight:
+    return weight.detach() if isinstance(weight, Tensor) else weight
+
+
+def _plain(weight: Weight) -> Tensor:
+    return weight if isinstance(weight, Tensor) else weight.dequantize(torch.float32)
