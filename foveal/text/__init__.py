@@ -1,0 +1,22 @@
+"""Text to tokens and back: the tokenizer, streaming output, stop strings, token healing.
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+prefix, remainder = heal(tokenizer, "def parse_config(")
+constraint = PrefixConstraint(tokenizer, remainder)
+stream = TokenStream(tokenizer, stop=("\\n\\n",), skip_bytes=len(remainder))
+"""
+
+from foveal.text.detokenizer import StopChecker, StreamingDetokenizer, TokenStream
+from foveal.text.healing import PrefixConstraint, allowed_tokens, heal
+from foveal.text.tokenizer import Tokenizer, TokenizerError
+
+__all__ = [
+    "Tokenizer",
+    "TokenizerError",
+    "StreamingDetokenizer",
+    "StopChecker",
+    "TokenStream",
+    "heal",
+    "allowed_tokens",
+    "PrefixConstraint",
+]

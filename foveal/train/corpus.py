@@ -311,8 +311,8 @@ def summary(records: Sequence[dict[str, object]]) -> Iterator[str]:
         mine = [r for r in records if r["split"] == split]
         chars, tokens = (sum(int(str(r[key])) for r in mine) for key in ("chars", "tokens"))
         packages = len({r["package"] for r in mine})
-        per_token = chars / max(tokens, 1)
-        yield f"{split}: {packages} packages, {len(mine)} files, {chars:,} chars, {tokens:,} tokens, {per_token:.2f} chars/token"
+        amounts = f"{len(mine)} files, {chars:,} chars, {tokens:,} tokens"
+        yield f"{split}: {packages} packages, {amounts}, {chars / max(tokens, 1):.2f} chars/token"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
