@@ -1,0 +1,70 @@
+"""The compressed KV cache in memory: pages, tail, sequence.
+
+The contract
+============
+
+A **sequence** at length t is
+
+* ``t // 256`` full **pages**, immutable, shared by reference count between forks;
+* one **open page** of its own when ``t % 256 != 0``: the entries of the last ``t % 256`` tokens, zeros behind them;
+* a **tail**: for every layer (and MTP block) the raw KV rows of the last min(t, W - 1) positions, and for every
+  compressor its open rows in fp32. Its tensors are never written into: a step replaces them;
+* the token ids: 256 with each full page, the rest beside the open page.
+
+Nothing else is state. How many entries there are, which page and slot an entry lies in, how many rows are open: all of
+that is arithmetic on t (`CacheLayout`, `ModelConfig.entries_after`, `open_row_count`).
+
+**A step** is what `foveal.model.state.SequenceState` says: for every layer `window`, `open_rows`, `append`, `entries`;
+then `advance` once. The first `append` acquires the pages the step will need (`CacheFull` comes here, before the work).
+New entries go straight into free slots, behind what t covers, where nobody but this step looks; `advance` makes them the
+past by moving t. So a step that fails anywhere leaves the sequence as it was; the next `append` of a layer already
+appended, or `rollback`, or any of fork, truncate, export, keep_tail and free, drops what was staged.
+
+**Entries come back through their codec**, those of the current step too: what a chunk sees of its own entries is what
+later chunks see, so cutting a prefill differently changes nothing.
+
+**Reading.** `entries` gives all of a compressor's entries decoded in the sequence's compute dtype, valid until the next
+`append`. By default they come out of a view that grows with the sequence and decodes each entry once; views are derived,
+belong to one sequence, and `drop_views` gives their memory back (an idle sequence should). `gather` reads only the
+entries asked for. `table` gives the pages themselves, for kernels that read in place.
+
+**Going back.** `truncate(n)` returns to the nearest kept tail at or before n and hands back the tokens from there to n:
+run them and the state is the one it was at n. Tails are kept by `keep_tail`, every
+`tail_every` tokens, where a sequence was restored, and always at 0.
+
+**Saving.** `export` gives the pages themselves (no copy), a copy of the open page, and the tail as named tensors;
+`restore` takes the same and is exact bit for bit. Restoring over memory that already is a page shares that page.
+
+**An MTP block** may run or not, and may lag behind the main layers; its window holds the rows it was given. A step in
+which it was not run empties its window: a window with a hole in it would be silently wrong.
+"""
+
+from foveal.cache.errors import CacheError, CacheFull, ImageError, SequenceFreed
+from foveal.cache.layout import CacheBytes, CacheFormat, CacheLayout, Region
+from foveal.cache.page import Page, PagePool
+from foveal.cache.plan import Machine, Plan, PlanError, make_plan, parse_tokens
+from foveal.cache.sequence import Sequence, SequenceImage
+from foveal.cache.tail import Tail
+from foveal.cache.view import EntryTable
+
+__all__ = [
+    "CacheBytes",
+    "CacheError",
+    "CacheFormat",
+    "CacheFull",
+    "CacheLayout",
+    "EntryTable",
+    "ImageError",
+    "Machine",
+    "Page",
+    "PagePool",
+    "Plan",
+    "PlanError",
+    "Region",
+    "Sequence",
+    "SequenceFreed",
+    "SequenceImage",
+    "Tail",
+    "make_plan",
+    "parse_tokens",
+]

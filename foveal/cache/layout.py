@@ -1,0 +1,207 @@
+"""Where everything lies: the byte layout of a page, and the bytes of a context by kind.
+
+What is special here: this is arithmetic over the config and nothing else; pages, sequences, files and `foveal plan`
+all ask it, so what is planned is what is allocated. A page holds no padding. All CSA layers come first (for each, 64
+entries and then 64 index keys), then the 2 entries of each HCA layer, so that every CSA region starts at a multiple of
+64 bytes. Sizes are V4 spec 4.2's: 1024 or 584 bytes an entry, 256, 132 or 68 bytes a key at the published widths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+import torch
+
+from foveal.cache.codec import EntryCodec, IndexFp4, IndexFp8, KvFp8, Raw
+from foveal.config import PAGE_TOKENS, LayerKind, ModelConfig
+from foveal.model.state import Part, entry_width, open_row_count, parts_of, row_width
+
+KvFormat = Literal["fp32", "bf16", "fp8"]
+IndexFormat = Literal["fp32", "bf16", "fp8", "fp4"]
+
+TOKEN_BYTES = 4
+"""A token id is kept as int32."""
+
+
+@dataclass(frozen=True)
+class CacheFormat:
+    """How attention entries (`kv`) and index keys (`index`) are stored. "fp32" is for exact comparisons.
+
+    Raises `ValueError` naming the allowed formats.
+    """
+
+    kv: KvFormat = "bf16"
+    index: IndexFormat = "bf16"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("kv", self.kv, get_args(KvFormat)),
+            ("index", self.index, get_args(IndexFormat)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"cache format {name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+    @property
+    def window_dtype(self) -> torch.dtype:
+        """Raw window rows stay unpacked: BF16, which holds FP8 fake-quantised values exactly, or FP32."""
+        return torch.float32 if self.kv == "fp32" else torch.bfloat16
+
+    def __str__(self) -> str:
+        return f"{self.kv}+{self.index}"
+
+
+@dataclass(frozen=True)
+class Region:
+    """One compressor's entries inside a page: `count` entries of `entry_bytes` bytes from byte `offset` on."""
+
+    layer: int
+    part: Part
+    offset: int
+    count: int
+    codec: EntryCodec
+
+    @property
+    def entry_bytes(self) -> int:
+        return self.codec.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.entry_bytes
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Bytes by kind. The first six are what a context needs; the last three are what a live sequence holds besides."""
+
+    window: int = 0
+    csa_entries: int = 0
+    index_keys: int = 0
+    hca_entries: int = 0
+    open_windows: int = 0
+    tokens: int = 0
+    reserved: int = 0
+    """Room of the open page that is not filled yet."""
+    kept_tails: int = 0
+    """Earlier tails, kept so that `truncate` need not replay far."""
+    views: int = 0
+    """Decoded copies that make reading fast; derived, droppable."""
+
+    @property
+    def entries(self) -> int:
+        """Everything compressed: CSA and HCA entries and index keys."""
+        return self.csa_entries + self.index_keys + self.hca_entries
+
+    @property
+    def total(self) -> int:
+        return sum(self.to_dict().values())
+
+    def to_dict(self) -> dict[str, int]:
+        """Kind -> bytes, in the order of the fields."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class CacheLayout:
+    """The layout of `config`'s cache in `format`.
+
+    `regions` maps (layer, part) to its `Region`; `page_bytes` is the size of a page. MTP blocks are window-only and
+    have no region: they live in the tail.
+    """
+
+    def __init__(self, config: ModelConfig, format: CacheFormat | None = None) -> None:
+        self.config = config
+        self.format = format or CacheFormat()
+        self.regions: dict[tuple[int, Part], Region] = {}
+        offset = 0
+        for kind in (LayerKind.CSA, LayerKind.HCA):
+            for layer in config.layers_of(kind):
+                count = PAGE_TOKENS // config.compress_ratios[layer]
+                for part in parts_of(config, layer):
+                    region = Region(layer, part, offset, count, self._codec(part))
+                    self.regions[layer, part] = region
+                    offset += region.nbytes
+        self.page_bytes = offset
+
+    def _codec(self, part: Part) -> EntryCodec:
+        width = entry_width(self.config, part)
+        stored = self.format.kv if part is Part.MAIN else self.format.index
+        if stored == "fp32":
+            return Raw(width, torch.float32)
+        if stored == "bf16":
+            return Raw(width, torch.bfloat16)
+        if part is Part.MAIN:
+            return KvFp8(width, self.config.qk_rope_head_dim)
+        return IndexFp4(width) if stored == "fp4" else IndexFp8(width)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CacheLayout) and (self.config, self.format) == (other.config, other.format)
+
+    def __hash__(self) -> int:
+        return hash((self.config, self.format))
+
+    # ------------------------------------------------------------------ shapes
+
+    def region(self, layer: int, part: Part) -> Region:
+        """The region of a compressor. Raises `KeyError` naming the layer when it has none."""
+        try:
+            return self.regions[layer, part]
+        except KeyError:
+            raise KeyError(f"layer {layer} ({self.config.kind(layer)}) has no {part} compressor") from None
+
+    def entry_bytes(self, layer: int, part: Part) -> int:
+        """Bytes of one entry or key."""
+        return self.region(layer, part).entry_bytes
+
+    def window_shape(self, tokens: int) -> tuple[int, int]:
+        """Shape of a layer's raw window after `tokens` tokens: the last W - 1 positions at most."""
+        return min(tokens, self.config.sliding_window - 1), self.config.head_dim
+
+    def open_shape(self, layer: int, part: Part, tokens: int) -> tuple[int, int]:
+        """Shape of a compressor's open rows (kv, and the same again for gate) after `tokens` tokens."""
+        rows = open_row_count(self.config.compress_ratios[layer], tokens)
+        return rows, row_width(self.config, layer, part)
+
+    # ------------------------------------------------------------------ bytes
+
+    def window_bytes(self, tokens: int, *, mtp: bool = False) -> int:
+        """Bytes of all layers' raw windows, with or without the MTP blocks'."""
+        layers = len(self.config.compress_ratios) if mtp else self.config.num_hidden_layers
+        rows, width = self.window_shape(tokens)
+        return layers * rows * width * self.format.window_dtype.itemsize
+
+    def open_bytes(self, tokens: int) -> int:
+        """Bytes of all compressors' open rows: kv and gate, fp32."""
+        total = 0
+        for layer, part in self.regions:
+            rows, width = self.open_shape(layer, part, tokens)
+            total += 2 * rows * width * torch.float32.itemsize
+        return total
+
+    def tail_bytes(self, tokens: int, *, mtp: bool = False) -> int:
+        """Bytes of the tail after `tokens` tokens: windows and open rows."""
+        return self.window_bytes(tokens, mtp=mtp) + self.open_bytes(tokens)
+
+    def bytes_at(self, tokens: int, *, mtp: bool = False) -> CacheBytes:
+        """What `tokens` tokens leave behind, by kind; entries exactly as many as there are (V4 spec 4.3)."""
+        csa = index = hca = 0
+        for region in self.regions.values():
+            size = self.config.entries_after(tokens, region.layer) * region.entry_bytes
+            if region.part is Part.INDEX:
+                index += size
+            elif self.config.kind(region.layer) is LayerKind.CSA:
+                csa += size
+            else:
+                hca += size
+        return CacheBytes(
+            window=self.window_bytes(tokens, mtp=mtp),
+            csa_entries=csa,
+            index_keys=index,
+            hca_entries=hca,
+            open_windows=self.open_bytes(tokens),
+            tokens=tokens * TOKEN_BYTES,
+        )
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Compressed bytes a token costs in the long run: `page_bytes` / 256."""
+        return self.page_bytes / PAGE_TOKENS

@@ -1,0 +1,478 @@
+"""One sequence: pages and tail (the contract stands in `foveal.cache`).
+
+What is special here: a step is staged in `_Step` and in page slots nobody reads, and `advance` commits it by assigning
+four attributes. Everything else asks the length.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from foveal.cache.errors import CacheError, ImageError, SequenceFreed
+from foveal.cache.layout import CacheBytes
+from foveal.cache.page import Page, PagePool
+from foveal.cache.tail import Tail
+from foveal.cache.view import EntryTable, EntryViews
+from foveal.config import PAGE_TOKENS
+from foveal.model.state import LayerUpdate, OpenRows, Part, parts_of
+
+
+@dataclass(frozen=True)
+class SequenceImage:
+    """A sequence as plain tensors, for saving.
+
+    `tokens` is int32 [length]; `pages` are the full pages' bytes, uint8 [page_bytes] each, in order, the sequence's own
+    memory, not to be written into; `open_page` the open page's (zeros behind its entries) when ``length % 256 != 0``; `tail` the
+    named tensors of `foveal.cache.tail`.
+    """
+
+    length: int
+    tokens: Tensor
+    pages: list[Tensor]
+    open_page: Tensor | None
+    tail: dict[str, Tensor]
+
+
+@dataclass
+class _Step:
+    """What `append` has taken since the last `advance`: `count` tokens, and for each layer its next tail."""
+
+    count: int
+    new_pages: list[Page]
+    windows: dict[int, Tensor] = field(default_factory=dict)
+    rows: dict[tuple[int, Part], OpenRows] = field(default_factory=dict)
+
+
+class Sequence:
+    """The past of one sequence in pages of `pool`. Implements `foveal.model.state.SequenceState`.
+
+    `dtype` is what `window` and `entries` come back in (default: the format's window dtype); give the network's compute
+    dtype. `tail_every`: keep a tail whenever a step passes a multiple of so many tokens. `views` off trades speed of
+    `entries` for memory. Not to be used from two threads at once.
+
+    Every method raises `SequenceFreed` after `free`.
+    """
+
+    def __init__(
+        self, pool: PagePool, *, dtype: torch.dtype | None = None, tail_every: int | None = None, views: bool = True
+    ) -> None:
+        if tail_every is not None and tail_every < 1:
+            raise ValueError(f"tail_every is {tail_every}; it must be at least 1, or None")
+        self.pool = pool
+        self.layout = pool.layout
+        self.config = pool.layout.config
+        self.dtype = dtype or self.layout.format.window_dtype
+        self.tail_every = tail_every
+        self._views = EntryViews(self.dtype, pool.device) if views else None
+        self._tail = Tail.empty(self.layout, pool.device)
+        self._kept: list[Tail] = [self._tail]
+        self._pages: list[Page] = []
+        self._open_tokens = torch.empty(0, dtype=torch.int32)
+        self._step: _Step | None = None
+        self._freed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.free()
+
+    def __repr__(self) -> str:
+        state = "freed" if self._freed else f"{self.length} tokens, {len(self._pages)} pages"
+        return f"<Sequence: {state}, {self.layout.format}>"
+
+    # ------------------------------------------------------------------ what is there
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, t."""
+        self._alive()
+        return self._tail.position
+
+    @property
+    def position(self) -> int:
+        """The absolute position of the next token: `length`."""
+        return self.length
+
+    @property
+    def tokens(self) -> Tensor:
+        """All token ids so far, int32 [t]. A copy."""
+        self._alive()
+        full = [page.tokens for page in self._pages if page.tokens is not None]
+        return torch.cat([*full, self._open_tokens])
+
+    @property
+    def pages(self) -> tuple[Page, ...]:
+        """The pages held, the open one last (when there is one), and then those a step in progress has acquired."""
+        self._alive()
+        return tuple(self._pages) if self._step is None else (*self._pages, *self._step.new_pages)
+
+    @property
+    def kept_tails(self) -> tuple[Tail, ...]:
+        """The tails `truncate` can go back to, by ascending position; the first is the empty one at 0."""
+        self._alive()
+        return tuple(self._kept)
+
+    def nbytes(self) -> CacheBytes:
+        """Bytes held, by kind. Pages shared with others count in full; `PagePool.nbytes` counts each once."""
+        needed = self.layout.bytes_at(self.length)
+        kept = sum(tail.nbytes() for tail in self._kept if tail is not self._tail)
+        return replace(
+            needed,
+            window=self._tail.window_bytes(),
+            open_windows=self._tail.open_bytes(),
+            reserved=len(self._pages) * self.layout.page_bytes - needed.entries,
+            kept_tails=kept,
+            views=self._views.nbytes() if self._views is not None else 0,
+        )
+
+    # ------------------------------------------------------------------ a step (SequenceState)
+
+    def window(self, layer: int) -> Tensor:
+        """Raw KV rows [min(t, W - 1), c] of the last positions before t, oldest first."""
+        self._alive()
+        window = self._tail.windows[layer]
+        if layer >= self.config.num_hidden_layers and self._step is not None:
+            window = self._step.windows.get(layer, window)
+        return window.to(self.dtype)
+
+    def open_rows(self, layer: int, part: Part) -> OpenRows:
+        """The compressor's open rows at t, fp32."""
+        self._alive()
+        return self._tail.rows[layer, part]
+
+    def append(self, layer: int, update: LayerUpdate) -> None:
+        """Take what the new tokens leave in `layer`; nothing counts before `advance`.
+
+        The first layer of a step says how many tokens it has. An MTP block may be appended after it, any number of
+        rows, also several times. Raises `CacheError` when the update does not fit the position, `CacheFull` when the
+        pool cannot give the pages.
+        """
+        self._alive()
+        mtp = layer >= self.config.num_hidden_layers
+        if not mtp and (self._step is None or layer in self._step.windows):
+            self._begin(len(update.window))
+        step = self._step
+        if step is None:
+            raise CacheError(f"MTP block {layer} was appended before the main layers of its step")
+        if not mtp:
+            self._check_update(layer, update, step.count)
+        with torch.inference_mode(False), torch.no_grad():
+            keep = self.config.sliding_window - 1
+            before = step.windows.get(layer, self._tail.windows[layer])
+            rows = torch.cat([before, update.window.detach().to(before)])
+            window = rows[max(0, len(rows) - keep) :].clone()
+            # The network may reuse its buffers, and a slice would keep a whole chunk alive: own copies.
+            opened = {
+                (layer, part): OpenRows(_own(rows.kv, before), _own(rows.gate, before))
+                for part, rows in update.open_rows.items()
+            }
+            for part, entries in update.entries.items():
+                self._write(layer, part, entries.detach())
+        step.rows.update(opened)
+        step.windows[layer] = window
+
+    def entries(self, layer: int, part: Part) -> Tensor:
+        """All entries [s, e] of a compressor, those of the current step's `append` included, in order.
+
+        Valid until the next `append`; not to be written into.
+        """
+        table = self.table(layer, part)
+        if self._views is not None:
+            return self._views.read(table)
+        return table.region.codec.decode(table.rows(0, table.count), self.dtype)
+
+    def advance(self, tokens: Tensor) -> None:
+        """End the step: `tokens`, integers [n], are now part of the past.
+
+        Raises `CacheError`, the step still staged, when a layer was not appended or `tokens` does not fit.
+        """
+        self._alive()
+        step = self._step
+        missing = [i for i in range(self.config.num_hidden_layers) if step is None or i not in step.windows]
+        if step is None or missing:
+            raise CacheError(f"advance before every layer was appended; missing: {missing}")
+        ids = self._token_ids(tokens, step.count)
+        old, new = self._tail.position, self._tail.position + step.count
+        open_tokens = torch.cat([self._open_tokens, ids])
+        none = torch.empty_like(self._tail.windows[-1][:0])
+        windows = tuple(step.windows.get(layer, none) for layer in range(len(self.config.compress_ratios)))
+        tail = Tail(new, windows, step.rows)
+        pages = [*self._pages, *step.new_pages]
+        for number in range(old // PAGE_TOKENS, new // PAGE_TOKENS):
+            start = (number - old // PAGE_TOKENS) * PAGE_TOKENS
+            pages[number].seal(open_tokens[start : start + PAGE_TOKENS].clone())
+        self._open_tokens = open_tokens[len(open_tokens) - new % PAGE_TOKENS :].clone()
+        self._pages, self._tail, self._step = pages, tail, None
+        if self.tail_every and new // self.tail_every > old // self.tail_every:
+            self.keep_tail()
+
+    def rollback(self) -> None:
+        """Drop what `append` took since the last `advance`: the sequence is as before the step."""
+        self._alive()
+        step, self._step = self._step, None
+        if step is None:
+            return
+        self.pool.release(step.new_pages)
+        if self._pages and not self._pages[-1].sealed:
+            self._pages[-1].clear_after(self.layout, self.length % PAGE_TOKENS)
+        self._limit_views()
+
+    def pages_needed(self, count: int) -> int:
+        """Pages a step of `count` tokens will acquire."""
+        return -(-(self.length + count) // PAGE_TOKENS) - len(self._pages)
+
+    # ------------------------------------------------------------------ reading
+
+    def table(self, layer: int, part: Part) -> EntryTable:
+        """Where a compressor's entries lie, those of the current step included once `layer` was appended.
+
+        For kernels that read pages in place. Valid until the next `append`, `truncate` or `free`.
+        """
+        self._alive()
+        tokens, pages = self.length, self._pages
+        if self._step is not None:
+            pages = [*pages, *self._step.new_pages]
+            if layer in self._step.windows:
+                tokens += self._step.count
+        count = self.config.entries_after(tokens, layer)
+        return EntryTable(pages, self.layout.region(layer, part), count, self.pool.device)
+
+    def gather(self, layer: int, part: Part, indices: Tensor) -> Tensor:
+        """The entries `indices`, integers of any shape [...], as [..., e], reading only those.
+
+        Raises `CacheError` when an entry does not exist.
+        """
+        table = self.table(layer, part)
+        rows = table.pick(indices.reshape(-1).to(torch.int64))
+        return table.region.codec.decode(rows, self.dtype).view(*indices.shape, table.region.codec.width)
+
+    def drop_views(self) -> None:
+        """Give back the memory of decoded copies; `entries` rebuilds them when asked."""
+        self._alive()
+        if self._views is not None:
+            self._views.clear()
+
+    # ------------------------------------------------------------------ fork, back, end
+
+    def fork(self) -> Sequence:
+        """A second sequence with the same past: full pages shared, the open page copied, views not taken along.
+
+        Raises `CacheFull` when there is no page for the open page's copy.
+        """
+        self.rollback()
+        child = Sequence(self.pool, dtype=self.dtype, tail_every=self.tail_every, views=self._views is not None)
+        full = self._pages[: self.length // PAGE_TOKENS]
+        copies = []
+        if self.length % PAGE_TOKENS:
+            copies = self.pool.acquire()
+            copies[0].data.copy_(self._pages[-1].data)
+        self.pool.share(full)
+        child._pages = [*full, *copies]
+        child._tail, child._kept, child._open_tokens = self._tail, list(self._kept), self._open_tokens
+        return child
+
+    def keep_tail(self) -> Tail:
+        """Keep the tail of the current position, so that `truncate` can come back to it. Costs its `nbytes`."""
+        self.rollback()
+        self.add_tail(self._tail)
+        return self._tail
+
+    def add_tail(self, tail: Tail) -> None:
+        """Register an earlier tail of this sequence, for example one that was saved with it.
+
+        Raises `CacheError` when it lies ahead of the sequence. That it belongs to this past is the caller's word.
+        """
+        if tail.position > self.length:
+            raise CacheError(f"a tail at {tail.position} lies ahead of a sequence of {self.length} tokens")
+        place = bisect.bisect_left([kept.position for kept in self._kept], tail.position)
+        if place == len(self._kept) or self._kept[place].position != tail.position:
+            self._kept.insert(place, tail)
+
+    def drop_tails(self) -> None:
+        """Forget all kept tails but the empty one at 0."""
+        self._alive()
+        del self._kept[1:]
+
+    def truncate(self, length: int) -> Tensor:
+        """Go back to the nearest tail at or before `length`; returns the tokens, int32, to replay to arrive there.
+
+        `self.length` is that tail's position afterwards. Going back to the current length does nothing. Raises `CacheError` when
+        `length` is not in 0..t, `CacheFull` when a shared page has to be reopened and there is no page for it.
+        """
+        self.rollback()
+        if not 0 <= length <= self.length:
+            raise CacheError(f"cannot truncate a sequence of {self.length} tokens to {length}")
+        if length == self.length:
+            return self._open_tokens[:0]
+        tail = next(kept for kept in reversed(self._kept) if kept.position <= length)
+        tokens = self.tokens
+        full, filled = divmod(tail.position, PAGE_TOKENS)
+        kept = self._pages[:full]
+        if filled:
+            kept.append(self._reopen(full, filled))
+        self.pool.release(page for page in self._pages[full:] if page not in kept)
+        self._pages, self._tail = kept, tail
+        self._kept = [k for k in self._kept if k.position <= tail.position]
+        self._open_tokens = tokens[full * PAGE_TOKENS : tail.position].clone()
+        self._limit_views()
+        return tokens[tail.position : length].clone()
+
+    def free(self) -> None:
+        """Give the pages back. The sequence cannot be used afterwards; freeing it again does nothing."""
+        if self._freed:
+            return
+        self.rollback()
+        self.pool.release(self._pages)
+        self._pages, self._kept = [], []
+        if self._views is not None:
+            self._views.clear()
+        self._freed = True
+
+    # ------------------------------------------------------------------ saving
+
+    def export(self) -> SequenceImage:
+        """Everything there is to save. Full pages are not copied: later steps, and `free`, leave their bytes alone."""
+        self.rollback()
+        count = self.length // PAGE_TOKENS
+        return SequenceImage(
+            length=self.length,
+            tokens=self.tokens,
+            pages=[page.data for page in self._pages[:count]],
+            open_page=self._pages[-1].data.clone() if self.length % PAGE_TOKENS else None,
+            tail=self._tail.tensors(),
+        )
+
+    @classmethod
+    def restore(
+        cls,
+        pool: PagePool,
+        image: SequenceImage,
+        *,
+        dtype: torch.dtype | None = None,
+        tail_every: int | None = None,
+        views: bool = True,
+    ) -> Sequence:
+        """The sequence `image` came from. Full pages are adopted as they are, the rest copied.
+
+        Raises `ImageError` when anything does not fit the pool's layout, `CacheFull` when pages are lacking; then
+        nothing is held.
+        """
+        sequence = cls(pool, dtype=dtype, tail_every=tail_every, views=views)
+        _check_image(image, pool)
+        tail = Tail.from_tensors(pool.layout, image.length, image.tail, pool.device)
+        ids = sequence._token_ids(image.tokens, image.length)
+        pages: list[Page] = []
+        try:
+            for number, data in enumerate(image.pages):
+                pages.append(pool.adopt(data, ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS].clone()))
+            if image.open_page is not None:
+                pages += pool.acquire()
+                pages[-1].data.copy_(image.open_page)
+                pages[-1].clear_after(pool.layout, image.length % PAGE_TOKENS)
+        except BaseException:
+            pool.release(pages)
+            raise
+        sequence._pages, sequence._tail = pages, tail
+        sequence.add_tail(tail)
+        sequence._open_tokens = ids[len(image.pages) * PAGE_TOKENS :].clone()
+        return sequence
+
+    # ------------------------------------------------------------------ inside
+
+    def _alive(self) -> None:
+        if self._freed:
+            raise SequenceFreed("this sequence was freed; fork or restore another one")
+
+    def _begin(self, count: int) -> None:
+        self.rollback()
+        self._step = _Step(count, self.pool.acquire(self.pages_needed(count)))
+
+    def _check_update(self, layer: int, update: LayerUpdate, count: int) -> None:
+        parts = set(parts_of(self.config, layer))
+        if set(update.entries) != parts or set(update.open_rows) != parts:
+            found = sorted(set(update.entries) | set(update.open_rows))
+            raise CacheError(f"layer {layer} has the compressors {sorted(parts)}, its update {found}")
+        old, new = self.length, self.length + count
+        fresh = self.config.entries_after(new, layer) - self.config.entries_after(old, layer)
+        expected: list[tuple[str, Tensor, tuple[int, int]]] = [
+            ("window rows", update.window, (count, self.config.head_dim))
+        ]
+        for part in parts:
+            shape = self.layout.open_shape(layer, part, new)
+            expected.append((f"{part} open rows", update.open_rows[part].kv, shape))
+            expected.append((f"{part} open gates", update.open_rows[part].gate, shape))
+            expected.append((f"{part} entries", update.entries[part], (fresh, self.layout.region(layer, part).codec.width)))
+        for name, tensor, shape in expected:
+            if tuple(tensor.shape) != shape:
+                raise CacheError(
+                    f"layer {layer}: {name} of {count} tokens after {old} must be {list(shape)}, not {list(tensor.shape)}"
+                )
+
+    def _write(self, layer: int, part: Part, entries: Tensor) -> None:
+        """Encode new entries into the slots behind those of the past, over as many pages as they need."""
+        region = self.layout.region(layer, part)
+        pages = self.pages
+        rows = region.codec.encode(entries.to(self.pool.device))
+        first = self.config.entries_after(self.length, layer)
+        done = 0
+        while done < len(rows):
+            number, slot = divmod(first + done, region.count)
+            part_rows = rows[done : done + region.count - slot]
+            pages[number].write(region, slot, part_rows)
+            done += len(part_rows)
+
+    def _token_ids(self, tokens: Tensor, count: int) -> Tensor:
+        """`tokens` as int32 [count] on the CPU, checked."""
+        if tokens.dim() != 1 or len(tokens) != count or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise CacheError(f"{count} token ids (integers) are due, not {tokens.dtype} {list(tokens.shape)}")
+        vocabulary = self.config.vocab_size
+        if count and (int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary):
+            raise CacheError(f"token ids must be 0 to {vocabulary - 1}, not {tokens.min()} to {tokens.max()}")
+        return tokens.detach().to("cpu", torch.int32)
+
+    def _reopen(self, number: int, filled: int) -> Page:
+        """An open page with what the first `filled` tokens of page `number` left; the open page itself if it is that."""
+        page = self._pages[number]
+        if page.sealed:
+            source, page = page, self.pool.acquire()[0]
+            page.data.copy_(source.data)
+        page.clear_after(self.layout, filled)
+        return page
+
+    def _limit_views(self) -> None:
+        if self._views is not None:
+            for layer, part in self.layout.regions:
+                self._views.limit((layer, part), self.config.entries_after(self.length, layer))
+
+
+def _own(rows: Tensor, like: Tensor) -> Tensor:
+    """`rows` in fp32, in memory of its own beside `like`."""
+    return rows.detach().to(like.device, torch.float32, copy=True)
+
+
+def _check_image(image: SequenceImage, pool: PagePool) -> None:
+    size, full, rest = pool.layout.page_bytes, *divmod(image.length, PAGE_TOKENS)
+    wrong = []
+    if image.length < 0 or tuple(image.tokens.shape) != (image.length,):
+        wrong.append(f"{image.length} token ids are due, not {list(image.tokens.shape)}")
+    if len(image.pages) != full:
+        wrong.append(f"{full} full pages are due, not {len(image.pages)}")
+    if (image.open_page is not None) != (rest > 0):
+        wrong.append("an open page is due" if rest else "no open page is due at a multiple of 256 tokens")
+    for name, data in [*((f"page {i}", page) for i, page in enumerate(image.pages)), ("open page", image.open_page)]:
+        if data is not None and (data.dtype != torch.uint8 or tuple(data.shape) != (size,)):
+            wrong.append(f"{name} is {data.dtype} {list(data.shape)}, must be uint8 [{size}]")
+    if wrong:
+        raise ImageError(f"the image does not fit this model and cache format: {'; '.join(wrong)}")
+
+
+__all__ = ["Sequence", "SequenceImage"]

@@ -1,0 +1,151 @@
+"""Random interleavings of everything on many sequences, against the definition recomputed from the tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cache_support import CUTS, EXACT, FORMATS, Broken, check_bytes, check_same, plain, pool, random_tokens, step
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from torch import Tensor
+
+from foveal.cache import CacheFormat, Sequence
+
+SIZES = st.sampled_from((1, 2, 3, 4, 5, 7, 64, 127, 128, 129, 255, 256, 257, 511, 512, 513))
+SEEDS = st.integers(0, 2**31)
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """The model of a sequence is its token ids; the definition turns them into everything else."""
+
+    format: CacheFormat = EXACT
+    sequences = Bundle("sequences")
+
+    @initialize(limit=st.none() | st.just(10_000))
+    def start(self, limit: int | None) -> None:
+        self.pool = pool(self.format, limit=limit) if limit else pool(self.format)
+        self.past: dict[Sequence, Tensor] = {}
+
+    def _changed(self, sequence: Sequence, past: Tensor) -> None:
+        self.past[sequence] = past
+        check_same(sequence, plain(past))
+        check_bytes(sequence)
+
+    @rule(target=sequences, every=st.none() | st.integers(1, 300), views=st.booleans())
+    def make(self, every: int | None, views: bool) -> Sequence:
+        sequence = Sequence(self.pool, tail_every=every, views=views)
+        self._changed(sequence, torch.empty(0, dtype=torch.int64))
+        return sequence
+
+    @rule(sequence=sequences, size=SIZES, seed=SEEDS)
+    def append(self, sequence: Sequence, size: int, seed: int) -> None:
+        tokens = random_tokens(size, seed)
+        step(sequence, tokens)
+        self._changed(sequence, torch.cat([self.past[sequence], tokens]))
+
+    @rule(sequence=sequences, count=st.integers(2, 9), seed=SEEDS)
+    def decode(self, sequence: Sequence, count: int, seed: int) -> None:
+        tokens = random_tokens(count, seed)
+        for token in tokens.split(1):
+            step(sequence, token)
+        self._changed(sequence, torch.cat([self.past[sequence], tokens]))
+
+    @rule(sequence=sequences, size=SIZES, seed=SEEDS, fail_after=st.integers(0, 5))
+    def fail(self, sequence: Sequence, size: int, seed: int, fail_after: int) -> None:
+        with pytest.raises(Broken):
+            step(sequence, random_tokens(size, seed), fail_after=fail_after)
+        # Not rolled back: whatever comes next has to cope. Only reading needs to be told.
+
+    @rule(sequence=sequences)
+    def rollback(self, sequence: Sequence) -> None:
+        sequence.rollback()
+        self._changed(sequence, self.past[sequence])
+
+    @rule(target=sequences, sequence=sequences)
+    def fork(self, sequence: Sequence) -> Sequence:
+        child = sequence.fork()
+        self._changed(child, self.past[sequence])
+        return child
+
+    @rule(sequence=sequences)
+    def keep_tail(self, sequence: Sequence) -> None:
+        assert sequence.keep_tail().position == sequence.length
+        self._changed(sequence, self.past[sequence])
+
+    @rule(sequence=sequences)
+    def drop_views(self, sequence: Sequence) -> None:
+        sequence.drop_views()
+
+    @rule(sequence=sequences, back=st.floats(0, 1), replay_in=st.sampled_from((1000, 128, 3)))
+    def truncate(self, sequence: Sequence, back: float, replay_in: int) -> None:
+        past = self.past[sequence]
+        length = int(len(past) * back)
+        replay = sequence.truncate(length).to(torch.int64)
+        self._changed(sequence, past[: length - len(replay)])
+        assert torch.equal(replay, past[length - len(replay) : length])
+        for tokens in replay.split(replay_in) if len(replay) else ():
+            step(sequence, tokens)
+        self._changed(sequence, past[:length])
+
+    @rule(target=sequences, sequence=sequences)
+    def save_and_restore(self, sequence: Sequence) -> Sequence:
+        live = self.pool.live
+        restored = Sequence.restore(self.pool, sequence.export())
+        self._changed(restored, self.past[sequence])
+        assert self.pool.live <= live + 1, "full pages that are there already are shared"
+        return restored
+
+    @rule(target=sequences, sequence=consumes(sequences), other=st.booleans())
+    def free(self, sequence: Sequence, other: bool) -> object:
+        sequence.free()
+        del self.past[sequence]
+        return multiple()
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        self.pool.check_integrity([sequence.pages for sequence in self.past])
+
+    def teardown(self) -> None:
+        if not hasattr(self, "past"):
+            return
+        for sequence, past in self.past.items():
+            sequence.rollback()
+            check_same(sequence, plain(past))
+            sequence.free()
+        assert self.pool.live == 0
+        self.pool.check_integrity([])
+
+
+class Bf16Machine(CacheMachine):
+    format = FORMATS[1]
+
+
+class PackedMachine(CacheMachine):
+    format = FORMATS[2]
+
+
+TestExact = CacheMachine.TestCase
+TestExact.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestBf16 = Bf16Machine.TestCase
+TestBf16.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestPacked = PackedMachine.TestCase
+TestPacked.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.parametrize("format", FORMATS[:1] + FORMATS[2:3], ids=str)
+def test_every_pair_of_critical_lengths(format: CacheFormat) -> None:
+    """Grow to one critical length, fork, go on to the next ones: no sequence sees another's past."""
+    shared = pool(format)
+    tokens = random_tokens(CUTS[-1])
+    trunk = Sequence(shared)
+    branches: list[tuple[Sequence, Tensor]] = []
+    for length in CUTS:
+        step(trunk, tokens[trunk.length : length])
+        branch, own = trunk.fork(), random_tokens(5, seed=length)
+        step(branch, own)
+        branches.append((branch, torch.cat([tokens[:length], own])))
+    check_same(trunk, plain(tokens))
+    for branch, past in branches:
+        check_same(branch, plain(past))
+    shared.check_integrity([trunk.pages, *(branch.pages for branch, _ in branches)])
