@@ -1,0 +1,59 @@
+"""The run's curve: means over a few steps, as CSV rows and a progress line."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+COLUMNS = (
+    "step", "stage", "length", "tokens", "seconds", "loss", "recall_loss", "recall_accuracy", "ordinary_loss",
+    "index_kl", "balance", "lr", "grad_norm", "tokens_per_second", "heldout_recall_loss", "heldout_recall_accuracy",
+)  # fmt: skip
+
+
+class Means:
+    """Weighted means of named values since the last `take`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._weights: dict[str, float] = defaultdict(float)
+
+    def add(self, name: str, value: float, weight: float = 1.0) -> None:
+        self._sums[name] += value * weight
+        self._weights[name] += weight
+
+    def take(self) -> dict[str, float]:
+        """The means so far; starts anew. Values that never had weight are left out."""
+        means = {name: self._sums[name] / weight for name, weight in self._weights.items() if weight > 0}
+        self.__init__()  # type: ignore[misc]
+        return means
+
+
+class Curve:
+    """A CSV file that a resumed run goes on writing: rows after the step resumed from are dropped first."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        self.path = path
+        rows: list[dict[str, str]] = []
+        if path.is_file() and resumed_at:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"] or 0) <= resumed_at]
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def add(self, row: Mapping[str, float | int]) -> None:
+        """Append one row; unknown columns are an error, missing ones stay empty."""
+        unknown = row.keys() - set(COLUMNS)
+        if unknown:
+            raise ValueError(f"the curve has no column(s) {sorted(unknown)}")
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow({k: _short(v) for k, v in row.items()})
+
+
+def _short(value: float | int) -> float | int | str:
+    return value if isinstance(value, int) else f"{value:.6g}"

@@ -1,0 +1,353 @@
+"""Training sequences: fragments of many files, then verbatim repeats of what stood earlier.
+
+What is special here: a sequence is composed, not cut out. *Fresh* chunks (code from many files, and random tokens that
+no language model can guess) are mixed with *recall sections*, each of which repeats a span of the fresh material
+verbatim. A model can only predict a section by finding, from its first tokens (the cue), where it stood before. Spans
+whose continuation is not determined yet by what the section has shown (the same line stands in several places) are
+found exactly and are not counted as recall, so the loss never asks for a guess; look-alikes (a copied line with another
+continuation) are planted on purpose, so that a short look-back does not suffice.
+
+Everything is a function of (seed, step, index): resuming needs no saved data state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+_NEWLINE = "\u010a"
+"""The newline byte in the printable alphabet of byte-level BPE."""
+
+
+class DataError(ValueError):
+    """A token store or tokenizer cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """What the composer must know of a vocabulary: `line_end` [V] (the token's last byte is a newline), `ordinary` ids
+    (everything but special tokens) and the id of a lone newline."""
+
+    line_end: BoolArray
+    ordinary: IntArray
+    newline: int
+
+    @classmethod
+    def from_tokenizer(cls, path: Path | str) -> Self:
+        """From a ``tokenizer.json`` with byte-level BPE. Raises `DataError` when there is no newline token."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+        vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        added = set(tokenizer.get_added_tokens_decoder())
+        newline = vocabulary.get(_NEWLINE)
+        if newline is None:
+            raise DataError(f"{path} has no newline token; the composer needs a byte-level BPE vocabulary")
+        size = max(vocabulary.values()) + 1
+        line_end = np.zeros(size, dtype=np.bool_)
+        for token, index in vocabulary.items():
+            line_end[index] = index not in added and token.endswith(_NEWLINE)
+        ordinary = np.array(sorted(set(vocabulary.values()) - added), dtype=np.int64)
+        return cls(line_end=line_end, ordinary=ordinary, newline=newline)
+
+
+class TokenStore:
+    """Documents as one memory-mapped array: ``NAME.bin`` (uint16 tokens) and ``NAME.idx.npy`` (document offsets).
+
+    The offsets are the first token of each document, ascending from 0; a last one equal to the length may follow.
+    """
+
+    def __init__(self, base: Path | str) -> None:
+        """`base` is the path without ``.bin``. Raises `DataError` when the pair is missing or does not fit together."""
+        base = Path(base)
+        tokens, index = base.with_name(base.name + ".bin"), base.with_name(base.name + ".idx.npy")
+        for path in (tokens, index):
+            if not path.is_file():
+                raise DataError(f"token store {base} lacks {path.name}; make it with python -m foveal.train.corpus")
+        self.tokens: npt.NDArray[np.uint16] = np.memmap(tokens, dtype=np.uint16, mode="r")
+        offsets = np.load(index, allow_pickle=False).astype(np.int64).reshape(-1)
+        if len(offsets) and offsets[-1] == len(self.tokens):
+            offsets = offsets[:-1]
+        if not len(offsets) or offsets[0] != 0 or np.any(np.diff(offsets) < 0) or offsets[-1] >= len(self.tokens):
+            raise DataError(f"{index} does not fit {tokens.name} ({len(self.tokens)} tokens); make the store again")
+        self.starts: IntArray = offsets
+
+    def __len__(self) -> int:
+        """Tokens in all documents."""
+        return len(self.tokens)
+
+    @property
+    def documents(self) -> int:
+        return len(self.starts)
+
+    def end(self, document: int) -> int:
+        """Offset one past the last token of `document`."""
+        return int(self.starts[document + 1]) if document + 1 < len(self.starts) else len(self.tokens)
+
+    def document(self, index: int) -> IntArray:
+        """All tokens of one document."""
+        return self.tokens[int(self.starts[index]) : self.end(index)].astype(np.int64)
+
+    def fragment(self, position: int, length: int, line_end: BoolArray, search: int = 256) -> IntArray:
+        """Up to `length` tokens from the first line start at or after `position`, not past the document's end.
+
+        Empty when no line starts within `search` tokens.
+        """
+        document = int(np.searchsorted(self.starts, position, side="right")) - 1
+        begin, end = int(self.starts[document]), self.end(document)
+        if position > begin:
+            before = self.tokens[position - 1 : min(position - 1 + search, end)]
+            ends = np.flatnonzero(line_end[before])
+            if not len(ends):
+                return np.empty(0, dtype=np.int64)
+            position += int(ends[0])
+        return self.tokens[position : min(position + length, end)].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How sequences are composed. Lengths are tokens, inclusive ranges; shares are fractions of the sequence or, where
+    said, chances."""
+
+    chunk: tuple[int, int] = (64, 400)
+    span: tuple[int, int] = (24, 160)
+    cue: tuple[int, int] = (8, 12)
+    recall_share: float = 0.6
+    """Tokens in recall sections, cues included."""
+    random_share: float = 0.25
+    """Chance that a fresh chunk is random tokens."""
+    lookalike_share: float = 0.3
+    """Chance that a fresh code chunk contains a copy of a few earlier tokens that then goes on differently."""
+    lookalike: tuple[int, int] = (3, 24)
+    line_start_share: float = 0.7
+    """Chance that a section's span begins at a line start (anywhere otherwise)."""
+    far: int = 128
+    """Spans should begin further back than this: the raw window sees what is nearer."""
+    far_share: float = 0.9
+    newline_share: float = 0.9
+    """Chance that a section is preceded by a line end; the rest begins in the middle of a line."""
+    recall_weight: float = 2.0
+    switch_weight: float = 0.0
+    """Weight of the first token of every piece but the first: nothing before it says that the text changes."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One recall section: ``sequence[start : start + length]`` repeats ``sequence[source : source + length]``."""
+
+    start: int
+    source: int
+    length: int
+    cue: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training sequence of n tokens. `targets` are the next tokens; `weights` (fp32) and `is_recall` (bool) belong
+    to the targets. `sections` index the n + 1 tokens of ``tokens + targets[-1:]``."""
+
+    tokens: Tensor
+    targets: Tensor
+    weights: Tensor
+    is_recall: Tensor
+    sections: tuple[Section, ...] = field(default=())
+
+
+class Composer:
+    """Makes the sequences of a run from a token store, deterministically."""
+
+    def __init__(self, store: TokenStore, table: TokenTable, recipe: Recipe | None = None, *, seed: int = 0) -> None:
+        if int(np.max(store.tokens[: 1 << 20])) >= len(table.line_end):
+            raise DataError("the token store holds ids beyond the tokenizer's vocabulary: they do not belong together")
+        self.store, self.table, self.recipe, self.seed = store, table, recipe or Recipe(), seed
+
+    def frequencies(self, vocab_size: int) -> Tensor:
+        """How often each token id stands in the store [V], fp32."""
+        return torch.from_numpy(np.bincount(self.store.tokens, minlength=vocab_size)[:vocab_size].astype(np.float32))
+
+    def sample(self, step: int, length: int, index: int = 0) -> Sample:
+        """The sequence number `index` of `step`, `length` tokens (at least 64) long."""
+        if length < 64:
+            raise DataError(f"sequence length {length} is too short to hold a recall section; use at least 64")
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, step, index])))
+        return _Draft(self, rng, length).compose()
+
+
+class _Draft:
+    """One sequence in the making: n + 1 tokens and what is known of each."""
+
+    def __init__(self, composer: Composer, rng: np.random.Generator, length: int) -> None:
+        self.store, self.table, self.recipe = composer.store, composer.table, composer.recipe
+        self.rng, self.size, self.n = rng, length + 1, 0
+        self.tokens: IntArray = np.zeros(self.size, dtype=np.int64)
+        self.weights = np.ones(self.size, dtype=np.float32)
+        self.recall: BoolArray = np.zeros(self.size, dtype=np.bool_)
+        self.run: IntArray = np.full(self.size, -1, dtype=np.int64)
+        """Number of the unbroken stretch of fresh text a token belongs to; -1 in recall sections and separators."""
+        self.runs = 0
+        self.sections: list[Section] = []
+        self.planted: list[int] = []
+        """Where look-alikes stand and where they were taken from."""
+
+    def compose(self) -> Sample:
+        recalled = 0
+        opening = max(min(192, self.size // 3), int(self.rng.uniform(0.1, 0.35) * self.size))
+        while self.n < opening:
+            self._add_fresh(opening - self.n)
+        while self.n < self.size:
+            before = self.n
+            if self.rng.random() < self._recall_chance(recalled) and self._add_section():
+                recalled += self.n - before
+            else:
+                self._add_fresh(self.size - self.n)
+        return Sample(
+            tokens=torch.from_numpy(self.tokens[:-1].copy()),
+            targets=torch.from_numpy(self.tokens[1:].copy()),
+            weights=torch.from_numpy(self.weights[1:].copy()),
+            is_recall=torch.from_numpy(self.recall[1:].copy()),
+            sections=tuple(self.sections),
+        )
+
+    def _recall_chance(self, recalled: int) -> float:
+        """Chance of a section that brings the share of recall tokens to the recipe's by the end of the sequence."""
+        share = (self.recipe.recall_share * self.size - recalled) / max(1, self.size - self.n)
+        if share >= 1 or share <= 0:
+            return float(share >= 1)
+        fresh = share / np.mean(self.recipe.span), (1 - share) / np.mean(self._chunk_range())
+        return float(fresh[0] / sum(fresh))
+
+    def _between(self, bounds: tuple[int, int]) -> int:
+        return int(self.rng.integers(bounds[0], bounds[1] + 1))
+
+    def _append(self, tokens: IntArray, run: int) -> None:
+        tokens = tokens[: self.size - self.n]
+        if not len(tokens):
+            return
+        if self.n:
+            self.weights[self.n] = self.recipe.switch_weight
+        self.tokens[self.n : self.n + len(tokens)] = tokens
+        self.run[self.n : self.n + len(tokens)] = run
+        self.n += len(tokens)
+
+    # ------------------------------------------------------------------ fresh text
+
+    def _chunk_range(self) -> tuple[int, int]:
+        low, high = self.recipe.chunk
+        high = max(low, min(high, self.size // 3))
+        return low, high
+
+    def _add_fresh(self, room: int) -> None:
+        length = min(self._between(self._chunk_range()), max(room, 16))
+        if self.rng.random() < self.recipe.random_share:
+            chunk = self.rng.choice(self.table.ordinary, size=length)
+        else:
+            chunk = self._code(length)
+            if self.rng.random() < self.recipe.lookalike_share:
+                chunk = self._plant(chunk)
+        if not self.n or self.run[self.n - 1] < 0:
+            self.runs += 1
+        self._append(chunk, self.runs)
+
+    def _code(self, length: int) -> IntArray:
+        for _ in range(32):
+            position = int(self.rng.integers(len(self.store)))
+            chunk = self.store.fragment(position, length, self.table.line_end)
+            if len(chunk) >= min(32, length):
+                return chunk
+        raise DataError("the token store has no fragments of 32 tokens that begin a line; is it source text?")
+
+    def _plant(self, chunk: IntArray) -> IntArray:
+        """Insert a copy of earlier fresh tokens at a line start of `chunk`: the same words, another continuation."""
+        old = np.flatnonzero(self.run[: self.n] > 0)
+        starts = np.flatnonzero(self.table.line_end[chunk[:-1]]) + 1
+        if not len(old) or not len(starts):
+            return chunk
+        source = int(self._prefer_line_starts(old))
+        copy = self.tokens[source : min(source + self._between(self.recipe.lookalike), self.n)]
+        at = int(self.rng.choice(starts))
+        self.planted += [source, self.n + at]
+        return np.concatenate([chunk[:at], copy, chunk[at:]])
+
+    def _prefer_line_starts(self, positions: IntArray) -> int:
+        if self.rng.random() < self.recipe.line_start_share:
+            after = positions[positions > 0]
+            lines = after[self.table.line_end[self.tokens[after - 1]]]
+            if len(lines):
+                positions = lines
+        return int(self.rng.choice(positions))
+
+    # ------------------------------------------------------------------ recall
+
+    def _add_section(self) -> bool:
+        """Repeat an earlier span, if one can be found; False (and nothing added) otherwise."""
+        for _ in range(8):
+            source = self._choose_source()
+            if source is None:
+                return False
+            length = min(self._between(self.recipe.span), self.size - self.n)
+            length = min(length, self._fresh_until(source) - source)
+            cue = self._between(self.recipe.cue)
+            if length < min(self.recipe.span[0], self.size - self.n):
+                continue
+            if np.array_equal(self.tokens[max(0, source - 4) : source], self.tokens[max(0, self.n - 4) : self.n]):
+                continue
+            self._repeat(source, length, cue)
+            return True
+        return False
+
+    def _choose_source(self) -> int | None:
+        fresh = np.flatnonzero(self.run[: self.n] > 0)
+        if self.rng.random() < self.recipe.far_share:
+            far = fresh[fresh < self.n - self.recipe.far - 1]
+            fresh = far if len(far) else fresh
+        if not len(fresh):
+            return None
+        planted = [place for place in self.planted if place < self.n]
+        if planted and self.rng.random() < 0.25:
+            # Begin a little before a look-alike, so that the section has to copy through it.
+            place = int(self.rng.choice(planted)) - self._between((8, 40))
+            if place in fresh:
+                return place
+        return self._prefer_line_starts(fresh)
+
+    def _fresh_until(self, source: int) -> int:
+        """End of the unbroken stretch of fresh text that `source` lies in."""
+        broken = np.flatnonzero(self.run[source : self.n] != self.run[source])
+        return source + int(broken[0]) if len(broken) else self.n
+
+    def _repeat(self, source: int, length: int, cue: int) -> None:
+        span = self.tokens[source : source + length].copy()
+        if not self.table.line_end[self.tokens[self.n - 1]] and self.rng.random() < self.recipe.newline_share:
+            self._append(np.array([self.table.newline]), -1)
+        start = self.n
+        span = span[: self.size - start]
+        if not len(span):
+            return
+        asked = np.arange(len(span)) >= cue
+        asked &= ~self._ambiguous(span)
+        self._append(span, -1)
+        self.recall[start : self.n] = asked
+        self.weights[start : self.n][asked] = self.recipe.recall_weight
+        self.sections.append(Section(start=start, source=source, length=len(span), cue=cue))
+
+    def _ambiguous(self, span: IntArray) -> BoolArray:
+        """[len(span)]: True where the tokens of `span` so far stand in several places that go on differently."""
+        result = np.zeros(len(span), dtype=np.bool_)
+        places = np.arange(self.n)
+        for k, token in enumerate(span):
+            places = places[places + k < self.n]
+            same = self.tokens[places + k] == token
+            result[k] = not same.all()
+            places = places[same]
+            if len(places) <= 1:
+                break
+        return result

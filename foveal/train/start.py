@@ -1,0 +1,51 @@
+"""How a network's parameters begin, and how a stage of training sets the network up.
+
+What is special here: the trainer never branches on the network's inside; everything a stage changes in it (rounding of
+weights, simulated run-time quantisation, how many entries attention sees) is set here once, when the stage begins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from foveal.config import ModelConfig
+from foveal.ops import Numerics
+from foveal.train.settings import StageConfig
+
+
+def random_start(model: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Plain random weights: normal matrices of `initializer_range`, norms and scales 1, the rest 0; hash routing
+    tables with distinct experts for each token id. Deterministic in `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight") or name.endswith("_scale"):
+                parameter.fill_(1.0)
+            elif parameter.ndim >= 2 and not name.endswith(".ape"):
+                parameter.normal_(0.0, config.initializer_range, generator=generator)
+            else:
+                parameter.zero_()
+        for name, buffer in model.named_buffers():
+            if name.endswith("gate.tid2eid"):
+                order = torch.rand(len(buffer), config.n_routed_experts, generator=generator).argsort(-1)
+                buffer.copy_(order[:, : buffer.shape[1]])
+            elif name.endswith("gate.bias"):
+                buffer.zero_()
+
+
+def prepare_stage(model: nn.Module, stage: StageConfig) -> None:
+    """Make `model` compute what `stage` asks for.
+
+    With ``stage.quantize`` matrices stored as FP4 or FP8 are rounded on the way with straight-through gradients, and
+    KV, index keys and activations are simulated as the official inference code quantises them.
+    """
+    numerics = Numerics() if stage.quantize else Numerics.none()
+    for module in model.modules():
+        if hasattr(module, "fake_quantize"):
+            module.fake_quantize = stage.quantize
+        if hasattr(module, "numerics"):
+            module.numerics = numerics
+        if hasattr(module, "topk"):
+            # More entries than any training sequence has: the dense stage.
+            module.topk = stage.index_topk if stage.index_topk is not None else stage.length
