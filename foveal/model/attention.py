@@ -40,10 +40,19 @@ class _Projected:
     rows: dict[Part, OpenRows]
     index: tuple[Tensor, Tensor] | None
 
-    def cut(self, start: int, stop: int) -> _Projected:
-        rows = {part: OpenRows(r.kv[start:stop], r.gate[start:stop]) for part, r in self.rows.items()}
-        index = None if self.index is None else (self.index[0][start:stop], self.index[1][start:stop])
-        return _Projected(self.positions[start:stop], self.query[start:stop], self.kv[start:stop], rows, index)
+    def split(self, counts: list[int]) -> list[_Projected]:
+        """One for each segment. (Splitting, unlike slicing, has a gradient that touches every row once.)"""
+        if len(counts) == 1:
+            return [self]
+        rows = {part: list(zip(r.kv.split(counts), r.gate.split(counts), strict=True)) for part, r in self.rows.items()}
+        indexed: list[tuple[Tensor, Tensor] | None] = [None] * len(counts)
+        if self.index is not None:
+            indexed = list(zip(self.index[0].split(counts), self.index[1].split(counts), strict=True))
+        each = zip(self.positions.split(counts), self.query.split(counts), self.kv.split(counts), strict=True)
+        return [
+            _Projected(*basic, {part: OpenRows(*pairs[i]) for part, pairs in rows.items()}, indexed[i])
+            for i, basic in enumerate(each)
+        ]
 
 
 class Attention(nn.Module):
@@ -72,12 +81,9 @@ class Attention(nn.Module):
         """Normed input x [n, d] -> [n, d]; appends to the segments' states."""
         simulate = self.numerics.activations and self.wo_b.simulate
         projected = self._project(x, positions, simulate)
-        outs, start = [], 0
-        for number, segment in enumerate(segments):
-            part = projected.cut(start, start + segment.count)
-            outs.append(self._attend(segment, part, number, observer))
-            start += segment.count
-        out = torch.cat(outs)
+        parts = projected.split([segment.count for segment in segments])
+        pairs = enumerate(zip(segments, parts, strict=True))
+        out = torch.cat([self._attend(segment, part, number, observer) for number, (segment, part) in pairs])
         return self.ops.grouped_output(out, self.wo_a.operand(), self.wo_b.operand(), self.groups, simulate=simulate)
 
     def _project(self, x: Tensor, positions: Tensor, simulate: bool) -> _Projected:

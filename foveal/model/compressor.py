@@ -56,5 +56,3 @@ class Compressor(nn.Module):
         if self.part is Part.INDEX:
             return left, self.ops.quantize_index(entries) if numerics.index else entries
         return left, self.ops.quantize_kv(entries, rotation.channels) if numerics.kv else entries
-
-

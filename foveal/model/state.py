@@ -5,8 +5,8 @@ back what the new tokens leave; everything else follows from the absolute positi
 speak this protocol: `PlainState` below, the definition (plain tensors, differentiable, used by training and as the
 oracle of the cache's tests), and `foveal.cache.Sequence`, pages and tail.
 
-The order of calls in one step is fixed: for every layer `window`, `open_rows`, `append`, `entries`; then `advance` once.
-`entries` after `append` already shows the new entries; `length` moves only with `advance`.
+The order of calls in one step is fixed: for every layer `window`, `open_rows`, `append`, `entries`; then `advance`
+once. `entries` after `append` already shows the new entries; `length` moves only with `advance`.
 
 Shape legend: t = tokens so far, n = new tokens, W = sliding_window, c = head_dim, w = width of a compressor's rows,
 e = entry width (head_dim, or index_head_dim).

@@ -31,9 +31,7 @@ class LayerTrace:
     window_mass: Tensor
 
     @classmethod
-    def last(
-        cls, layer: int, segment: int, ratio: int, positions: Tensor, indices: Tensor | None, mass: Mass
-    ) -> Self:
+    def last(cls, layer: int, segment: int, ratio: int, positions: Tensor, indices: Tensor | None, mass: Mass) -> Self:
         """From an `attend` over tokens at `positions` that traced its last token."""
         position = int(positions[-1])
         entry_mass = mass.entries[-1]

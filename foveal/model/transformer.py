@@ -23,6 +23,13 @@ from foveal.ops import Backend, Numerics, reference
 class Block(nn.Module):
     """One layer: attention, then experts, each wrapped in a hyper-connection."""
 
+    hc_attn_fn: Tensor
+    hc_attn_base: Tensor
+    hc_attn_scale: Tensor
+    hc_ffn_fn: Tensor
+    hc_ffn_base: Tensor
+    hc_ffn_scale: Tensor
+
     def __init__(self, config: ModelConfig, layer: int, ops: Backend, numerics: Numerics) -> None:
         super().__init__()
         self.config, self.ops = config, ops
@@ -60,9 +67,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A DeepSeek-V4 model. Parameters carry the checkpoint's names (experts stacked)."""
 
-    def __init__(
-        self, config: ModelConfig, *, ops: Backend = reference, numerics: Numerics | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, ops: Backend = reference, numerics: Numerics | None = None) -> None:
         super().__init__()
         numerics = numerics or Numerics()
         self.config, self.ops, self.numerics = config, ops, numerics

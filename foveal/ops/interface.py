@@ -164,8 +164,15 @@ class Backend(Protocol):
         ...
 
     def query(
-        self, latent: Tensor, weight: Weight, heads: int, positions: Tensor, rotation: Rotation, eps: float | None,
-        *, simulate: bool = False,
+        self,
+        latent: Tensor,
+        weight: Weight,
+        heads: int,
+        positions: Tensor,
+        rotation: Rotation,
+        eps: float | None,
+        *,
+        simulate: bool = False,
     ) -> Tensor:
         """Latent [n, q] -> rotated queries [n, heads, c]; each head is RMS-normalised unless `eps` is None."""
         ...
@@ -205,8 +212,14 @@ class Backend(Protocol):
         ...
 
     def experts(
-        self, y: Tensor, chosen: Tensor, weights: Tensor, routed: ExpertWeights, shared: ExpertWeights,
-        *, simulate: bool = False,
+        self,
+        y: Tensor,
+        chosen: Tensor,
+        weights: Tensor,
+        routed: ExpertWeights,
+        shared: ExpertWeights,
+        *,
+        simulate: bool = False,
     ) -> Tensor:
         """Routed experts, weighted, plus the shared ones: [n, d] -> [n, d]. SwiGLU with the clamp at `limit`."""
         ...

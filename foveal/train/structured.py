@@ -72,17 +72,19 @@ class Strengths:
     """The few numbers that set how sharp the circuit starts."""
 
     code_norm: float = 4.0
-    far_weight: tuple[float, ...] = (0.55, 0.4, 0.3, 0.25)
+    far_weight: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
     near_weight: tuple[float, ...] = (0.95, 0.9, 0.85, 0.8)
     look_back_gain: float = 2.5
     match_logit: float = 20.0
-    sink: float = 11.0
+    sink: float = 14.0
     slot_bias: tuple[float, float] = (4.0, -3.0)
-    copy_logit: float = 22.0
+    copy_logit: float = 30.0
     noise: float = 0.01
 
 
-def structured_start(model: Transformer, frequencies: Tensor, *, seed: int = 0, strengths: Strengths | None = None) -> None:
+def structured_start(
+    model: Transformer, frequencies: Tensor, *, seed: int = 0, strengths: Strengths | None = None
+) -> None:
     """Set all parameters of `model`.
 
     `frequencies` [V] are the tokens' relative frequencies in the training data (rare tokens get a louder code, and the LM
@@ -145,8 +147,9 @@ class _Builder:
                 fan_in = module.shape[1]
                 module.weight.copy_(self.normal(*module.weight.shape, std=fan_in**-0.5))
         for layer, block in enumerate(self.model.layers):
-            for matrix in (block.attn.wo_b, block.ffn.experts.w2, block.ffn.shared_experts.w2):
-                matrix.weight.mul_(0.1)
+            block.attn.wo_b.weight.mul_(0.1)
+            for matrix in (block.ffn.experts.w2, block.ffn.shared_experts.w2):
+                matrix.weight.mul_(0.03)
             block.ffn.gate.weight.copy_(self.normal(*block.ffn.gate.weight.shape, std=self.config.hidden_size**-0.5))
             if block.ffn.gate.tid2eid is not None:
                 self._hash_table(block.ffn.gate.tid2eid)
@@ -310,8 +313,8 @@ class _Builder:
         """Logits: the unigram distribution from the constant, and the copied code from the output channels."""
         head, plan = self.weight(self.model.head), self.plan
         head.mul_(0.02)
-        # After the final norm the constant is near 1 and a copied code near sqrt(d) / 2, the rest being signature.
-        head[:, 0] = (self.frequencies.log() - self.frequencies.log().mean()).clamp(-6, 6)
+        # After the final norm the constant is about 6, and a copied code about 0.7 sqrt(d), the rest being signature.
+        head[:, 0] = (self.frequencies.log() - self.frequencies.log().mean()).clamp(-6, 6) / 6
         codes = self.code @ readers.T
         scale = self.strengths.copy_logit / math.sqrt(self.config.hidden_size)
         head[:, plan.output] = codes / codes.norm(dim=1, keepdim=True) * scale

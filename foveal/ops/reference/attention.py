@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,18 @@ from foveal.ops.interface import AttendInput, Mass
 from foveal.ops.reference.dense import rotate
 
 _ROWS = 128
-"""Tokens attended at a time: a block sees at most _ROWS + W - 1 window rows and the entries visible to its last."""
+"""Tokens attended at a time (or the window size, if larger): a block sees its own raw rows and the block's before, and
+the entries visible to its last token."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A block of consecutive tokens: their queries [b, H, c], and the raw rows [p + b, c] that end with their own."""
+
+    query: Tensor
+    window: Tensor
+    positions: Tensor
+    chosen: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -23,56 +35,64 @@ class _Block:
 
 def attend(x: AttendInput, *, trace: int = 0) -> tuple[Tensor, Mass | None]:
     """Softmax over {window positions, entries, sink}; the sink only enters the denominator. See `AttendInput`."""
-    count = len(x.query)
-    blocks, masses = [], []
-    for start in range(0, count, _ROWS):
-        stop = min(start + _ROWS, count)
-        block = _attend_rows(x, start, stop, traced=stop > count - trace)
-        blocks.append(block.out)
-        if stop > count - trace:
-            first = max(0, count - trace - start)
+    untraced = len(x.query) - trace
+    outs, masses, done = [], [], 0
+    for rows in _blocks(x):
+        done += len(rows.query)
+        block = _attend_rows(x, rows, traced=done > untraced)
+        outs.append(block.out)
+        if done > untraced:
+            first = max(0, untraced - (done - len(rows.query)))
             masses.append((block.entry_mass[first:], block.window_mass[first:]))
-    out = torch.cat(blocks) if blocks else x.query
+    out = torch.cat(outs) if outs else x.query
     out = rotate(out, x.positions, x.rotation, inverse=True)
     return out, _join(masses) if trace else None
 
 
-def _attend_rows(x: AttendInput, start: int, stop: int, *, traced: bool) -> _Block:
-    query = x.query[start:stop]
+def _blocks(x: AttendInput) -> Iterator[_Rows]:
+    """Cut the tokens into blocks. Splitting, unlike slicing, has a gradient that touches every row once."""
+    size, count = max(_ROWS, x.window_size), len(x.query)
+    past = len(x.window) - count
+    pieces = x.window.split([past, *(min(size, count - start) for start in range(0, count, size))])
+    chosen = [None] * len(pieces) if x.indices is None else x.indices.split(size)
+    each = zip(x.query.split(size), x.positions.split(size), pieces, pieces[1:], chosen, strict=False)
+    for query, positions, before, own, indices in each:
+        yield _Rows(query, torch.cat([before, own]), positions, indices)
+
+
+def _attend_rows(x: AttendInput, block: _Rows, *, traced: bool) -> _Block:
+    query, rows = block.query, block.window
     scale = query.shape[-1] ** -0.5
-    past = len(x.window) - len(x.query)
-    first = max(0, past + start - x.window_size + 1)
-    rows = x.window[first : past + stop]
-    distance = torch.arange(past + start, past + stop, device=query.device).unsqueeze(1) - torch.arange(
-        first, past + stop, device=query.device
-    )
+    own = torch.arange(len(rows) - len(query), len(rows), device=query.device).unsqueeze(1)
+    distance = own - torch.arange(len(rows), device=query.device)
     outside = (distance < 0) | (distance >= x.window_size)
     near = torch.einsum("nhc,wc->nhw", query, rows) * scale
     near = near.masked_fill(outside.unsqueeze(1), float("-inf"))
-    far, values = _entry_logits(x, start, stop, query, scale)
+    far, values = _entry_logits(x, block, scale)
     sink = x.sink.to(query.dtype).view(1, -1, 1).expand(len(query), -1, 1)
     weights = torch.softmax(torch.cat([near, far, sink], dim=-1), dim=-1)
-    near_weights, far_weights = weights[..., : near.shape[-1]], weights[..., near.shape[-1] : -1]
+    near_weights, far_weights, _ = weights.split([near.shape[-1], far.shape[-1], 1], dim=-1)
     out = torch.einsum("nhw,wc->nhc", near_weights, rows)
-    pattern = "nhk,nkc->nhc" if x.indices is not None else "nhk,kc->nhc"
-    out = out + torch.einsum(pattern, far_weights, values)
+    if far.shape[-1]:
+        pattern = "nhk,nkc->nhc" if block.chosen is not None else "nhk,kc->nhc"
+        out = out + torch.einsum(pattern, far_weights, values)
     if not traced:
         return _Block(out, out.new_empty(0), out.new_empty(0))
-    window_mass = _by_distance(near_weights.sum(1), distance, x.window_size)
-    return _Block(out, far_weights.sum(1), window_mass)
+    window_mass = _by_distance(near_weights.detach().sum(1), distance, x.window_size)
+    return _Block(out, far_weights.detach().sum(1), window_mass)
 
 
-def _entry_logits(x: AttendInput, start: int, stop: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _entry_logits(x: AttendInput, block: _Rows, scale: float) -> tuple[Tensor, Tensor]:
     """Logits [n, H, k] on the entries, -inf where a token may not look, and the entries themselves ([k, c] shared by
     all tokens, or [n, k, c] gathered)."""
-    if x.indices is not None:
-        chosen = x.indices[start:stop]
+    query, chosen = block.query, block.chosen
+    if chosen is not None:
         values = x.entries[chosen.clamp(min=0)]
         logits = torch.einsum("nhc,nkc->nhk", query, values) * scale
         return logits.masked_fill((chosen < 0).unsqueeze(1), float("-inf")), values
     if not x.ratio:
         return query.new_empty(*query.shape[:2], 0), query.new_empty(0, query.shape[-1])
-    visible = (x.positions[start:stop] + 1) // x.ratio
+    visible = (block.positions + 1) // x.ratio
     values = x.entries[: int(visible[-1])]
     logits = torch.einsum("nhc,kc->nhk", query, values) * scale
     hidden = torch.arange(len(values), device=query.device) >= visible.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Manifold-constrained hyper-connections (report section 2.2): S residual streams, mixed by a doubly stochastic matrix."""
+"""Manifold-constrained hyper-connections (report section 2.2): S residual streams under a doubly stochastic mixing."""
 
 from __future__ import annotations
 
