@@ -1,0 +1,217 @@
+"""Where each token of a context came from: file, line and column.
+
+What is special here: four bytes a token and four a line in memory, about one a token when saved. A map grows by whole
+documents as they are read and can be cut back to any token. Saved, it carries its version and a checksum; anything that
+does not add up is refused and never guessed at.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from foveal.sources.tokenise import IntArray, TokenizedDocument
+
+_MAGIC = b"FOVEALSM"
+_VERSION = 1
+_PREAMBLE = struct.Struct("<8sHxxxxxxQ32s")
+"""Magic, version, length of the body, SHA-256 of the body."""
+
+
+class SourceMapError(ValueError):
+    """A saved source map cannot be used, or a token is outside the map; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a token begins: line and column from 1. Line 0 is the header line that introduces the file."""
+
+    path: str
+    line: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Lines `first_line` to `last_line` of a file, both included (0 and 0: nothing but its header line)."""
+
+    path: str
+    first_line: int
+    last_line: int
+
+    def __str__(self) -> str:
+        lines = f"{self.first_line}-{self.last_line}" if self.last_line != self.first_line else f"{self.first_line}"
+        return f"{self.path}:{lines}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """One document's part of the map; `starts` and `line_starts` as in `TokenizedDocument`."""
+
+    path: str
+    starts: IntArray
+    line_starts: IntArray
+
+    def line(self, place: int) -> int:
+        return int(np.searchsorted(self.line_starts, self.starts[place], side="right")) - 1
+
+
+class SourceMap:
+    """Token index (from 0, in reading order) to place, and back."""
+
+    def __init__(self) -> None:
+        self._pieces: list[_Piece] = []
+        self._ends: list[int] = []
+
+    # ------------------------------------------------------------------ growing and cutting
+
+    def append(self, document: TokenizedDocument) -> None:
+        """The tokens that come next are those of `document`. Documents without tokens leave no trace."""
+        if len(document.ids) != len(document.starts):
+            raise SourceMapError(f"{document.path}: {len(document.ids)} tokens but {len(document.starts)} places")
+        self._append(_Piece(document.path, document.starts, document.line_starts))
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens. Raises `SourceMapError` if there are fewer."""
+        if not 0 <= tokens <= self.tokens:
+            raise SourceMapError(f"cannot cut to {tokens} tokens; the map has {self.tokens}")
+        keep = bisect.bisect_left(self._ends, tokens)
+        rest = tokens - (self._ends[keep - 1] if keep else 0)
+        last = self._pieces[keep] if rest else None
+        del self._pieces[keep:], self._ends[keep:]
+        if last is not None:
+            self._append(_Piece(last.path, last.starts[:rest].copy(), last.line_starts))
+
+    def copy(self) -> Self:
+        """An independent map with the same content; the arrays are shared, for they never change."""
+        other = type(self)()
+        other._pieces, other._ends = list(self._pieces), list(self._ends)
+        return other
+
+    def _append(self, piece: _Piece) -> None:
+        if len(piece.starts):
+            self._pieces.append(piece)
+            self._ends.append(self.tokens + len(piece.starts))
+
+    # ------------------------------------------------------------------ asking
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the map covers."""
+        return self._ends[-1] if self._ends else 0
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    @property
+    def documents(self) -> tuple[tuple[str, int, int], ...]:
+        """Path, first token and the token after the last one, for each document in order."""
+        firsts = [0, *self._ends][: len(self._pieces)]
+        return tuple((piece.path, a, b) for piece, a, b in zip(self._pieces, firsts, self._ends, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes its arrays take in memory."""
+        return sum(piece.starts.nbytes + piece.line_starts.nbytes for piece in self._pieces)
+
+    def locate(self, token: int) -> Location:
+        """Where token number `token` begins. Raises `SourceMapError` if the map does not reach that far."""
+        index, place = self._find(token)
+        piece = self._pieces[index]
+        line = piece.line(place)
+        return Location(piece.path, line, int(piece.starts[place] - piece.line_starts[line]) + 1)
+
+    def span(self, first: int, last: int) -> list[Span]:
+        """The lines in which the tokens `first` to `last` (both included) begin: one `Span` for each file touched.
+
+        A header is only mentioned (as line 0) when nothing else of the file is. Raises `SourceMapError` if the tokens
+        are not in the map.
+        """
+        if first > last:
+            raise SourceMapError(f"token {first} comes after token {last}; give the first one first")
+        (start, place), (stop, last_place) = self._find(first), self._find(last)
+        spans = []
+        for index in range(start, stop + 1):
+            piece = self._pieces[index]
+            end = last_place if index == stop else len(piece.starts) - 1
+            top, bottom = piece.line(place), piece.line(end)
+            spans.append(Span(piece.path, max(top, min(bottom, 1)), bottom))
+            place = 0
+        return spans
+
+    def tokens_of(self, path: str, first_line: int, last_line: int) -> Iterator[range]:
+        """The tokens that begin in those lines (both included): a range for each time the file was read."""
+        for piece, end in zip(self._pieces, self._ends, strict=True):
+            if piece.path == path:
+                edges = np.append(piece.line_starts, np.iinfo(np.int32).max)
+                lines = np.clip([first_line, last_line + 1], 0, len(edges) - 1)
+                a, b = np.searchsorted(piece.starts, edges[lines], side="left")
+                if a < b:
+                    offset = end - len(piece.starts)
+                    yield range(offset + int(a), offset + int(b))
+
+    def _find(self, token: int) -> tuple[int, int]:
+        """Index of the piece, and the token's place in it."""
+        if not 0 <= token < self.tokens:
+            raise SourceMapError(f"token {token} is not in the source map (it has {self.tokens})")
+        index = bisect.bisect_right(self._ends, token)
+        return index, token - (self._ends[index - 1] if index else 0)
+
+    # ------------------------------------------------------------------ saving
+
+    def to_bytes(self) -> bytes:
+        """The map as bytes, the same for the same map: preamble (version, SHA-256), then JSON and zipped arrays."""
+        about = [[piece.path, len(piece.starts), len(piece.line_starts)] for piece in self._pieces]
+        head = json.dumps(about, separators=(",", ":")).encode("ascii")
+        arrays = [array for piece in self._pieces for array in (piece.starts, piece.line_starts)]
+        steps = [np.diff(array, prepend=np.int32(0)).astype("<i4") for array in arrays]
+        body = struct.pack("<Q", len(head)) + head + zlib.compress(b"".join(step.tobytes() for step in steps), 6)
+        return _preamble(body) + body
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The map that `to_bytes` wrote. Raises `SourceMapError` if a single bit is not as it was written."""
+        body = _checked_body(data)
+        (size,) = struct.unpack_from("<Q", body)
+        about = json.loads(body[8 : 8 + size])
+        expected = 4 * sum(tokens + lines for _, tokens, lines in about)
+        raw = zlib.decompress(body[8 + size :], bufsize=max(expected, 1))
+        if len(raw) != expected:
+            raise SourceMapError(f"the source map holds {len(raw)} bytes of places, expected {expected}")
+        steps = np.frombuffer(raw, dtype="<i4")
+        result, place = cls(), 0
+        for path, tokens, lines in about:
+            starts, line_starts = (steps[place:][:tokens], steps[place + tokens :][:lines])
+            place += tokens + lines
+            result._append(_Piece(path, _summed(starts), _summed(line_starts)))
+        return result
+
+
+def _summed(steps: IntArray) -> IntArray:
+    return np.cumsum(steps, dtype=np.int32)
+
+
+def _preamble(body: bytes) -> bytes:
+    return _PREAMBLE.pack(_MAGIC, _VERSION, len(body), hashlib.sha256(body).digest())
+
+
+def _checked_body(data: bytes) -> bytes:
+    if len(data) < _PREAMBLE.size or not data.startswith(_MAGIC):
+        raise SourceMapError("this is not a source map")
+    _, version, size, digest = _PREAMBLE.unpack_from(data)
+    if version != _VERSION:
+        raise SourceMapError(f"the source map has version {version}; this program reads version {_VERSION}")
+    body = data[_PREAMBLE.size :]
+    if len(body) != size:
+        raise SourceMapError(f"the source map is {len(body)} bytes long, expected {size}: it was cut off or added to")
+    if hashlib.sha256(body).digest() != digest or data[: _PREAMBLE.size] != _preamble(body):
+        raise SourceMapError("the source map is damaged: its checksum does not fit")
+    return body

@@ -1,0 +1,88 @@
+"""Documents to tokens that know where they stand.
+
+What is special here: positions are characters of the document as the model reads it, header line included, so a line
+of the file and a token are related by one sorted array of line starts, and the header is simply line 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from foveal.sources.document import Document, Skipped, document_text
+
+IntArray = npt.NDArray[np.int32]
+LongArray = npt.NDArray[np.int64]
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+class Encoder(Protocol):
+    """What is needed of a tokenizer: ids and the character each begins in (`foveal.text.Tokenizer`)."""
+
+    def encode_with_starts(self, text: str) -> tuple[IntArray, LongArray]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedDocument:
+    """One document as tokens: the header line's, then the text's.
+
+    `starts` int32 [n]: the character each token begins in, counted from the header's first. `line_starts` int32
+    [lines + 1]: the first character of line 0 (the header), of line 1, and so on. Lines end in ``\\n``, ``\\r\\n`` or
+    ``\\r``, as in editors.
+    """
+
+    path: str
+    ids: IntArray
+    starts: IntArray
+    line_starts: IntArray
+
+    @property
+    def lines(self) -> IntArray:
+        """Line of each token's first character, int32 [n]: 1 is the file's first line, 0 the header."""
+        return (np.searchsorted(self.line_starts, self.starts, side="right") - 1).astype(np.int32)
+
+    @property
+    def columns(self) -> IntArray:
+        """Column of each token's first character, int32 [n], counted in characters from 1."""
+        return self.starts - self.line_starts[self.lines] + 1
+
+    def part(self, first: int, after: int) -> Self:
+        """The tokens `first` to `after` (not included) only, with their places; for reading on in mid-document."""
+        return replace(self, ids=self.ids[first:after], starts=self.starts[first:after])
+
+
+def tokenize_document(document: Document, tokenizer: Encoder) -> TokenizedDocument:
+    """The tokens of one document (see `document_text`) with their places. No control tokens, no BOS."""
+    text = document_text(document)
+    ids, starts = tokenizer.encode_with_starts(text)
+    ends = [match.end() for match in _LINE_END.finditer(text)]
+    # The end of the last line begins no other one.
+    line_starts = np.array([0, *ends[: -1 if ends and ends[-1] == len(text) else None]], dtype=np.int32)
+    return TokenizedDocument(document.path, ids.astype(np.int32), starts.astype(np.int32), line_starts)
+
+
+def tokenize_source(
+    source: Iterable[Document | Skipped],
+    tokenizer: Encoder,
+    *,
+    on_skip: Callable[[Skipped], None] | None = None,
+    on_document: Callable[[Document], None] | None = None,
+) -> Iterator[TokenizedDocument]:
+    """The documents of `source` as tokens, one at a time.
+
+    `on_skip` hears of everything left out; `on_document` of each document before it is tokenised (its encoding, say).
+    """
+    for item in source:
+        if isinstance(item, Skipped):
+            if on_skip is not None:
+                on_skip(item)
+            continue
+        if on_document is not None:
+            on_document(item)
+        yield tokenize_document(item, tokenizer)
