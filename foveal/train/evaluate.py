@@ -18,14 +18,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foveal.checkpoint.errors import CheckpointError
+from foveal.checkpoint.reader import open_checkpoint
 from foveal.config import ConfigError, ModelConfig
 from foveal.model.attention import Segment
 from foveal.model.state import PlainState, SequenceState
 from foveal.model.transformer import Transformer
-from foveal.ops import Numerics
+from foveal.model.weights import load_transformer
 from foveal.train import snapshot
 from foveal.train.data import DataError, TokenStore, TokenTable
+from foveal.train.export import model_of
 from foveal.train.recall import Question, ask
+from foveal.train.settings import StageConfig
+from foveal.train.start import prepare_stage
 
 CHUNK = 512
 StateFactory = Callable[[ModelConfig], SequenceState]
@@ -138,32 +143,24 @@ def _greedy(
         return got, [int(token) for token in model.logits(streams).argmax(-1)]
 
 
-def load_model(path: Path) -> Transformer:
+def load_model(path: Path, *, quantized: bool = False) -> Transformer:
     """A network from a directory in the official layout, from a training checkpoint, or from a run's folder (its
-    newest checkpoint). Raises `SnapshotError` when it is none of these."""
-    if (path / "position.json").is_file():
-        return _from_snapshot(path)
-    found = snapshot.all_in(path)
-    if found:
-        return _from_snapshot(found[-1])
+    newest checkpoint). With `quantized` a training checkpoint computes as its export would.
+
+    Raises `SnapshotError` when `path` is none of these, `CheckpointError` when the directory is damaged.
+    """
+    if (path / "position.json").is_file() or snapshot.all_in(path):
+        model = model_of(path)
+        prepare_stage(model, StageConfig(length=model.config.index_topk, quantize=quantized))
+        return model
     if not (path / "config.json").is_file():
         raise snapshot.SnapshotError(f"{path} is neither a model directory nor a training checkpoint")
-    from foveal.checkpoint import open_checkpoint
-    from foveal.model.weights import load_transformer
-
     checkpoint = open_checkpoint(path)
-    return load_transformer(checkpoint.config, checkpoint, dtype=torch.float32)
-
-
-def _from_snapshot(path: Path) -> Transformer:
-    saved = snapshot.load(path)
-    model = Transformer(ModelConfig.from_dict(saved.config), numerics=Numerics.none())
-    model.load_state_dict(saved.parameters)
-    return model.eval().requires_grad_(False)
+    return load_transformer(checkpoint.config, checkpoint.weights, dtype=torch.float32)
 
 
 def parse_length(text: str) -> int:
-    """"4k" -> 4096, "1M" -> 1048576, "5000" -> 5000."""
+    """A number of tokens: 4k -> 4096, 1M -> 1048576, 5000 -> 5000."""
     factor = {"k": 1 << 10, "m": 1 << 20}.get(text[-1:].lower(), 1)
     digits = text if factor == 1 else text[:-1]
     try:
@@ -182,16 +179,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", default="build/corpus/tokenizer.json")
     parser.add_argument("--length", type=parse_length, nargs="+", default=[4096], help="context lengths: 4k 32k ...")
     parser.add_argument("--samples", type=int, default=20)
+    parser.add_argument("--quantized", action="store_true", help="compute a training checkpoint as its export would")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="all answers as JSON on stdout")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     try:
-        model = load_model(given.model)
+        model = load_model(given.model, quantized=given.quantized)
         table, store = TokenTable.from_tokenizer(given.tokenizer), TokenStore(given.data)
         answers = {n: _ask_all(model, store, table, n, given.samples, given.seed) for n in given.length}
-    except (snapshot.SnapshotError, DataError, ConfigError) as error:
+    except (snapshot.SnapshotError, CheckpointError, DataError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     summaries = [Summary.of(length, each) for length, each in answers.items()]
@@ -213,8 +211,8 @@ def _ask_all(
         answers.append(answer(model, ask(store, table, length, number, seed=seed), number))
         so_far = Summary.of(length, answers)
         print(
-            f"{length} tokens, {number + 1} of {samples}: greedy {so_far.greedy_accuracy:.3f}, exact {so_far.exact:.2f},"
-            f" forced {so_far.forced_accuracy:.3f} ({answers[-1].seconds:.1f} s each)",
+            f"{length} tokens, {number + 1} of {samples}: greedy {so_far.greedy_accuracy:.3f},"
+            f" exact {so_far.exact:.2f}, forced {so_far.forced_accuracy:.3f} ({answers[-1].seconds:.1f} s)",
             file=sys.stderr,
             flush=True,
         )

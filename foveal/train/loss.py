@@ -60,7 +60,8 @@ class TrainTransformer:
         balances, loads = [], []
         for load in observer.loads:
             experts = load.affinity.shape[-1]
-            balances.append(sequence_balance(load.affinity.view(count, length, -1), load.chosen.view(count, length, -1)))
+            affinity, chosen = load.affinity.view(count, length, -1), load.chosen.view(count, length, -1)
+            balances.append(sequence_balance(affinity, chosen))
             loads.append(torch.bincount(load.chosen.reshape(-1), minlength=experts).to(torch.float32))
         return TrainOutput(
             streams=streams,

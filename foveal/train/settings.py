@@ -50,11 +50,15 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `tokens` and `minutes` are its budget: the schedule follows whichever is used up faster; minutes
-    count training time, over all restarts. `model` is ``{preset: NAME, field: value, ...}``. `start` is "structured"
-    or "random"; `start_from` a checkpoint folder of another run whose parameters are taken instead.
-    With `bf16` matrix products run in bfloat16 (about 1.6 times as fast), parameters stay fp32. `train` and `heldout` are token stores (paths without ``.bin``); every `heldout_every` steps (0: never) recall is
-    measured on `heldout_sequences` held-out sequences."""
+    """A whole run.
+
+    `train` and `heldout` are token stores (paths without ``.bin``); `out` is the run's folder. `tokens` and `minutes`
+    are the budget: the schedule follows whichever is used up faster; minutes count training time, over all restarts.
+    `model` is ``{preset: NAME, field: value, ...}``. `start` is "structured" or "random"; `start_from` a checkpoint of
+    another run whose parameters are taken instead. With `bf16` matrix products run in bfloat16 (about 1.6 times as
+    fast), parameters stay fp32. Every `heldout_every` steps (0: never) recall is measured on `heldout_sequences`
+    held-out sequences.
+    """
 
     out: str
     train: str

@@ -10,6 +10,11 @@ import torch
 from torch import nn
 
 from foveal.config import ModelConfig
+from foveal.model.attention import Attention
+from foveal.model.experts import Experts
+from foveal.model.indexer import Indexer
+from foveal.model.linear import Matrix, MatrixStack
+from foveal.model.transformer import Transformer
 from foveal.ops import Numerics
 from foveal.train.settings import StageConfig
 
@@ -42,10 +47,10 @@ def prepare_stage(model: nn.Module, stage: StageConfig) -> None:
     """
     numerics = Numerics() if stage.quantize else Numerics.none()
     for module in model.modules():
-        if hasattr(module, "fake_quantize"):
+        if isinstance(module, Matrix | MatrixStack):
             module.fake_quantize = stage.quantize
-        if hasattr(module, "numerics"):
+        if isinstance(module, Transformer | Attention | Experts):
             module.numerics = numerics
-        if hasattr(module, "topk"):
+        if isinstance(module, Indexer):
             # More entries than any training sequence has: the dense stage.
             module.topk = stage.index_topk if stage.index_topk is not None else stage.length

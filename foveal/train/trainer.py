@@ -38,7 +38,7 @@ class TrainingError(RuntimeError):
 
 
 class Trainer:
-    """One run: a network, its data and its optimiser, from wherever its checkpoints left it to the end of its budget."""
+    """One run: a network, its data and its optimiser, from where its checkpoints left it to the end of its budget."""
 
     def __init__(
         self,
