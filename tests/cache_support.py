@@ -94,7 +94,7 @@ def _layer(state: SequenceState, layer: int, tokens: Tensor) -> None:
 
 
 def step(state: SequenceState, tokens: Tensor, *, mtp: bool = True, fail_after: int | None = None) -> None:
-    """Run `tokens` through the stand-in: all layers, then the MTP block if asked. Fails after so many layers if asked."""
+    """Run `tokens` through the stand-in: all layers, and the MTP block unless told not to; fail after some."""
     for layer in range(CONFIG.num_hidden_layers + mtp):
         if fail_after == layer:
             raise Broken

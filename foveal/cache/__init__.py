@@ -16,17 +16,17 @@ that is arithmetic on t (`CacheLayout`, `ModelConfig.entries_after`, `open_row_c
 
 **A step** is what `foveal.model.state.SequenceState` says: for every layer `window`, `open_rows`, `append`, `entries`;
 then `advance` once. The first `append` acquires the pages the step will need (`CacheFull` comes here, before the work).
-New entries go straight into free slots, behind what t covers, where nobody but this step looks; `advance` makes them the
-past by moving t. So a step that fails anywhere leaves the sequence as it was; the next `append` of a layer already
+New entries go straight into free slots behind what t covers, where nobody but this step looks; `advance` makes them
+the past by moving t. So a step that fails anywhere leaves the sequence as it was; the next `append` of a layer already
 appended, or `rollback`, or any of fork, truncate, export, keep_tail and free, drops what was staged.
 
 **Entries come back through their codec**, those of the current step too: what a chunk sees of its own entries is what
 later chunks see, so cutting a prefill differently changes nothing.
 
 **Reading.** `entries` gives all of a compressor's entries decoded in the sequence's compute dtype, valid until the next
-`append`. By default they come out of a view that grows with the sequence and decodes each entry once; views are derived,
-belong to one sequence, and `drop_views` gives their memory back (an idle sequence should). `gather` reads only the
-entries asked for. `table` gives the pages themselves, for kernels that read in place.
+`append`. By default they come out of a view that grows with the sequence and decodes each entry once; views are
+derived, belong to one sequence, and `drop_views` gives their memory back (an idle sequence should). `gather` reads
+only the entries asked for. `table` gives the pages themselves, for kernels that read in place.
 
 **Going back.** `truncate(n)` returns to the nearest kept tail at or before n and hands back the tokens from there to n:
 run them and the state is the one it was at n. Tails are kept by `keep_tail`, every
@@ -40,10 +40,12 @@ which it was not run empties its window: a window with a hole in it would be sil
 """
 
 from foveal.cache.errors import CacheError, CacheFull, ImageError, SequenceFreed
+from foveal.cache.image import SequenceImage
 from foveal.cache.layout import CacheBytes, CacheFormat, CacheLayout, Region
+from foveal.cache.machines import MACHINE_NAMES, Machine
 from foveal.cache.page import Page, PagePool
-from foveal.cache.plan import Machine, Plan, PlanError, make_plan, parse_tokens
-from foveal.cache.sequence import Sequence, SequenceImage
+from foveal.cache.plan import PLAN_FORMATS, Plan, PlanError, make_plan, parse_tokens
+from foveal.cache.sequence import Sequence
 from foveal.cache.tail import Tail
 from foveal.cache.view import EntryTable
 
@@ -55,7 +57,9 @@ __all__ = [
     "CacheLayout",
     "EntryTable",
     "ImageError",
+    "MACHINE_NAMES",
     "Machine",
+    "PLAN_FORMATS",
     "Page",
     "PagePool",
     "Plan",

@@ -201,6 +201,14 @@ class CacheLayout:
             tokens=tokens * TOKEN_BYTES,
         )
 
+    def published_bytes(self, tokens: int) -> int:
+        """A context's bytes counted as published figures count them: entries, and windows of W rows stored as entries.
+
+        Our own window has W - 1 rows (the newest token brings its own) and stays unpacked; `bytes_at` says that.
+        """
+        rows = self.config.num_hidden_layers * min(tokens, self.config.sliding_window)
+        return self.bytes_at(tokens).entries + rows * self._codec(Part.MAIN).nbytes
+
     @property
     def bytes_per_token(self) -> float:
         """Compressed bytes a token costs in the long run: `page_bytes` / 256."""

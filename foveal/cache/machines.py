@@ -1,7 +1,7 @@
 """Machines a plan can be made for: named ones by their datasheets, and the one this runs on by asking it.
 
-What is special here: memory is what the driver or the system reports, not the round number of the box, and `usable` leaves room
-for activations and the system.
+What is special here: memory is what the driver or the system reports, not the round number on the box, and `usable`
+leaves room for activations and the system.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from foveal.config import PAGE_TOKENS
 
 
 class Page:
-    """One page. `data` is uint8 [page_bytes]; `tokens` is None while open, then the int32 [256] token ids it stands for.
+    """One page. `data` is uint8 [page_bytes]; `tokens` is None while open, then int32 [256], the token ids behind it.
 
     `references` counts the sequences that hold it. Pages are made and counted by a `PagePool` only.
     """
@@ -63,7 +63,7 @@ class Page:
         """The page is full: `tokens`, int32 [256], are what it stands for."""
         self._must_be_open()
         if tokens.shape != (PAGE_TOKENS,) or tokens.dtype != torch.int32:
-            raise CacheError(f"a page is sealed with {PAGE_TOKENS} int32 token ids, not {tokens.dtype} {list(tokens.shape)}")
+            raise CacheError(f"a page takes {PAGE_TOKENS} int32 token ids, not {tokens.dtype} {list(tokens.shape)}")
         self.tokens = tokens
 
     def _must_be_open(self) -> None:
@@ -192,6 +192,6 @@ class PagePool:
         if self.limit is not None and self.live + count > self.limit:
             size = self.layout.page_bytes / 2**20
             raise CacheFull(
-                f"the cache is full: {count} more page(s) of {size:.2f} MiB wanted, {self.live} of {self.limit} in use; "
-                "free sequences or raise the limit"
+                f"the cache is full: {count} more page(s) of {size:.2f} MiB wanted, {self.live} of {self.limit} in "
+                "use; free sequences or raise the limit"
             )

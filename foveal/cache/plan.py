@@ -1,9 +1,9 @@
 """What a context costs: weights, cache and what is left, by arithmetic alone.
 
-What is special here: the bytes come from the same `CacheLayout` that allocates pages and the same tensor list that writes checkpoints, so a plan
-cannot promise what the cache does not keep. Beside it stand two rivals' caches for the same tokens: DeepSeek-V3.2 (61
-layers of a 576-wide latent and a 128-wide index key) and plain GQA of 8 KV heads x 128 in this model's layer count
-(V4 spec 4.3).
+What is special here: the bytes come from the `CacheLayout` that allocates pages and from the tensor list that writes
+checkpoints, so a plan cannot promise what the cache does not keep. Beside it stand two rivals' caches for as many
+tokens: DeepSeek-V3.2 (61 layers of a 576-wide latent and a 128-wide index key) and plain GQA of 8 KV heads x 128 in
+this model's layer count (V4 spec 4.3).
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 from foveal.cache.layout import CacheBytes, CacheFormat, CacheLayout
 from foveal.cache.machines import MACHINE_NAMES, Machine, machine
+from foveal.checkpoint.summary import Summary, summarize
 from foveal.config import HCA_RATIO, PAGE_TOKENS, ModelConfig
 
 PLAN_FORMATS: Mapping[str, CacheFormat] = {
@@ -68,9 +70,15 @@ class Plan:
     agent_tokens: int
     kv: str
     weights: Mapping[str, int]
-    """By stored dtype."""
+    """Stored bytes by format; MTP blocks included, as they are stored."""
+    parameters: int
+    active: int
+    """Parameters, and those of them one token's arithmetic touches; without MTP blocks and, active, the embedding."""
     context: CacheBytes
-    """One context by kind; `context.entries` is what the published figures count."""
+    """One context by kind, as this cache holds it."""
+    published: int
+    """The same context counted as published figures count it (`CacheLayout.published_bytes`): 9.62 GiB for Pro's
+    million tokens in BF16. What to set beside the rivals."""
     bytes_per_token: float
     shared: int
     private: int
@@ -111,16 +119,11 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, derived numbers included, in JSON's types."""
-        derived = "weight_bytes cache_bytes total remaining fits contexts_fit agents_fit".split()
+        derived = ("weight_bytes", "cache_bytes", "total", "remaining", "fits", "contexts_fit", "agents_fit")
         data = asdict(self) | {name: getattr(self, name) for name in derived}
         data["weights"] = dict(self.weights)
         data["context"] = self.context.to_dict() | {"entries": self.context.entries, "total": self.context.total}
         return data
-
-
-def weight_bytes(config: ModelConfig) -> dict[str, int]:
-    """Stored bytes of the weights by dtype."""
-    raise SystemExit
 
 
 def make_plan(
@@ -140,7 +143,7 @@ def make_plan(
         raise PlanError(f"no cache format {kv!r}; there are {', '.join(PLAN_FORMATS)}")
     if tokens < 1 or agents < 1 or agent_tokens < 0:
         raise PlanError(f"a plan needs at least 1 token and 1 agent, not {tokens}, {agents} and {agent_tokens}")
-    layout = CacheLayout(config, PLAN_FORMATS[kv])
+    layout, model = CacheLayout(config, PLAN_FORMATS[kv]), _summary(config)
     context = layout.bytes_at(tokens)
     own_pages = 1 + -(-agent_tokens // PAGE_TOKENS)
     return Plan(
@@ -148,14 +151,23 @@ def make_plan(
         agents=agents,
         agent_tokens=agent_tokens,
         kv=kv,
-        weights=weight_bytes(config),
+        weights=model.bytes_by_format,
+        parameters=model.parameters,
+        active=model.active,
         context=context,
+        published=layout.published_bytes(tokens),
         bytes_per_token=layout.bytes_per_token,
         shared=tokens // PAGE_TOKENS * layout.page_bytes + context.tokens,
         private=_largest_tail(layout, tokens) + own_pages * layout.page_bytes,
         rivals=_rivals(config, tokens, kv),
         machine=_machine(on),
     )
+
+
+@lru_cache(maxsize=8)
+def _summary(config: ModelConfig) -> Summary:
+    """Walking Pro's 145,116 tensors takes a second or two: once per model is enough."""
+    return summarize(config)
 
 
 def _largest_tail(layout: CacheLayout, tokens: int) -> int:

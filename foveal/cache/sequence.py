@@ -1,52 +1,28 @@
 """One sequence: pages and tail (the contract stands in `foveal.cache`).
 
-What is special here: a step is staged in `_Step` and in page slots nobody reads, and `advance` commits it by assigning
+What is special here: a step is staged in `Step` and in page slots nobody reads, and `advance` commits it by assigning
 four attributes. Everything else asks the length.
 """
 
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from foveal.cache.errors import CacheError, ImageError, SequenceFreed
+from foveal.cache.errors import CacheError, SequenceFreed
+from foveal.cache.image import SequenceImage, check_image
 from foveal.cache.layout import CacheBytes
 from foveal.cache.page import Page, PagePool
+from foveal.cache.step import Step, check_update, own, token_ids
 from foveal.cache.tail import Tail
 from foveal.cache.view import EntryTable, EntryViews
 from foveal.config import PAGE_TOKENS
-from foveal.model.state import LayerUpdate, OpenRows, Part, parts_of
-
-
-@dataclass(frozen=True)
-class SequenceImage:
-    """A sequence as plain tensors, for saving.
-
-    `tokens` is int32 [length]; `pages` are the full pages' bytes, uint8 [page_bytes] each, in order, the sequence's own
-    memory, not to be written into; `open_page` the open page's (zeros behind its entries) when ``length % 256 != 0``; `tail` the
-    named tensors of `foveal.cache.tail`.
-    """
-
-    length: int
-    tokens: Tensor
-    pages: list[Tensor]
-    open_page: Tensor | None
-    tail: dict[str, Tensor]
-
-
-@dataclass
-class _Step:
-    """What `append` has taken since the last `advance`: `count` tokens, and for each layer its next tail."""
-
-    count: int
-    new_pages: list[Page]
-    windows: dict[int, Tensor] = field(default_factory=dict)
-    rows: dict[tuple[int, Part], OpenRows] = field(default_factory=dict)
+from foveal.model.state import LayerUpdate, OpenRows, Part
 
 
 class Sequence:
@@ -74,7 +50,7 @@ class Sequence:
         self._kept: list[Tail] = [self._tail]
         self._pages: list[Page] = []
         self._open_tokens = torch.empty(0, dtype=torch.int32)
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._freed = False
 
     def __enter__(self) -> Self:
@@ -164,7 +140,7 @@ class Sequence:
         if step is None:
             raise CacheError(f"MTP block {layer} was appended before the main layers of its step")
         if not mtp:
-            self._check_update(layer, update, step.count)
+            check_update(self.layout, layer, update, self.length, step.count)
         with torch.inference_mode(False), torch.no_grad():
             keep = self.config.sliding_window - 1
             before = step.windows.get(layer, self._tail.windows[layer])
@@ -172,7 +148,7 @@ class Sequence:
             window = rows[max(0, len(rows) - keep) :].clone()
             # The network may reuse its buffers, and a slice would keep a whole chunk alive: own copies.
             opened = {
-                (layer, part): OpenRows(_own(rows.kv, before), _own(rows.gate, before))
+                (layer, part): OpenRows(own(rows.kv, before), own(rows.gate, before))
                 for part, rows in update.open_rows.items()
             }
             for part, entries in update.entries.items():
@@ -200,7 +176,7 @@ class Sequence:
         missing = [i for i in range(self.config.num_hidden_layers) if step is None or i not in step.windows]
         if step is None or missing:
             raise CacheError(f"advance before every layer was appended; missing: {missing}")
-        ids = self._token_ids(tokens, step.count)
+        ids = token_ids(tokens, step.count, self.config.vocab_size)
         old, new = self._tail.position, self._tail.position + step.count
         open_tokens = torch.cat([self._open_tokens, ids])
         none = torch.empty_like(self._tail.windows[-1][:0])
@@ -305,8 +281,9 @@ class Sequence:
     def truncate(self, length: int) -> Tensor:
         """Go back to the nearest tail at or before `length`; returns the tokens, int32, to replay to arrive there.
 
-        `self.length` is that tail's position afterwards. Going back to the current length does nothing. Raises `CacheError` when
-        `length` is not in 0..t, `CacheFull` when a shared page has to be reopened and there is no page for it.
+        `self.length` is that tail's position afterwards. Going back to the current length does nothing. Raises
+        `CacheError` when `length` is not in 0..t, `CacheFull` when a full page has to be reopened and there is no page
+        for its copy.
         """
         self.rollback()
         if not 0 <= length <= self.length:
@@ -367,9 +344,9 @@ class Sequence:
         nothing is held.
         """
         sequence = cls(pool, dtype=dtype, tail_every=tail_every, views=views)
-        _check_image(image, pool)
+        check_image(image, pool.layout)
         tail = Tail.from_tensors(pool.layout, image.length, image.tail, pool.device)
-        ids = sequence._token_ids(image.tokens, image.length)
+        ids = token_ids(image.tokens, image.length, sequence.config.vocab_size)
         pages: list[Page] = []
         try:
             for number, data in enumerate(image.pages):
@@ -394,28 +371,7 @@ class Sequence:
 
     def _begin(self, count: int) -> None:
         self.rollback()
-        self._step = _Step(count, self.pool.acquire(self.pages_needed(count)))
-
-    def _check_update(self, layer: int, update: LayerUpdate, count: int) -> None:
-        parts = set(parts_of(self.config, layer))
-        if set(update.entries) != parts or set(update.open_rows) != parts:
-            found = sorted(set(update.entries) | set(update.open_rows))
-            raise CacheError(f"layer {layer} has the compressors {sorted(parts)}, its update {found}")
-        old, new = self.length, self.length + count
-        fresh = self.config.entries_after(new, layer) - self.config.entries_after(old, layer)
-        expected: list[tuple[str, Tensor, tuple[int, int]]] = [
-            ("window rows", update.window, (count, self.config.head_dim))
-        ]
-        for part in parts:
-            shape = self.layout.open_shape(layer, part, new)
-            expected.append((f"{part} open rows", update.open_rows[part].kv, shape))
-            expected.append((f"{part} open gates", update.open_rows[part].gate, shape))
-            expected.append((f"{part} entries", update.entries[part], (fresh, self.layout.region(layer, part).codec.width)))
-        for name, tensor, shape in expected:
-            if tuple(tensor.shape) != shape:
-                raise CacheError(
-                    f"layer {layer}: {name} of {count} tokens after {old} must be {list(shape)}, not {list(tensor.shape)}"
-                )
+        self._step = Step(count, self.pool.acquire(self.pages_needed(count)))
 
     def _write(self, layer: int, part: Part, entries: Tensor) -> None:
         """Encode new entries into the slots behind those of the past, over as many pages as they need."""
@@ -430,17 +386,8 @@ class Sequence:
             pages[number].write(region, slot, part_rows)
             done += len(part_rows)
 
-    def _token_ids(self, tokens: Tensor, count: int) -> Tensor:
-        """`tokens` as int32 [count] on the CPU, checked."""
-        if tokens.dim() != 1 or len(tokens) != count or tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise CacheError(f"{count} token ids (integers) are due, not {tokens.dtype} {list(tokens.shape)}")
-        vocabulary = self.config.vocab_size
-        if count and (int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary):
-            raise CacheError(f"token ids must be 0 to {vocabulary - 1}, not {tokens.min()} to {tokens.max()}")
-        return tokens.detach().to("cpu", torch.int32)
-
     def _reopen(self, number: int, filled: int) -> Page:
-        """An open page with what the first `filled` tokens of page `number` left; the open page itself if it is that."""
+        """An open page with what the first `filled` tokens of page `number` left; an open page is cut in place."""
         page = self._pages[number]
         if page.sealed:
             source, page = page, self.pool.acquire()[0]
@@ -452,27 +399,3 @@ class Sequence:
         if self._views is not None:
             for layer, part in self.layout.regions:
                 self._views.limit((layer, part), self.config.entries_after(self.length, layer))
-
-
-def _own(rows: Tensor, like: Tensor) -> Tensor:
-    """`rows` in fp32, in memory of its own beside `like`."""
-    return rows.detach().to(like.device, torch.float32, copy=True)
-
-
-def _check_image(image: SequenceImage, pool: PagePool) -> None:
-    size, full, rest = pool.layout.page_bytes, *divmod(image.length, PAGE_TOKENS)
-    wrong = []
-    if image.length < 0 or tuple(image.tokens.shape) != (image.length,):
-        wrong.append(f"{image.length} token ids are due, not {list(image.tokens.shape)}")
-    if len(image.pages) != full:
-        wrong.append(f"{full} full pages are due, not {len(image.pages)}")
-    if (image.open_page is not None) != (rest > 0):
-        wrong.append("an open page is due" if rest else "no open page is due at a multiple of 256 tokens")
-    for name, data in [*((f"page {i}", page) for i, page in enumerate(image.pages)), ("open page", image.open_page)]:
-        if data is not None and (data.dtype != torch.uint8 or tuple(data.shape) != (size,)):
-            wrong.append(f"{name} is {data.dtype} {list(data.shape)}, must be uint8 [{size}]")
-    if wrong:
-        raise ImageError(f"the image does not fit this model and cache format: {'; '.join(wrong)}")
-
-
-__all__ = ["Sequence", "SequenceImage"]

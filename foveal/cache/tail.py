@@ -23,8 +23,9 @@ from foveal.model.state import OpenRows, Part
 class Tail:
     """Raw windows and open rows after `position` tokens.
 
-    `windows[layer]` is [min(position, W - 1), c] in the format's window dtype, one for each layer and then one for each
-    MTP block; an MTP block that was not run at this position has 0 rows. `rows` holds each compressor's open rows, fp32.
+    `windows[layer]` is [min(position, W - 1), c] in the format's window dtype, one for each layer and then one for
+    each MTP block; an MTP block that was not run at this position has 0 rows. `rows` holds each compressor's open rows
+    in fp32.
     """
 
     position: int
@@ -110,4 +111,5 @@ def _check(layout: CacheLayout, position: int, tensors: Mapping[str, Tensor]) ->
         if not (fits or fewer) or found.dtype != dtype:
             wrong.append(f"{name} is {found.dtype} {list(found.shape)}, must be {dtype} {list(shape)}")
     if wrong:
-        raise ImageError(f"tail at position {position} does not fit this model and cache format: {'; '.join(sorted(wrong))}")
+        listed = "; ".join(sorted(wrong))
+        raise ImageError(f"tail at position {position} does not fit this model and cache format: {listed}")

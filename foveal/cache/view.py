@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from foveal.cache.errors import CacheError
-from foveal.cache.page import Page
 from foveal.cache.layout import Region
+from foveal.cache.page import Page
 from foveal.model.state import Part
 
 
@@ -22,8 +22,9 @@ from foveal.model.state import Part
 class EntryTable:
     """Where the entries of one compressor lie: what a page table is to a kernel that reads in place.
 
-    Entry s is the `region.entry_bytes` bytes from byte ``region.offset + (s % region.count) * region.entry_bytes`` on of
-    ``pages[s // region.count].data``. `count` entries are there, those of a step in progress included.
+    Entry s is the `region.entry_bytes` bytes of ``pages[s // region.count].data`` from byte
+    ``region.offset + (s % region.count) * region.entry_bytes`` on. `count` entries are there,
+    those of a step in progress included.
     """
 
     pages: Seq[Page]
@@ -58,7 +59,7 @@ class EntryTable:
             raise CacheError(f"entries 0 to {self.count - 1} exist; {indices.min()} to {indices.max()} were asked for")
         order = torch.argsort(indices, stable=True)
         numbers, counts = torch.unique_consecutive(indices[order] // self.region.count, return_counts=True)
-        slots = (indices[order] % self.region.count).split(counts.tolist())
+        slots = torch.split(indices[order] % self.region.count, counts.tolist())
         found = [
             self.pages[number].rows(self.region).index_select(0, slot)
             for number, slot in zip(numbers.tolist(), slots, strict=True)
