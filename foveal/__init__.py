@@ -10,24 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveal.api import Engine, Generation, open_engine
-    from foveal.config import PRESETS, ModelConfig
-    from foveal.engine import FinishReason, SamplingParams
-    from foveal.memory import (
-        Citation,
-        CorruptMemory,
-        FingerprintMismatch,
-        Memory,
-        Recall,
-        StoreError,
-        delete_memory,
-        list_memories,
-    )
+    from foveal.api import Engine as Engine
+    from foveal.api import Generation as Generation
+    from foveal.config import PRESETS as PRESETS
+    from foveal.config import ModelConfig as ModelConfig
+    from foveal.engine import FinishReason as FinishReason
+    from foveal.engine import SamplingParams as SamplingParams
+    from foveal.memory import Citation as Citation
+    from foveal.memory import CorruptMemory as CorruptMemory
+    from foveal.memory import FingerprintMismatch as FingerprintMismatch
+    from foveal.memory import Memory as Memory
+    from foveal.memory import Recall as Recall
+    from foveal.memory import StoreError as StoreError
+    from foveal.memory import delete_memory as delete_memory
+    from foveal.memory import list_memories as list_memories
 
-_HOMES = {
+_HOMES = {  # name -> the room it lives in; the imports above tell type checkers the same
     "Engine": "foveal.api",
     "Generation": "foveal.api",
-    "open_engine": "foveal.api",
     "ModelConfig": "foveal.config",
     "PRESETS": "foveal.config",
     "FinishReason": "foveal.engine",

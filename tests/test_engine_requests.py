@@ -451,8 +451,9 @@ def test_constraint_is_followed_and_told() -> None:
 
     constraint = Twice()
     engine = BatchEngine(MockNetwork(counting))
-    request = engine.submit(MockState(), [30], SamplingParams(max_tokens=4), constraint=constraint)
-    assert finish(engine, request)[2] == [6, 6, 7, 8] == constraint.taken  # ties: the lowest of 6 and 8
+    request = engine.submit(MockState(), [30], SamplingParams(max_tokens=2), constraint=constraint)
+    assert finish(engine, request)[2] == [6, 6, 7, 8]  # ties: the lowest of 6 and 8; forced tokens come on top of two
+    assert constraint.taken == [6, 6]
 
 
 def test_damaged_logits_are_an_error_not_a_token() -> None:

@@ -1,6 +1,7 @@
 """Run the network over many sequences: requests, scheduler, sampling, and the loop that joins them."""
 
 from foveal.engine.engine import BatchEngine
+from foveal.engine.fingerprint import Fingerprint
 from foveal.engine.request import (
     GREEDY,
     Event,
@@ -22,6 +23,7 @@ __all__ = [
     "BadLogitsError",
     "BatchEngine",
     "Event",
+    "Fingerprint",
     "FinishReason",
     "Network",
     "ParameterError",

@@ -129,7 +129,7 @@ class BatchEngine:
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """Run one step for everybody: schedule -> run -> postprocess. Returns what happened, also queued for `events`."""
+        """One step for everybody: schedule -> run -> postprocess. Returns what happened, also queued for `events`."""
         with self._lock:
             plan = self.scheduler.schedule()
             results = self._run_together(plan) if self.batched else [self._run_alone(work) for work in plan]
@@ -189,8 +189,9 @@ class BatchEngine:
     def _choose(self, request: Request, logits: Tensor, trace: tuple[LayerTrace, ...]) -> Event:
         allowed = request.constraint.allowed() if request.constraint is not None else None
         chosen = sample(logits, request.params, seed=request.seed, index=len(request.generated), allowed=allowed)
-        if request.constraint is not None:
+        if request.constraint is not None and allowed is not None:
             request.constraint.accept(chosen.token)
+            request.constrained += 1
         if self._is_stop_token(request.params, chosen.token):
             held = request.text.flush() if request.text is not None else ""
             self._end(request, FinishReason.STOP)
@@ -206,7 +207,7 @@ class BatchEngine:
         text = request.text.push(chosen.token) if request.text is not None else ""
         if request.text is not None and request.text.stopped:
             return text, FinishReason.STOP
-        if len(request.generated) < request.params.max_tokens:
+        if len(request.generated) - request.constrained < request.params.max_tokens:
             return text, None
         return text + (request.text.flush() if request.text is not None else ""), FinishReason.LENGTH
 

@@ -45,7 +45,8 @@ class SamplingParams:
     top_k: keep the k likeliest tokens (0: all).   top_p: then the smallest set whose probability reaches it.
     min_p: then those at least `min_p` times as likely as the likeliest.
     seed: makes sampling reproducible, whatever else is in the batch; None draws a fresh one for each request.
-    max_tokens: tokens to generate at most.   stop: strings that end the text (they are not part of it).
+    max_tokens: tokens to generate at most, not counting those chosen under a constraint.
+    stop: strings that end the text (they are not part of it).
     stop_tokens: ids that end it, beside the end-of-sequence token (unless `ignore_eos`).
     logprobs: report this many likeliest alternatives of each token (0: none; at most 20). The log-probabilities are
     those of the network itself, before temperature, filters and constraints.
@@ -179,6 +180,8 @@ class Request:
     trace: bool = False
     generated: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
+    constrained: int = 0
+    """Tokens chosen under the constraint; they repeat the prompt's end and do not count for `max_tokens`."""
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:

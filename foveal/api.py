@@ -1,0 +1,271 @@
+"""The public face of a model: open it, generate, read into a sequence.
+
+What is special here: this module joins the rooms below the memories (checkpoint, cache, engine, text) into one object
+and adds nothing of its own. A generation from an existing sequence runs on a fork, so that the base stays what it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from foveal import cache
+from foveal.checkpoint import fingerprint as model_fingerprint
+from foveal.checkpoint import load_model, open_checkpoint
+from foveal.config import ModelConfig
+from foveal.engine import (
+    GREEDY,
+    BatchEngine,
+    Event,
+    Fingerprint,
+    FinishReason,
+    Network,
+    Sampled,
+    SamplingParams,
+)
+from foveal.model import Transformer
+from foveal.ops import Numerics
+from foveal.text import Tokenizer, TokenStream
+from foveal.text.healing import PrefixConstraint, heal
+
+SHIPPED = ("nano",)
+"""Models inside the package."""
+
+
+DEQUANTIZE_UP_TO = 1 << 28
+"""Models up to so many parameters (1 GiB in fp32) are dequantised when opened: much faster on the reference backend."""
+
+
+class ModelNotFound(FileNotFoundError):
+    """No such model directory, and no shipped model of that name."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished generation. `text` ends before a stop string; `tokens` are all chosen tokens but a stop token.
+
+    With token healing, `tokens` begin with the ones that repeat the healed end of the prompt, and `text` after it.
+    `logprobs` has the log-probability of each token (and alternatives when asked for).
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    logprobs: tuple[Sampled, ...]
+    prompt_tokens: int
+
+
+class Engine:
+    """A model ready to run: network, tokenizer, pages, and the batch engine over them.
+
+    `pool` holds the pages of all sequences of this engine.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tokenizer: Tokenizer,
+        *,
+        weights: Callable[[], str],
+        kv: cache.CacheFormat | None = None,
+        numbers: str = "fp32",
+        batch: BatchEngine | None = None,
+        name: str = "",
+    ) -> None:
+        """`weights` gives the content hash of the network's weights when it is first needed (it reads all of them);
+        `numbers` names its arithmetic.
+
+        Raises `ValueError` when the tokenizer has ids beyond the network's vocabulary.
+        """
+        if tokenizer.vocab_size > network.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids but the network knows {network.config.vocab_size}; they "
+                "do not belong together"
+            )
+        self.network = network
+        self.config: ModelConfig = network.config
+        self.tokenizer = tokenizer
+        self.name = name
+        self.kv = kv or cache.CacheFormat()
+        self.pool = cache.PagePool(cache.CacheLayout(self.config, self.kv))
+        self.batch = batch or BatchEngine(network)
+        self._weights, self._numbers = weights, f"{numbers}, cache {self.kv}"
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = "nano",
+        *,
+        threads: int | None = None,
+        kv: cache.CacheFormat | None = None,
+        numerics: Numerics | None = None,
+    ) -> Self:
+        """A shipped model by name, or a directory in the official layout (config, safetensors, tokenizer.json).
+
+        `threads`: CPU threads of this process's torch (default: torch's choice). `kv`: how the cache stores entries.
+        `numerics`: which run-time quantisations are simulated (default: those of the official code).
+        Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, or `foveal.text.TokenizerError`.
+        """
+        folder = model_folder(model)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        tokenizer = Tokenizer.from_file(folder)
+        checkpoint = open_checkpoint(folder)
+        numerics = numerics or Numerics()
+        small = sum(math.prod(weight.shape) for weight in checkpoint.weights.values()) <= DEQUANTIZE_UP_TO
+        network: Transformer = load_model(folder, dtype=torch.float32 if small else None, numerics=numerics)
+        return cls(
+            network,
+            tokenizer,
+            weights=lambda: model_fingerprint(checkpoint.config, checkpoint.weights).hex(),
+            kv=kv,
+            numbers=describe(numerics),
+            name=model if isinstance(model, str) and model in SHIPPED else folder.resolve().name,
+        )
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Everything a state depends on. The first use reads all weights."""
+        return Fingerprint.of(
+            self.config, weights=self._weights(), tokenizer=self.tokenizer.fingerprint(), numbers=self._numbers
+        )
+
+    # ------------------------------------------------------------------ sequences
+
+    def new_sequence(self, *, tail_every: int | None = None) -> cache.Sequence:
+        """An empty sequence in this engine's pool; `free` it when done. `tail_every`: see `foveal.cache.Sequence`."""
+        return cache.Sequence(self.pool, dtype=torch.float32, tail_every=tail_every)
+
+    def restore_sequence(self, image: cache.SequenceImage, *, tail_every: int | None = None) -> cache.Sequence:
+        """The sequence an image was exported from. Raises `foveal.cache.ImageError` when it does not fit."""
+        return cache.Sequence.restore(self.pool, image, dtype=torch.float32, tail_every=tail_every)
+
+    def prefill(
+        self,
+        sequence: cache.Sequence,
+        tokens: Sequence[int],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> int:
+        """Run `tokens` into `sequence`, chunk by chunk; returns how many were run.
+
+        `progress(done, total)` is called after every chunk; `should_stop` is asked before every chunk. Whatever
+        interrupts it, the sequence holds the chunks that were completed. Raises `ParameterError` for an unknown id.
+        """
+        done = 0
+        while done < len(tokens) and not (should_stop is not None and should_stop()):
+            done += self.batch.prefill(sequence, tokens[done : done + self.batch.scheduler.chunk])
+            if progress is not None:
+                progress(done, len(tokens))
+        return done
+
+    # ------------------------------------------------------------------ generating
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams = GREEDY,
+        *,
+        base: cache.Sequence | None = None,
+        heal_prompt: bool = False,
+        trace: bool = False,
+        **settings: Any,
+    ) -> Iterator[Event]:
+        """Continue `prompt`, one event for each token. Closing the iterator cancels.
+
+        `base`: go on from this sequence (on a fork; it is not changed). `settings` are fields of `SamplingParams`
+        that replace those of `params`; `stop` may be one string. `heal_prompt`: let the model choose the last token
+        of a text prompt anew, so that a prompt cut in the middle of a token goes on as the whole token would; the
+        text still begins after the prompt. Raises `ParameterError` for bad parameters or an empty prompt, and what
+        the network raised when it failed.
+        """
+        params = with_settings(params, **settings)
+        if heal_prompt and isinstance(prompt, str):
+            tokens, remainder = heal(self.tokenizer, prompt)
+        else:
+            tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            remainder = b""
+        sequence = base.fork() if base is not None else self.new_sequence()
+        try:
+            request = self.batch.submit(
+                sequence,
+                tokens,
+                params,
+                text=TokenStream(self.tokenizer, params.stop, skip_bytes=len(remainder)),
+                constraint=PrefixConstraint(self.tokenizer, remainder) if remainder else None,
+                trace=trace,
+            )
+            for event in self.batch.events(request):
+                if event.error is not None:
+                    raise event.error
+                yield event
+        finally:
+            sequence.free()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams = GREEDY,
+        *,
+        base: cache.Sequence | None = None,
+        heal_prompt: bool = False,
+        **settings: Any,
+    ) -> Generation:
+        """`stream`, to its end."""
+        count = len(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        events = self.stream(prompt, params, base=base, heal_prompt=heal_prompt, **settings)
+        return collect(events, prompt_tokens=count)
+
+
+def describe(numerics: Numerics) -> str:
+    """The arithmetic in words, for the fingerprint."""
+    simulated = [name for name, on in dataclasses.asdict(numerics).items() if on]
+    return f"fp32, simulating {'+'.join(simulated) or 'nothing'}"
+
+
+def collect(events: Iterator[Event], *, prompt_tokens: int) -> Generation:
+    """The whole of a stream."""
+    text: list[str] = []
+    chosen: list[Sampled] = []
+    reason = FinishReason.CANCELLED
+    for event in events:
+        text.append(event.text)
+        if event.sampled is not None and event.is_output:
+            chosen.append(event.sampled)
+        reason = event.finish_reason or reason
+    tokens = tuple(sampled.token for sampled in chosen)
+    return Generation("".join(text), tokens, reason, tuple(chosen), prompt_tokens)
+
+
+def with_settings(params: SamplingParams, **settings: Any) -> SamplingParams:
+    """`params` with some fields replaced. `stop` may be a string or any sequence of strings."""
+    if "stop" in settings:
+        stop = settings["stop"]
+        settings["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if "stop_tokens" in settings:
+        settings["stop_tokens"] = tuple(settings["stop_tokens"] or ())
+    return dataclasses.replace(params, **settings) if settings else params
+
+
+def model_folder(model: str | Path) -> Path:
+    """The directory of a shipped model's name, or the directory itself. Raises `ModelNotFound`."""
+    if isinstance(model, str) and model in SHIPPED:
+        folder = Path(__file__).parent / "weights" / model
+        if not (folder / "config.json").is_file():
+            raise ModelNotFound(f"the shipped model {model!r} is missing from {folder.parent}; install Foveal again")
+        return folder
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(
+            f"there is no model at {folder} (a directory with config.json, safetensors and tokenizer.json); shipped "
+            f"models: {', '.join(SHIPPED)}"
+        )
+    return folder

@@ -1,0 +1,130 @@
+"""Where an answer came from: from attention masses to file and lines.
+
+What is special here: attention is read as a measure over the source. A layer's masses say how much of the attention of
+one generated token fell on an entry; an entry's mass is spread evenly over the tokens it covers, 4 in a CSA layer, 128
+in an HCA layer, 1 in the raw window. So a sharp entry counts 32 times as much per token as a diffuse one, with no
+weights to choose, and masses of all layers and heads simply add up. The unit is a *cell*, the four tokens of a CSA
+entry. An HCA entry alone names no cell; it adds its share to the cells that a CSA entry or the window named. Mass on
+the cue and on generated text is no source and is left out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveal.config import CSA_RATIO, HCA_RATIO
+from foveal.model import LayerTrace
+
+Locate = Callable[[int], tuple[str, int] | None]
+"""Token index in the source -> (path, line from 1), or None where no file stands (a header, a separator)."""
+
+CELL_TOKENS = CSA_RATIO
+MERGE_LINES = 3
+"""Cited lines of a file at most this far apart are one citation."""
+MIN_SHARE = 0.05
+"""Citations with a smaller share are noise and are left out."""
+TOP_CELLS = 4
+"""Cells kept for each generated token."""
+
+
+@dataclass(frozen=True)
+class Citation:
+    """Lines `first_line` to `last_line` (from 1, inclusive) of `path`; `share` of the attention on the source.
+
+    Shares of all citations of an answer sum to at most 1.
+    """
+
+    path: str
+    first_line: int
+    last_line: int
+    share: float
+
+    def __str__(self) -> str:
+        lines = f"{self.first_line}-{self.last_line}" if self.last_line > self.first_line else f"{self.first_line}"
+        return f"{self.path}:{lines} ({self.share:.0%})"
+
+
+@dataclass(frozen=True)
+class TokenOrigin:
+    """Where one generated token looked: `cells` (start token of each cell, mass), heaviest first; `mass` is the mass on
+    the whole source, summed over layers and heads."""
+
+    cells: tuple[tuple[int, float], ...]
+    mass: float
+
+    @property
+    def start(self) -> int | None:
+        """First token of the heaviest cell, or None when the token looked at no source."""
+        return self.cells[0][0] if self.cells else None
+
+
+def origin_of(traces: Iterable[LayerTrace], position: int, source_tokens: int, top: int = TOP_CELLS) -> TokenOrigin:
+    """Where the row at `position` looked, by the traces of all layers, within the first `source_tokens` tokens."""
+    cells = torch.zeros(-(-source_tokens // CELL_TOKENS), dtype=torch.float64)
+    region = torch.zeros(-(-source_tokens // HCA_RATIO), dtype=torch.float64)
+    for trace in traces:
+        window = trace.window_mass.double().cpu()
+        first = position - len(window) + 1
+        _add(cells, torch.arange(first, position + 1) // CELL_TOKENS, window[: max(0, source_tokens - first)])
+        if trace.ratio == CSA_RATIO:
+            _add(cells, trace.entries.cpu(), trace.entry_mass.double().cpu())
+        elif trace.ratio == HCA_RATIO:
+            _add(region, trace.entries.cpu(), trace.entry_mass.double().cpu())
+    total = float(cells.sum() + region.sum())
+    named = cells.nonzero().squeeze(1)
+    scores = cells[named] + region[named // (HCA_RATIO // CELL_TOKENS)] * (CELL_TOKENS / HCA_RATIO)
+    order = torch.argsort(scores, descending=True, stable=True)[:top]
+    return TokenOrigin(
+        tuple((int(named[i]) * CELL_TOKENS, float(scores[i])) for i in order),
+        total,
+    )
+
+
+def _add(into: Tensor, places: Tensor, mass: Tensor) -> None:
+    """Add `mass` at `places`, as far as they lie inside; `mass` may be cut shorter than `places`."""
+    places = places[: len(mass)]
+    inside = places < len(into)
+    into.index_add_(0, places[inside], mass[inside])
+
+
+def cite(origins: Sequence[TokenOrigin], locate: Locate, source_tokens: int, limit: int = 5) -> tuple[Citation, ...]:
+    """The citations of an answer: the cells of all its tokens, as lines, near ones merged, largest share first."""
+    lines: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for origin in origins:
+        for start, mass in origin.cells:
+            covered = range(start, min(start + CELL_TOKENS, source_tokens))
+            for token in covered:
+                place = locate(token)
+                if place is not None:
+                    lines[place[0]][place[1]] += mass / len(covered)
+    total = sum(sum(masses.values()) for masses in lines.values())
+    if not total:
+        return ()
+    found = [
+        Citation(path, *_trim(group), share)
+        for path, masses in lines.items()
+        for group in _groups(masses)
+        if (share := sum(group.values()) / total) >= MIN_SHARE
+    ]
+    return tuple(sorted(found, key=lambda c: (-c.share, c.path, c.first_line))[:limit])
+
+
+def _groups(masses: dict[int, float]) -> list[dict[int, float]]:
+    groups: list[dict[int, float]] = []
+    for line in sorted(masses):
+        if not groups or line - max(groups[-1]) > MERGE_LINES:
+            groups.append({})
+        groups[-1][line] = masses[line]
+    return groups
+
+
+def _trim(group: dict[int, float]) -> tuple[int, int]:
+    """First and last line that hold at least 2 % of the group's mass: stray looks do not stretch a citation."""
+    enough = 0.02 * sum(group.values())
+    held = [line for line, mass in group.items() if mass >= enough]
+    return min(held), max(held)

@@ -1,0 +1,210 @@
+"""Reading a source into a sequence, so that it can stop anywhere and go on.
+
+What is special here: tokens decide. Going on from an earlier read tokenises the source again and compares tokens; what
+is equal is kept, and from the first difference on (rounded down to a cut of the scheduler) it is read anew. So a read
+that was interrupted, resumed, or resumed over changed files ends in the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from foveal import cache
+from foveal.api import Engine
+from foveal.memory.errors import ReadError
+from foveal.sources import Document, Skipped, SourceMap, read_source, tokenize_source
+from foveal.text import Tokenizer
+
+TAIL_EVERY = 16384
+"""Tokens between two tails kept for going back, when files change. A tail costs about what 1,600 tokens' pages do."""
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What to read and how; see `foveal.sources.read_source`. `source` is a path, or ``-`` for standard input."""
+
+    source: str
+    max_file_bytes: int | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    use_gitignore: bool = True
+
+
+@dataclass(frozen=True)
+class ReadTotals:
+    """What a source holds and how far it was read. `tokens` are those of the whole source, `text_bytes` its UTF-8 size,
+    `seconds` the time spent running the network on it; `complete` says that all tokens were read."""
+
+    files: int = 0
+    text_bytes: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: tuple[Skipped, ...] = ()
+    complete: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"skipped": [[skip.path, skip.reason] for skip in self.skipped]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "skipped": tuple(Skipped(path, reason) for path, reason in data["skipped"])})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far reading is. While files are being tokenised `exact` is False and `tokens_total` an estimate; speed and
+    `seconds_left` are of the last chunks, None before the first."""
+
+    tokens_done: int
+    tokens_total: int
+    exact: bool
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What going on found: `kept` tokens of the earlier read were still right; `changed` are the files (gone, new or
+    edited) because of which the rest was read anew."""
+
+    kept: int
+    changed: tuple[str, ...] = ()
+
+
+OnProgress = Callable[[Progress], None]
+ShouldStop = Callable[[], bool]
+
+
+@dataclass
+class Gathered:
+    """A tokenised source: ids int32 [n], and where each token stands."""
+
+    ids: IntArray
+    places: SourceMap
+    files: int = 0
+    text_bytes: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def gather(
+    options: SourceOptions, tokenizer: Tokenizer, *, stdin: BinaryIO | None = None, progress: OnProgress | None = None
+) -> Gathered:
+    """Tokenise everything. Raises `foveal.sources.SourceError`, or `ReadError` when there is nothing to read."""
+    source = read_source(
+        options.source,
+        max_file_bytes=options.max_file_bytes,
+        include=options.include,
+        exclude=options.exclude,
+        use_gitignore=options.use_gitignore,
+        stdin=stdin,
+    )
+    expected_bytes = source.estimate().bytes
+    found = Gathered(np.empty(0, dtype=np.int32), SourceMap())
+
+    def count(document: Document) -> None:
+        found.files += 1
+        found.text_bytes += len(document.text.encode("utf-8", "surrogatepass"))
+
+    pieces: list[IntArray] = []
+    for document in tokenize_source(source, tokenizer, on_skip=found.skipped.append, on_document=count):
+        pieces.append(document.ids)
+        found.places.append(document)
+        if progress is not None:
+            share = found.text_bytes / max(expected_bytes, found.text_bytes, 1)
+            progress(Progress(0, round(found.places.tokens / max(share, 1e-9)), exact=False, file=document.path))
+    if not pieces:
+        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in found.skipped[:3])
+        raise ReadError(f"there is nothing to read in {options.source}{f' (skipped {reasons})' if reasons else ''}")
+    found.ids = np.concatenate(pieces)
+    return found
+
+
+def go_back(sequence: cache.Sequence, ids: IntArray, chunk: int) -> int:
+    """Cut `sequence` to what it shares with `ids`, at a cut of the scheduler; returns the tokens they share.
+
+    The sequence may end up shorter than that, at an earlier tail: reading `ids` on from its length replays the rest.
+    """
+    past = sequence.tokens.numpy()
+    size = min(len(past), len(ids))
+    different = np.flatnonzero(past[:size] != ids[:size])
+    common = int(different[0]) if len(different) else size
+    ends_here = common == len(past) == len(ids)
+    aligned = common if ends_here else common - common % chunk
+    if aligned < len(past):
+        sequence.truncate(aligned)
+    return common
+
+
+def changed_files(old: SourceMap, past: IntArray, new: SourceMap, ids: IntArray) -> tuple[str, ...]:
+    """Paths whose tokens in `past` are not (a beginning of) those in `ids`, and paths that are new among them."""
+    fresh = {path: ids[first:end] for path, first, end in new.documents}
+    changed = []
+    for path, first, end in old.documents:
+        now = fresh.pop(path, None)
+        cut = end == old.tokens  # the last file may have been read in part
+        size = end - first if cut and now is not None and len(now) > end - first else None
+        if now is None or not np.array_equal(past[first:end], now[:size]):
+            changed.append(path)
+    last = old.documents[-1][0] if old.documents else ""
+    order = [path for path, _, _ in new.documents]
+    inserted = order[: order.index(last)] if last in order else []
+    return tuple(changed + [path for path in inserted if path in fresh])
+
+
+def run_tokens(
+    engine: Engine,
+    sequence: cache.Sequence,
+    found: Gathered,
+    *,
+    progress: OnProgress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> None:
+    """Run `found.ids` into `sequence` from its length on, until the end, or `should_stop` says so between chunks."""
+    total, chunk = len(found.ids), engine.batch.scheduler.chunk
+    speed = _Speed()
+    documents = found.places.documents
+    ends = [end for _, _, end in documents]
+    while (start := sequence.length) < total and not (should_stop is not None and should_stop()):
+        if start and total - start < chunk - start % chunk:
+            sequence.keep_tail()  # what is read later goes on from a cut, and so from here
+        engine.batch.prefill(sequence, found.ids[start : start + chunk].tolist())
+        if progress is not None:
+            rate = speed.after(sequence.length - start)
+            here = documents[min(int(np.searchsorted(ends, sequence.length)), len(documents) - 1)][0]
+            left = (total - sequence.length) / rate
+            progress(Progress(sequence.length, total, True, rate, left, here))
+
+
+class _Speed:
+    """Tokens per second over the last chunks."""
+
+    def __init__(self, chunks: int = 16) -> None:
+        self._marks: deque[tuple[float, int]] = deque([(time.perf_counter(), 0)], maxlen=chunks + 1)
+
+    def after(self, tokens: int) -> float:
+        self._marks.append((time.perf_counter(), self._marks[-1][1] + tokens))
+        (begin, before), (now, after) = self._marks[0], self._marks[-1]
+        return (after - before) / max(now - begin, 1e-9)
+
+
+def source_options(
+    source: str,
+    max_file_bytes: int | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    use_gitignore: bool,
+) -> SourceOptions:
+    """Options as they are recorded; a path is made absolute so that going on works from another folder."""
+    where = source if source == "-" else str(Path(source).absolute())
+    return SourceOptions(where, max_file_bytes, tuple(include), tuple(exclude), use_gitignore)
