@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "foveal"
 ORDER = "config formats ops model checkpoint cache engine text sources api memory server train evals cli".split()
-DISTRIBUTION_OF = {"charset_normalizer": "charset-normalizer"}
+DISTRIBUTION_OF = {"charset_normalizer": "charset-normalizer", "yaml": "pyyaml"}
 
 
 def modules() -> list[Path]:

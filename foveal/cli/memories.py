@@ -1,0 +1,157 @@
+"""`foveal ls`, `show` and `rm`: the memories there are. None of them opens a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveal.cli.options import Json, Store
+from foveal.cli.output import FAILED, UserError, note, print_json, results, show_bytes, show_seconds, table
+
+if TYPE_CHECKING:
+    from foveal.memory import MemoryInfo
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("ls")(list_all)
+    app.command()(show)
+    app.command()(rm)
+
+
+def list_all(store: Store = None, json: Json = False) -> None:
+    """List all memories."""
+    from foveal.memory import list_memories, store_root
+
+    found = [describe(info) for info in list_memories(store)]
+    if json:
+        print_json({"store": str(store_root(store)), "memories": found})
+        return
+    if not found:
+        note(f"there are no memories in {store_root(store)}; `foveal read PATH --name NAME` makes one")
+        return
+    listed = table("name", "tokens>", "files>", "on disk>", "model", "made", "source")
+    for memory in found:
+        if memory["problem"] is not None:
+            listed.add_row(memory["name"], "-", "-", "-", "-", "-", f"damaged: {memory['problem']}")
+            continue
+        read = f"{memory['tokens']:,}" + ("" if memory["complete"] else f" of {memory['source_tokens']:,}")
+        listed.add_row(
+            memory["name"],
+            read,
+            f"{memory['files']:,}",
+            show_bytes(memory["disk_bytes"]),
+            memory["model"],
+            memory["created"][:16].replace("T", " "),
+            memory["source"],
+        )
+    results().print(listed)
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="Name of the memory.")],
+    store: Store = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its checksum.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what one memory holds and what it was made with."""
+    from foveal.memory import memory_info
+
+    info = memory_info(name, store)
+    if info.problem is not None:
+        raise UserError(f"memory {name}: {info.problem}")
+    if verify:
+        _verify(info)
+    told = describe(info) | {
+        "verified": verify,
+        "seconds": info.facts["totals"]["seconds"],
+        "text_bytes": info.facts["totals"]["text_bytes"],
+        "fingerprint": info.facts["fingerprint"],
+        "disk_files": {name: entry["bytes"] for name, entry in info.facts["files"].items()},
+        "skipped": [{"path": path, "reason": reason} for path, reason in info.facts["totals"]["skipped"]],
+    }
+    if json:
+        print_json(told)
+    else:
+        _print(told)
+
+
+def rm(
+    names: Annotated[list[str], typer.Argument(help="Names of the memories to delete.")],
+    store: Store = None,
+    json: Json = False,
+) -> None:
+    """Delete memories. A name that does not exist is reported; the others are deleted all the same."""
+    from foveal.memory import StoreError, delete_memory
+
+    removed: list[str] = []
+    problems: dict[str, str] = {}
+    for name in names:
+        try:
+            delete_memory(name, store)
+            removed.append(name)
+        except StoreError as error:
+            problems[name] = str(error)
+    if json:
+        print_json({"removed": removed, "problems": problems})
+    for problem in problems.values():
+        note(f"foveal: {problem}")
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+def _verify(info: MemoryInfo) -> None:
+    from foveal.memory.files import read_files
+
+    for name in info.facts["files"]:  # one at a time: the largest file bounds the memory this takes
+        read_files(info.path, info.facts, [name])
+
+
+def describe(info: MemoryInfo) -> dict[str, Any]:
+    """The JSON of one memory in `foveal ls` (docs/cli.md)."""
+    if info.problem is not None:
+        return {"name": info.name, "path": str(info.path), "problem": info.problem}
+    facts = info.facts
+    return {
+        "name": info.name,
+        "path": str(info.path),
+        "problem": None,
+        "model": facts["model"],
+        "cache": facts["cache"],
+        "created": facts["created"],
+        "source": facts["source"]["source"],
+        "tokens": facts["tokens"],
+        "source_tokens": facts["totals"]["tokens"],
+        "complete": facts["totals"]["complete"],
+        "files": facts["totals"]["files"],
+        "disk_bytes": sum(entry["bytes"] for entry in facts["files"].values()),
+    }
+
+
+def _print(told: dict[str, Any]) -> None:
+    out = results()
+    shown = table("memory", told["name"])
+    state = "" if told["complete"] else f" of {told['source_tokens']:,}; `foveal read` goes on"
+    for label, value in (
+        ("source", told["source"]),
+        ("files", f"{told['files']:,} ({show_bytes(told['text_bytes'])} of text)"),
+        ("tokens", f"{told['tokens']:,}{state}"),
+        ("skipped", f"{len(told['skipped']):,}"),
+        ("made", told["created"]),
+        ("reading took", show_seconds(told["seconds"])),
+        ("model", told["model"]),
+        ("cache format", told["cache"]),
+        ("folder", told["path"]),
+        ("checksums", "all files are as they were written" if told["verified"] else "not compared (--verify does)"),
+    ):
+        shown.add_row(label, value)
+    parts = table("file", "bytes>")
+    for name, size in told["disk_files"].items():
+        parts.add_row(name, show_bytes(size))
+    made = table("made with", "")
+    for part, value in told["fingerprint"].items():
+        made.add_row(part, value)
+    for block in (shown, parts, made):
+        out.print(block)
+        out.print()

@@ -1,0 +1,42 @@
+"""Options that several commands share, and opening the engine that fits a memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from foveal.cli.output import UserError
+
+if TYPE_CHECKING:
+    from foveal.api import Engine
+    from foveal.memory import MemoryInfo
+
+Store = Annotated[
+    Path | None, typer.Option("--store", help="Folder of all memories; default $FOVEAL_STORE or ~/.local/share/foveal.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="nano, or a model directory; default: the memory's own, else nano.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def open_engine(model: str | None, threads: int | None, memory: MemoryInfo | None = None) -> Engine:
+    """The engine to read or recall with: `model`, or the one that `memory` was made with, storing the cache as it does.
+
+    Raises `UserError` when that model is not one that ships with Foveal and so must be named, and what opening raises.
+    """
+    from foveal.api import SHIPPED, Engine
+    from foveal.cache import CacheFormat
+
+    if memory is None:
+        return Engine.open(model or SHIPPED[0], threads=threads)
+    if memory.problem is not None:
+        raise UserError(f"memory {memory.name}: {memory.problem}")
+    made_with = str(memory.facts.get("model"))
+    if model is None and made_with not in SHIPPED:
+        raise UserError(f"memory {memory.name} was made with the model {made_with!r}; say where it is with --model DIR")
+    kv, _, index = str(memory.facts.get("cache")).partition("+")
+    return Engine.open(model or made_with, threads=threads, kv=CacheFormat(kv, index))  # type: ignore[arg-type]

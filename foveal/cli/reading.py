@@ -1,0 +1,198 @@
+"""`foveal read`: a code base, a file or standard input, into a memory on disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveal.cli.options import Json, Model, Store, Threads, open_engine
+from foveal.cli.output import (
+    INTERRUPTED,
+    UserError,
+    note,
+    parse_count,
+    print_json,
+    results,
+    show_bytes,
+    show_seconds,
+    table,
+)
+from foveal.cli.progress import Interruption, ReadingBar
+
+if TYPE_CHECKING:
+    from foveal.memory import Memory, MemoryInfo, Resumed
+    from foveal.sources import Skipped
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command()(read)
+
+
+def read(
+    path: Annotated[str, typer.Argument(help="A folder, a file, or - for standard input.")],
+    name: Annotated[str, typer.Option("--name", "-n", help="Name of the memory.")],
+    model: Model = None,
+    store: Store = None,
+    max_file_size: Annotated[
+        str | None, typer.Option(help="Skip larger files (512k, 2M); default 1M inside a folder.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Read only what this glob matches (repeatable).")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Skip what this glob matches (repeatable).")] = None,
+    gitignore: Annotated[bool, typer.Option(help="Follow .gitignore files.")] = True,
+    replace: Annotated[bool, typer.Option("--replace", help="Start anew, in place of an older memory.")] = False,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Read a source into memory NAME. Run it again to go on after Ctrl-C, or after files changed."""
+    from foveal.memory.reading import source_options
+
+    limit = None if max_file_size is None else parse_count(max_file_size)
+    options = source_options(path, limit, include or (), exclude or (), gitignore)
+    old = None if replace else _existing(name, store)
+    if old is not None and old.problem is None and old.facts["source"]["source"] != options.source:
+        raise UserError(f"memory {name} holds {old.facts['source']['source']}; choose another name, or give --replace")
+    engine = open_engine(model, threads, old)
+    bar = ReadingBar()
+    with Interruption(bar).watch() as interruption, bar:
+        memory, resumed = _read(engine, old, name, options, bar, interruption)
+    with memory:
+        if memory.length == 0:
+            note("interrupted before anything was read")
+            raise typer.Exit(INTERRUPTED)
+        folder = memory.save(root=store)
+        if json:
+            print_json(report(memory, resumed, folder))
+        else:
+            _print(memory, resumed)
+        if not memory.complete:
+            note(f"{memory.length:,} of {memory.totals.tokens:,} tokens are kept; run the same command again to go on")
+            raise typer.Exit(INTERRUPTED)
+
+
+def _existing(name: str, store: Path | None) -> MemoryInfo | None:
+    from foveal.memory import MemoryNotFound, memory_info
+
+    try:
+        return memory_info(name, store)
+    except MemoryNotFound:
+        return None
+
+
+def _read(
+    engine: Engine,
+    old: MemoryInfo | None,
+    name: str,
+    options: SourceOptions,
+    bar: ReadingBar,
+    stop: Interruption,
+) -> tuple[Memory, Resumed | None]:
+    """A new memory, or the old one gone on with (under today's filters)."""
+    from foveal.memory import Memory
+
+    if old is None:
+        memory = Memory.read(
+            engine,
+            options.source,
+            name=name,
+            max_file_bytes=options.max_file_bytes,
+            include=options.include,
+            exclude=options.exclude,
+            use_gitignore=options.use_gitignore,
+            progress=bar,
+            should_stop=stop,
+        )
+        return memory, None
+    memory = Memory.load(engine, old.path)
+    memory.options = options
+    return memory, memory.resume(progress=bar, should_stop=stop)
+
+
+# ---------------------------------------------------------------------- what came of it
+
+
+def rivals(memory: Memory) -> list[dict[str, Any]]:
+    """What other attentions' caches would need for as many tokens: name, bytes, and how many times as much it is."""
+    from foveal.cache import make_plan
+
+    mine = memory.sequence.layout.bytes_at(memory.length)
+    made = make_plan(memory.engine.config, max(1, memory.length))
+    return [
+        {"name": rival.name, "bytes": rival.nbytes, "times": round(rival.nbytes / max(1, mine.entries), 2)}
+        for rival in made.rivals
+    ]
+
+
+def report(memory: Memory, resumed: Resumed | None, folder: Path) -> dict[str, Any]:
+    """The JSON of `foveal read` (docs/cli.md)."""
+    size = memory.sequence.layout.bytes_at(memory.length)
+    return {
+        "name": memory.name,
+        "path": str(folder),
+        "source": memory.options.source,
+        "complete": memory.complete,
+        "tokens": memory.length,
+        "source_tokens": memory.totals.tokens,
+        "files": memory.totals.files,
+        "text_bytes": memory.totals.text_bytes,
+        "seconds": round(memory.totals.seconds, 3),
+        "bytes": size.to_dict() | {"total": size.total},
+        "entry_bytes_per_token": round(size.entries / memory.length, 2),
+        "rivals": rivals(memory),
+        "skipped": [{"path": skip.path, "reason": skip.reason} for skip in memory.totals.skipped],
+        "resumed": None if resumed is None else {"kept": resumed.kept, "changed": list(resumed.changed)},
+    }
+
+
+KINDS = {
+    "csa_entries": "CSA entries (4 tokens each)",
+    "index_keys": "index keys",
+    "hca_entries": "HCA entries (128 tokens each)",
+    "window": "raw window",
+    "open_windows": "open windows",
+    "tokens": "token ids",
+}
+"""Kinds of bytes, as a person is told them."""
+
+
+def _print(memory: Memory, resumed: Resumed | None) -> None:
+    size, totals = memory.sequence.layout.bytes_at(memory.length), memory.totals
+    out = results()
+    summary = table("memory", memory.name)
+    summary.add_row("source", memory.options.source)
+    summary.add_row("files", f"{totals.files:,} ({show_bytes(totals.text_bytes)} of text)")
+    summary.add_row("tokens", f"{memory.length:,}" + ("" if memory.complete else f" of {totals.tokens:,}"))
+    summary.add_row("time", show_seconds(totals.seconds))
+    if resumed is not None:
+        summary.add_row("kept from before", f"{resumed.kept:,} tokens")
+    if resumed is not None and resumed.changed:
+        summary.add_row("changed since", ", ".join(resumed.changed[:5]) + (" ..." if len(resumed.changed) > 5 else ""))
+    kinds = table("bytes by kind", "bytes>", "per token>")
+    for kind, name in KINDS.items():
+        count = size.to_dict()[kind]
+        kinds.add_row(name, show_bytes(count), f"{count / memory.length:,.1f}")
+    kinds.add_row("total", show_bytes(size.total), f"{size.total / memory.length:,.1f}")
+    others = table("the same tokens in", "bytes>", "times our entries>")
+    for rival in rivals(memory):
+        others.add_row(rival["name"], show_bytes(rival["bytes"]), f"{rival['times']:,.1f}")
+    for part in (summary, kinds, others):
+        out.print(part)
+        out.print()
+    for line in summarise_skipped(totals.skipped):
+        note(line)
+
+
+def summarise_skipped(skipped: Sequence[Skipped], most: int = 8) -> list[str]:
+    """One line for each reason, the commonest first: how many, and up to three of them."""
+    reasons = Counter(skip.reason for skip in skipped)
+    lines = []
+    for reason, count in reasons.most_common(most):
+        paths = [skip.path for skip in skipped if skip.reason == reason]
+        more = ", ..." if count > 3 else ""
+        lines.append(f"skipped {count:,}: {reason} ({', '.join(paths[:3])}{more})")
+    rest = sum(reasons.values()) - sum(count for _, count in reasons.most_common(most))
+    return [*lines, *([f"skipped {rest:,} for other reasons; --json lists all"] if rest else [])]
