@@ -71,6 +71,7 @@ class RunConfig:
     tokens: int | None = None
     minutes: float | None = None
     threads: int = 1
+    precision: str = "fp32"
     bf16: bool = False
     save_minutes: float = 5.0
     log_every: int = 10
@@ -90,6 +91,8 @@ class RunConfig:
             raise SettingsError("give a budget: 'tokens', 'minutes' or both")
         if self.start not in ("structured", "random"):
             raise SettingsError(f"setting 'start' is {self.start!r}; it must be 'structured' or 'random'")
+        if self.precision not in ("fp32", "bf16"):
+            raise SettingsError(f"setting 'precision' is {self.precision!r}; it must be 'fp32' or 'bf16'")
         for number, stage in enumerate(self.stages):
             if stage.length < 64 or stage.sequences < 1 or stage.share <= 0:
                 raise SettingsError(f"stage {number}: needs length >= 64, sequences >= 1 and share > 0")
