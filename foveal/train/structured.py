@@ -72,7 +72,7 @@ class Strengths:
     """The few numbers that set how sharp the circuit starts."""
 
     code_norm: float = 4.0
-    far_weight: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
+    far_weight: tuple[float, ...] = (0.65, 0.5, 0.4, 0.3)
     near_weight: tuple[float, ...] = (0.95, 0.9, 0.85, 0.8)
     look_back_gain: float = 2.5
     match_logit: float = 20.0
