@@ -1,0 +1,455 @@
+"""Memories with the real network: reading, going on, saving, loading, refusing what is damaged."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import foveal
+from foveal.api import Engine
+from foveal.cache import CacheFormat, Sequence
+from foveal.checkpoint import random_weights
+from foveal.config import PRESETS, ModelConfig
+from foveal.engine import BatchEngine, ParameterError, Scheduler
+from foveal.memory import (
+    CorruptMemory,
+    FingerprintMismatch,
+    InvalidName,
+    Memory,
+    MemoryNotFound,
+    Progress,
+    ReadError,
+    StoreError,
+    delete_memory,
+    files,
+    list_memories,
+    memory_path,
+    store_root,
+)
+from foveal.model import load_transformer
+from foveal.sources import SourceError
+from foveal.text import Tokenizer
+
+TINY = PRESETS["nano"].replace(
+    hidden_size=64,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    head_dim=32,
+    qk_rope_head_dim=16,
+    q_lora_rank=32,
+    o_lora_rank=16,
+    compress_ratios=(0, 4, 128, 4),
+    index_n_heads=4,
+    index_head_dim=32,
+    index_topk=16,
+    n_routed_experts=4,
+    moe_intermediate_size=64,
+    num_nextn_predict_layers=0,
+    expert_dtype="bf16",
+    linear_dtype="bf16",
+)
+"""The nano's vocabulary on a network of every layer kind that runs in no time."""
+
+NANO = Path(foveal.__file__).parent / "weights" / "nano"
+CHUNK = 64
+
+
+def make_engine(config: ModelConfig = TINY, seed: int = 1, kv: CacheFormat | None = None) -> Engine:
+    network = load_transformer(config, dict(random_weights(config, seed=seed)), dtype=torch.float32)
+    batch = BatchEngine(network, scheduler=Scheduler(chunk=CHUNK))
+    return Engine(network, Tokenizer.from_file(NANO), weights=lambda: f"seed {seed}", kv=kv, batch=batch)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine()
+
+
+@pytest.fixture(autouse=True)
+def no_page_leaks(engine: Engine) -> Iterator[None]:
+    before = engine.pool.live
+    yield
+    assert engine.pool.live == before, "a test (or the code it tests) kept pages"
+
+
+def write_project(folder: Path, files: int = 6, seed: int = 3) -> Path:
+    dice = random.Random(seed)
+    folder.mkdir()
+    for number in range(files):
+        lines = [f"def f{number}_{n}(x):\n    return x * {dice.randrange(999)}\n" for n in range(dice.randrange(3, 9))]
+        (folder / f"m{number}.py").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return write_project(tmp_path / "project")
+
+
+def same(one: Sequence, other: Sequence) -> bool:
+    """Tokens, pages and tail bit for bit."""
+    a, b = one.export(), other.export()
+    pairs = [(a.tokens, b.tokens), *zip(a.pages, b.pages, strict=True)]
+    if a.open_page is not None and b.open_page is not None:
+        pairs.append((a.open_page, b.open_page))
+    pairs += [(a.tail[name], b.tail[name]) for name in a.tail]
+    return a.length == b.length and a.tail.keys() == b.tail.keys() and all(torch.equal(x, y) for x, y in pairs)
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def test_read_gives_a_memory_that_knows_its_lines(engine: Engine, project: Path) -> None:
+    seen: list[Progress] = []
+    with Memory.read(engine, project, name="p", progress=seen.append) as memory:
+        assert memory.complete and memory.length == memory.totals.tokens == memory.places.tokens
+        assert memory.totals.files == 6 and memory.totals.seconds > 0
+        text = engine.tokenizer.decode(memory.sequence.tokens.tolist())
+        assert text.startswith("# file: m0.py\ndef f0_0(x):")
+        token = next(i for i in range(memory.length) if memory.locate(i) == ("m3.py", 2))
+        assert engine.tokenizer.decode(memory.sequence.tokens[token : token + 3].tolist()).lstrip().startswith("return")
+        assert memory.locate(0) is None, "a header is no line of the file"
+        exact = [p for p in seen if p.exact]
+        assert [p.tokens_done for p in exact][-1] == memory.length == exact[-1].tokens_total
+        assert exact[0].tokens_done == CHUNK and exact[-1].seconds_left == 0 and exact[-1].file == "m5.py"
+        assert not seen[0].exact and seen[0].tokens_done == 0
+
+
+def test_what_cannot_be_read(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        Memory.read(engine, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "b.bin").write_bytes(b"\0" * 100)
+    with pytest.raises(ReadError, match=r"b\.bin"):
+        Memory.read(engine, tmp_path / "empty")
+    with pytest.raises(InvalidName):
+        Memory.read(engine, tmp_path, name="../x")
+
+
+def stop_after(chunks: int) -> object:
+    left = [chunks]
+
+    def should_stop() -> bool:
+        left[0] -= 1
+        return left[0] < 0
+
+    return should_stop
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 3, 5])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    engine: Engine, project: Path, tmp_path: Path, chunks: int
+) -> None:
+    with Memory.read(engine, project) as whole, Memory.read(engine, project, should_stop=stop_after(chunks)) as part:
+        assert part.length == chunks * CHUNK < whole.length and not part.complete
+        assert part.places.tokens == part.length
+        part.save(tmp_path / "part")
+        with Memory.load(engine, tmp_path / "part") as loaded:
+            assert not loaded.complete
+            assert loaded.resume().kept == chunks * CHUNK
+            assert loaded.complete and same(loaded.sequence, whole.sequence)
+        assert part.resume().changed == ()
+        assert same(part.sequence, whole.sequence) and part.places.to_bytes() == whole.places.to_bytes()
+
+
+def test_ctrl_c_in_the_middle_of_a_chunk_keeps_the_chunks_before(
+    engine: Engine, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance, calls = Sequence.append, [0]
+
+    def interrupted(self: Sequence, layer: int, update: object) -> None:
+        calls[0] += 1
+        if calls[0] == 4 * 2 + 3:  # third chunk, third layer
+            raise KeyboardInterrupt
+        advance(self, layer, update)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sequence, "append", interrupted)
+        part = Memory.read(engine, project)
+    with Memory.read(engine, project) as whole, part:
+        assert part.length == 2 * CHUNK and not part.complete
+        part.resume()
+        assert same(part.sequence, whole.sequence)
+
+
+def test_resume_after_changes_equals_a_fresh_read(engine: Engine, project: Path, tmp_path: Path) -> None:
+    with Memory.read(engine, project) as memory:
+        memory.save(tmp_path / "saved")
+        assert memory.resume() == foveal.memory.Resumed(memory.length)
+        (project / "m4.py").write_text("changed = True\n" * 20)
+        (project / "m6.py").write_text("new = True\n")
+        with Memory.load(engine, tmp_path / "saved") as loaded, Memory.read(engine, project) as fresh:
+            found = loaded.resume()
+            assert found.changed == ("m4.py",) and 0 < found.kept < memory.length
+            assert same(loaded.sequence, fresh.sequence)
+            assert loaded.places.to_bytes() == fresh.places.to_bytes()
+            (project / "m7.py").write_text("one_more = 1\n")
+            assert loaded.resume().kept == fresh.length, "an added file costs one chunk"
+            (project / "m0.py").unlink()
+            (project / "a.py").write_text("first = 1\n")
+            assert set(loaded.resume().changed) == {"m0.py", "a.py"}
+        with Memory.read(engine, project) as fresh:
+            memory.resume()
+            assert same(memory.sequence, fresh.sequence)
+
+
+def test_going_back_uses_kept_tails(
+    engine: Engine, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foveal.memory.memory, "TAIL_EVERY", 2 * CHUNK)
+    with Memory.read(engine, project) as memory:
+        memory.save(tmp_path / "m")
+        (project / "m5.py").write_text("other = 1\n")
+        with Memory.load(engine, tmp_path / "m") as loaded, Memory.read(engine, project) as fresh:
+            kept = {tail.position for tail in memory.sequence.kept_tails}
+            assert len(kept) > 3 and kept <= {tail.position for tail in loaded.sequence.kept_tails}
+            run: list[int] = []
+            loaded.resume(progress=lambda p: run.append(p.tokens_done))
+            assert min(n for n in run if n) > 2 * CHUNK, "it did not begin at the beginning"
+            assert same(loaded.sequence, fresh.sequence)
+
+
+def test_standard_input(engine: Engine) -> None:
+    text = b"a = 1\nb = 2\n" * 40
+    with Memory.read(engine, "-", stdin=io.BytesIO(text), should_stop=stop_after(1)) as memory:
+        assert not memory.complete
+        memory.resume(stdin=io.BytesIO(text))
+        assert memory.complete and memory.locate(memory.length - 1) == ("<stdin>", 80)
+
+
+# ---------------------------------------------------------------------- recall and fork
+
+
+def test_recall_leaves_the_memory_as_it_was(engine: Engine, project: Path) -> None:
+    with Memory.read(engine, project) as memory, memory.fork() as twin:
+        first = memory.recall("def f2_1(x", max_tokens=12, ignore_eos=True)
+        stream = memory.recall_stream("def f2_1(x", max_tokens=12, ignore_eos=True)
+        with pytest.raises(ParameterError):
+            _ = stream.result
+        assert "".join(stream) == first.text == stream.result.text
+        assert first == stream.result == twin.recall("def f2_1(x", max_tokens=12, ignore_eos=True)
+        assert same(memory.sequence, twin.sequence)
+        assert len(first.tokens) - first.healed in (12, 13)  # a healed token may already say more than the cue
+        healed = engine.tokenizer.decode_bytes(first.tokens).decode(errors="replace")
+        assert healed.endswith(first.text) and len(first.origins) == len(first.tokens)
+        for citation in first.citations:
+            count = (project / citation.path).read_text().count("\n")
+            assert 1 <= citation.first_line <= citation.last_line <= count + 1 and 0 < citation.share <= 1
+        assert 0 < sum(citation.share for citation in first.citations) <= 1 + 1e-9
+
+
+def test_recall_can_be_abandoned_and_refuses_an_empty_cue(engine: Engine, project: Path) -> None:
+    with Memory.read(engine, project) as memory:
+        stream = memory.recall_stream("import", max_tokens=50, ignore_eos=True)
+        for _ in stream:
+            break
+        stream.close()
+        assert stream.result.finish_reason == "cancelled"
+        unused = memory.recall_stream("import")
+        unused.close()
+        assert unused.result.text == ""
+        with pytest.raises(ParameterError, match="cue"):
+            memory.recall("")
+        word = memory.recall("def", max_tokens=3, ignore_eos=True)  # one word: nothing stands before what is healed
+        assert engine.tokenizer.decode_bytes(word.tokens).startswith(b"def")
+
+
+def test_healing_chooses_the_cue_s_last_token_anew(engine: Engine, project: Path) -> None:
+    with Memory.read(engine, project) as memory:
+        for cue in ("def f1_0(x):", "    return x * 1", "def f1"):
+            whole = memory.recall(cue, max_tokens=5, ignore_eos=True)
+            said = engine.tokenizer.decode_bytes(whole.tokens)
+            plain = memory.recall(cue, max_tokens=5, ignore_eos=True, healing=False)
+            assert plain.healed == 0 and len(plain.tokens) == 5
+            typed = next(n for n in range(len(cue), 0, -1) if said.startswith(cue[-n:].encode()))
+            assert said[typed:].decode(errors="replace").startswith(whole.text[:1])
+
+
+# ---------------------------------------------------------------------- saving
+
+
+LENGTHS = [1, 2, 3, 4, 5, 6, 7, 8, 9, 127, 128, 129, 130, 255, 256, 257, 383, 384, 385, 511, 512, 513]
+
+
+@pytest.mark.parametrize("kv", [CacheFormat(), CacheFormat("fp8", "fp4")], ids=str)
+def test_save_load_continue_equals_continue(tmp_path: Path, kv: CacheFormat) -> None:
+    config = TINY.replace(head_dim=80, index_head_dim=32) if kv.kv == "fp8" else TINY
+    engine = make_engine(config, kv=kv)
+    reader = make_engine(config, kv=kv)  # nothing is shared with the one that saved
+    dice = random.Random(7)
+    ids = [dice.randrange(300, 4000) for _ in range(max(LENGTHS))]
+    sequence = engine.new_sequence()
+    for length in LENGTHS:
+        engine.prefill(sequence, ids[sequence.length : length])
+        totals = foveal.memory.ReadTotals(tokens=length, complete=True)
+        options = foveal.memory.SourceOptions("-")
+        Memory(engine, sequence, _places(engine, length), options, totals).save(tmp_path / "m")
+        with Memory.load(reader, tmp_path / "m") as loaded:
+            assert same(sequence, loaded.sequence)
+            settings = {"max_tokens": 3, "ignore_eos": True, "logprobs": 2}
+            expected = engine.generate([5, 6, 7], base=sequence, **settings)
+            assert reader.generate([5, 6, 7], base=loaded.sequence, **settings) == expected
+    sequence.free()
+    assert engine.pool.live == reader.pool.live == 0
+
+
+def _places(engine: Engine, tokens: int) -> foveal.sources.SourceMap:
+    places = foveal.sources.SourceMap()
+    document = foveal.sources.Document("a.txt", "word " * (tokens + 8))
+    places.append(foveal.sources.tokenize_document(document, engine.tokenizer))
+    places.truncate(tokens)
+    return places
+
+
+@pytest.fixture(scope="module")
+def saved(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    with Memory.read(engine, write_project(folder / "project")) as memory:
+        return memory.save(folder / "memory")
+
+
+def test_files_are_private_and_complete(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "manifest.json",
+        "pages.bin",
+        "source.bin",
+        "tail.safetensors",
+        "tokens.bin",
+    ]
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in saved.iterdir())
+    assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
+    assert json.loads((saved / "manifest.json").read_text())["totals"]["complete"] is True
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pages.bin", "source.bin", "tail.safetensors", "tokens.bin"])
+def test_any_damage_is_refused_and_named(engine: Engine, saved: Path, tmp_path: Path, name: str) -> None:
+    data = (saved / name).read_bytes()
+    dice = random.Random(name)
+    places = [0, len(data) - 1, *(dice.randrange(len(data)) for _ in range(12))]
+    damaged: list[bytes | None] = [None, b"", data[:-1], data + b"\0", data[: len(data) // 2]]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << dice.randrange(8)
+        damaged.append(bytes(flipped))
+    copy = tmp_path / "copy"
+    shutil.copytree(saved, copy)
+    live = engine.pool.live
+    for content in damaged:
+        (copy / name).unlink(missing_ok=True)
+        if content is not None:
+            (copy / name).write_bytes(content)
+        with pytest.raises(CorruptMemory) as caught:
+            Memory.load(engine, copy)
+        assert caught.value.file == name
+        assert engine.pool.live == live
+    (copy / name).write_bytes(data)
+    Memory.load(engine, copy).free()
+
+
+def test_loading_with_anything_else_names_the_difference(saved: Path) -> None:
+    theta = TINY.replace(compress_rope_theta=10000.0)
+    for other, differing in [
+        (make_engine(seed=2), ("weights",)),
+        (make_engine(kv=CacheFormat("fp32", "fp32")), ("number format",)),
+        (make_engine(theta), ("rotary settings",)),
+        (make_engine(TINY.replace(index_topk=8)), ("architecture",)),
+    ]:
+        with pytest.raises(FingerprintMismatch, match=differing[0]) as caught:
+            Memory.load(other, saved)
+        assert caught.value.differing == differing and other.pool.live == 0
+
+
+def test_a_manifest_that_is_whole_but_wrong_is_refused(engine: Engine, saved: Path, tmp_path: Path) -> None:
+    """Not a flipped bit: somebody wrote another manifest with a right checksum."""
+    good = files.read_manifest(saved)
+    for change in ({"format": 2}, {"tokens": 3}, {"tokens": "x"}, {"fingerprint": {}}, {"totals": {}}, {"files": {}}):
+        copy = tmp_path / "copy"
+        shutil.copytree(saved, copy)
+        (copy / "manifest.json").write_bytes(files._manifest_bytes(good | change))
+        with pytest.raises(CorruptMemory):
+            Memory.load(engine, copy)
+        shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_saving_over_an_old_one_replaces_it_whole(
+    engine: Engine, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    with Memory.read(engine, project, should_stop=stop_after(2)) as memory:
+        memory.save(tmp_path / "m")
+        memory.resume()
+        memory.save(tmp_path / "m")
+        with Memory.load(engine, tmp_path / "m") as loaded:
+            assert same(loaded.sequence, memory.sequence)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "project"]
+
+
+def test_a_failed_save_leaves_the_old_one(
+    engine: Engine, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Memory.read(engine, project, should_stop=stop_after(2)) as memory:
+        memory.save(tmp_path / "m")
+        memory.resume()
+
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space"):
+            patch.setattr(os, "fsync", full)
+            memory.save(tmp_path / "m")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "project"]
+    with Memory.load(engine, tmp_path / "m") as loaded:
+        assert loaded.length == 2 * CHUNK
+
+
+def test_a_crash_between_the_two_renames_is_mended(engine: Engine, saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / ".m.old-0123456789ab")
+    assert [info.name for info in list_memories(tmp_path)] == ["m"]
+    os.rename(tmp_path / "m", tmp_path / ".m.old-0123456789ab")
+    Memory.load(engine, "m", root=tmp_path).free()
+
+
+# ---------------------------------------------------------------------- names
+
+
+def test_the_store(engine: Engine, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOVEAL_STORE", str(tmp_path / "deep" / "store"))
+    assert list_memories() == []
+    with Memory.read(engine, project, name="b-1.x") as memory:
+        assert memory.save() == tmp_path / "deep" / "store" / "b-1.x"
+        memory.name = "a"
+        memory.save()
+    (store_root() / "damaged").mkdir()
+    (store_root() / "damaged" / "manifest.json").write_text("{}")
+    infos = list_memories()
+    assert [info.name for info in infos] == ["a", "b-1.x", "damaged"]
+    assert infos[0].facts["totals"]["files"] == 6 and infos[0].problem is None
+    assert "manifest.json" in (infos[2].problem or "")
+    with Memory.load(engine, "a") as loaded:
+        assert loaded.name == "a" and loaded.complete
+    delete_memory("a")
+    delete_memory("damaged")
+    assert [info.name for info in list_memories()] == ["b-1.x"]
+    for missing in (delete_memory, lambda name: Memory.load(engine, name)):
+        with pytest.raises(MemoryNotFound):
+            missing("a")
+    assert stat.S_IMODE(store_root().stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".hidden", "-rf", "a\n", "a\0", "é", "x" * 101])
+def test_names_that_are_paths_are_refused(engine: Engine, tmp_path: Path, name: str) -> None:
+    for use in (memory_path, delete_memory, lambda n: Memory.load(engine, n, root=tmp_path)):
+        with pytest.raises(InvalidName):
+            use(name)
