@@ -111,13 +111,13 @@ class Tokenizer:
         """Token ids of `text`, no BOS added. Control tokens written out in it become control ids only if `special`."""
         engine = self._special if special else self._plain
         if text.isascii() or not _SURROGATES.search(text):
-            return engine.encode(text, add_special_tokens=False).ids
+            return _ids(engine, text)
         ids: list[int] = []
         for index, part in enumerate(_SURROGATES.split(text)):
             if index % 2:
                 ids += [self._byte_ids[byte] for byte in to_bytes(part)]
             else:
-                ids += engine.encode(part, add_special_tokens=False).ids
+                ids += _ids(engine, part)
         return ids
 
     def encode_with_starts(self, text: str) -> tuple[IdArray, npt.NDArray[np.int64]]:
@@ -191,6 +191,11 @@ class Tokenizer:
             return places
         data = np.frombuffer(to_bytes(text), dtype=np.uint8)
         return np.cumsum((data & 0xC0) != 0x80)[places] - 1
+
+
+def _ids(engine: tokenizers.Tokenizer, text: str) -> list[int]:
+    # The batch call is the one that leaves out the library's own offsets: a third faster.
+    return engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
 def _parse(definition: str) -> dict[str, Any]:
