@@ -50,7 +50,7 @@ def build(run: RunConfig) -> Trainer:
         load_parameters(model, snapshot.load(Path(run.start_from)).parameters, run.start_from)
     elif run.start == "structured":
         structured_start(model, composer.frequencies(config.vocab_size), seed=run.seed)
-    return Trainer(run, model, TrainTransformer(model, config), composer, heldout)
+    return Trainer(run, model, TrainTransformer(model, config, run.precision), composer, heldout)
 
 
 def main(arguments: list[str] | None = None) -> int:

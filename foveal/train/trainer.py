@@ -125,8 +125,7 @@ class Trainer:
         weights = torch.cat([sample.weights for sample in samples])
         scale = self.run.schedule.scale(progress) * stage.lr
         self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.run.bf16):
-            output = self.model.train_forward(tokens)
+        output = self.model.train_forward(tokens)
         loss, gradient = backward_head(self.model, output.streams, targets, weights)
         aside = self.run.loss.index_kl * output.index_kl + self.run.loss.balance * output.balance
         roots: list[Tensor] = [output.streams]
@@ -172,8 +171,7 @@ class Trainer:
         means = Means()
         for number in range(count):
             sample = self.heldout.sample(_HELDOUT_SEED_STEP + number, length)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.run.bf16):
-                streams = self.model.train_forward(sample.tokens.unsqueeze(0)).streams
+            streams = self.model.train_forward(sample.tokens.unsqueeze(0)).streams
             logits = self.model.logits(streams)[sample.is_recall]
             targets = sample.targets[sample.is_recall]
             if len(targets):
