@@ -91,8 +91,11 @@ def to_transformers(
     """-> what ``DeepseekV4Config(**)`` takes, and a state dict for ``DeepseekV4ForCausalLM.load_state_dict``.
 
     Matrices and norms are dequantised to `dtype`; what the layout keeps in fp32 or int64 stays so. transformers has no
-    MTP block: its weights are left out. Copies everything: for tests and small models; a folder written by
-    `write_checkpoint` in BF16 is read by ``from_pretrained`` directly.
+    MTP block: its weights are left out. Copies everything: for tests and small models.
+
+    A folder written by `write_checkpoint` is read by ``from_pretrained`` directly: BF16 and F32 as they are, FP8 with
+    FP8 or FP4 experts dequantised on a CPU, if no FP8 matrix has partial 128 x 128 blocks (transformers divides a
+    matrix evenly among its scales). It refuses FP8 with BF16 experts.
     """
     bare = config.replace(
         linear_dtype="bf16",

@@ -59,7 +59,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     tensors when the config asks for no MTP block.
 
     Raises `CheckpointError` listing every missing, extra, mis-shaped, wrongly typed or unreadable tensor and file, and
-    `ConfigError` when ``config.json`` is wrong.
+    what is wrong with ``config.json``.
     """
     folder = Path(path)
     problems: list[str] = []
@@ -82,15 +82,20 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
 
 def _read_config(path: Path, found: Mapping[str, StoredTensor], problems: list[str]) -> ModelConfig | None:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return _parse_config(json.loads(path.read_text(encoding="utf-8")), found)
     except FileNotFoundError:
         problems.append(f"{CONFIG_FILE}: file is missing")
-        return None
-    except (OSError, ValueError) as error:
-        problems.append(f"{CONFIG_FILE} is not readable: {error}")
-        return None
+    except ConfigError as error:
+        problems.append(f"{CONFIG_FILE}: {error}")
+    except (OSError, ValueError, TypeError) as error:
+        problems.append(f"{CONFIG_FILE} is not readable: {type(error).__name__}: {error}")
+    return None
+
+
+def _parse_config(data: Any, found: Mapping[str, StoredTensor]) -> ModelConfig:
+    """The config, with as many MTP blocks as the tensors can have."""
     if not isinstance(data, dict):
-        raise ConfigError(f"cannot read config {path}: it must be a JSON object")
+        raise ConfigError("it must be a JSON object")
     rates = data.get("compress_rates") or {}
     usual = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
     if any(usual.get(kind) != rate for kind, rate in rates.items()):

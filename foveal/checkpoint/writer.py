@@ -7,8 +7,10 @@ when anything fails, what was written is removed. An existing checkpoint is neve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -57,7 +59,8 @@ def write_checkpoint(
             shard.file.unlink(missing_ok=True)
         (folder / INDEX_FILE).unlink(missing_ok=True)
         if made:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # somebody else put a file there: theirs to keep
+                folder.rmdir()
         raise
 
 
@@ -70,7 +73,10 @@ class _Shard:
         self.nbytes = 0
 
     def write(self, tensors: dict[str, Tensor]) -> None:
+        self.file.touch()
+        mode = stat.S_IMODE(self.file.stat().st_mode)
         save_file(tensors, self.file, metadata={"format": "pt"})
+        self.file.chmod(mode)  # safetensors makes files only their owner can read; a model may be shared
         _flush(self.file)
         self.names = list(tensors)
         self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
