@@ -120,7 +120,7 @@ class Attention(nn.Module):
             sink=self.attn_sink,
             rotation=self.rotation,
         )
-        rows = observer.rows(segment.count) if observer is not None else 0
+        rows = observer.rows(segment.count, indexed=self.indexer is not None) if observer is not None else 0
         out, mass = self.ops.attend(x, trace=rows)
         if observer is not None and mass is not None:
             self._report(observer, number, state, new, indices, mass)

@@ -88,6 +88,9 @@ class Observer:
     losses: list[IndexLoss] = field(default_factory=list)
     loads: list[RouterLoad] = field(default_factory=list)
 
-    def rows(self, count: int) -> int:
-        """Tokens of a segment of `count` that `attend` traces: all for the indexer's loss, else the last."""
-        return count if self.index_loss else 1
+    def rows(self, count: int, *, indexed: bool) -> int:
+        """Tokens of a segment of `count` that `attend` traces in a layer with or without an indexer: all for the
+        indexer's loss, else the last."""
+        if self.index_loss:
+            return count if indexed else 0
+        return 1

@@ -3,13 +3,13 @@
 From random weights a V4 of this size learns no recall within millions of tokens. The circuit it would have to find is
 known, and every part of it is something V4 can represent exactly, so it is written down here:
 
-1. *Token code.* The embedding of token x holds a constant, a random code E(x) of norm ``weight(x)`` (rare tokens louder),
-   and the first term of the signature below.
+1. *Token code.* The embedding of token x holds a constant, a random code E(x) (rare tokens louder), and the first term
+   of the signature below.
 2. *Signature.* Layer 0's heads each look one fixed distance back (a rotary phase against a constant key) and add
    R_k E(x[t-k]), a different random rotation for each distance k. Layer 1 does the same with whole signatures, farther
    back. So every token ends up with a linear fingerprint of the two dozen tokens before and including it.
-3. *Slots.* In CSA layers the position bias `ape` makes each group of an entry's channels hold one token. Key group j holds
-   the signature at position 4s - 1 + j, value group j the code of the token at 4s + j, which followed it.
+3. *Slots.* In CSA layers the position bias `ape` makes each group of an entry's channels hold one token. Key group j
+   holds the signature at position 4s - 1 + j, value group j the code of the token at 4s + j, which followed it.
 4. *Match and copy.* Attention head j compares its own signature with key group j and carries value group j to output
    channels that the LM head reads. A sink keeps it quiet when nothing matches. The indexer has the same four slots.
 
@@ -23,13 +23,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.config import LayerKind, ModelConfig
 from foveal.model.attention import Attention
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.rope import rotation_of
-from foveal.model.transformer import Transformer
+from foveal.model.transformer import Block, Transformer
 
 SLOTS = 4
 NEAR_LAGS = (1, 2, 3, 4)
@@ -87,8 +87,8 @@ def structured_start(
 ) -> None:
     """Set all parameters of `model`.
 
-    `frequencies` [V] are the tokens' relative frequencies in the training data (rare tokens get a louder code, and the LM
-    head starts as the unigram distribution). Raises `ValueError` when the shape cannot hold the circuit.
+    `frequencies` [V] are the tokens' relative frequencies in the training data (rare tokens get a louder code, and the
+    LM head starts as the unigram distribution). Raises `ValueError` when the shape cannot hold the circuit.
     """
     builder = _Builder(model, frequencies, seed, strengths or Strengths())
     with torch.no_grad():
@@ -147,15 +147,8 @@ class _Builder:
                 fan_in = module.shape[1]
                 module.weight.copy_(self.normal(*module.weight.shape, std=fan_in**-0.5))
         for layer, block in enumerate(self.model.layers):
-            block.attn.wo_b.weight.mul_(0.1)
-            for matrix in (block.ffn.experts.w2, block.ffn.shared_experts.w2):
-                matrix.weight.mul_(0.03)
-            block.ffn.gate.weight.copy_(self.normal(*block.ffn.gate.weight.shape, std=self.config.hidden_size**-0.5))
-            if block.ffn.gate.tid2eid is not None:
-                self._hash_table(block.ffn.gate.tid2eid)
-            for compressor in (block.attn.compressor, getattr(block.attn.indexer, "compressor", None)):
-                if compressor is not None:
-                    compressor.wgate.weight.mul_(noise / self.config.hidden_size**-0.5)
+            assert isinstance(block, Block)
+            self._quiet(block)
             for name in ("attn", "ffn"):
                 self._hyper(block, name)
             if self.config.kind(layer) is LayerKind.CSA:
@@ -165,7 +158,22 @@ class _Builder:
         self.model.hc_head_base.fill_(_logit(1 / streams))
         self.model.hc_head_scale.fill_(0.1)
 
-    def _hyper(self, block: nn.Module, name: str) -> None:
+    def _quiet(self, block: Block) -> None:
+        """Small outputs, an even router and nearly constant gates: what is not part of the circuit whispers."""
+        width = self.config.hidden_size**-0.5
+        self.weight(block.attn.wo_b).mul_(0.1)
+        for matrix in (block.ffn.experts.w2, block.ffn.shared_experts.w2):
+            self.weight(matrix).mul_(0.03)
+        gate = block.ffn.gate
+        gate.weight.copy_(self.normal(*gate.weight.shape, std=width))
+        if gate.tid2eid is not None:
+            self._hash_table(gate.tid2eid)
+        indexer = block.attn.indexer
+        for compressor in (block.attn.compressor, None if indexer is None else indexer.compressor):
+            if compressor is not None:
+                self.weight(compressor.wgate).mul_(self.strengths.noise / width)
+
+    def _hyper(self, block: Block, name: str) -> None:
         """Streams start as one: read their mean, write to all, mix nothing; small random coefficients part them."""
         streams = self.config.hc_mult
         fn, base = getattr(block, f"hc_{name}_fn"), getattr(block, f"hc_{name}_base")
@@ -228,8 +236,8 @@ class _Builder:
         wq_a[0, 0] = 1.0
 
     def _write(self, attention: Attention, sources: dict[int, tuple[slice, Tensor]], target: slice) -> None:
-        """Head h's channels -> residual channels `target`, through the grouped output: each group's latent takes the sum of
-        its heads, and `wo_b` adds the groups."""
+        """Head h's channels -> residual channels `target`, through the grouped output: each group's latent takes the
+        sum of its heads, and `wo_b` adds the groups."""
         config = self.config
         rank, groups = config.o_lora_rank, config.o_groups
         per_group = config.num_attention_heads // groups
@@ -322,12 +330,12 @@ class _Builder:
     # ------------------------------------------------------------------ access
 
     def attention(self, layer: int) -> Attention:
-        attention = self.model.layers[layer].attn
-        assert isinstance(attention, Attention)
-        return attention
+        block = self.model.layers[layer]
+        assert isinstance(block, Block)
+        return block.attn
 
     @staticmethod
-    def weight(module: Matrix) -> Tensor:
+    def weight(module: Matrix | MatrixStack) -> Tensor:
         assert module.weight is not None
         return module.weight
 
