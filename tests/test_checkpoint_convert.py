@@ -6,6 +6,9 @@ from checkpoint_support import CONFIG, FORMATS, PLAIN, WITHOUT_MTP, same, weight
 
 from foveal.checkpoint import convert_weights, random_weights, weight_specs
 from foveal.formats import Fp4Weight, Fp8Weight, dequantize
+from foveal.model.attention import Segment
+from foveal.model.state import PlainState
+from foveal.model.weights import load_transformer
 
 
 @pytest.mark.parametrize("source", FORMATS, ids=lambda f: "-".join(f.values()))
@@ -66,3 +69,17 @@ def test_random_weights_are_sane_and_repeatable(formats):
     table = weights["layers.0.ffn.gate.tid2eid"]
     assert int(table.max()) < config.n_routed_experts
     assert all(len(set(row)) == config.num_experts_per_tok for row in table.tolist())
+
+
+def test_a_random_network_keeps_its_activations_in_size_and_its_streams_apart():
+    config = CONFIG.replace(num_hidden_layers=12, compress_ratios=(0, *(4, 128) * 5, 4, 0))
+    model = load_transformer(config, dict(random_weights(config)), dtype=torch.float32)
+    seen: list[torch.Tensor] = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    tokens = torch.arange(140) % config.vocab_size
+    streams = model(tokens, [Segment(PlainState(config), len(tokens))])
+    sizes = [output.pow(2).mean().sqrt().item() for output in seen]
+    assert all(1 <= size <= 5 for size in sizes), sizes
+    assert all(output.std(1).mean() > 0.05 for output in seen)
+    assert 0.5 < model.logits(streams).std() < 2

@@ -22,6 +22,10 @@ from foveal.formats import Fp4Weight, Weight, encode_e2m1, encode_e8m0
 _APE_STD = 0.02
 _OWN_STREAM = 2.0
 """Logit in favour of a stream staying itself: with 4 streams about 70 % of it does."""
+_STREAM_STD = 0.5
+"""How much the streams' static coefficients differ, in logits."""
+_HYPER_SCALE = 0.2
+"""How much the coefficients follow the input: the logits' standard deviation."""
 
 
 def random_weights(config: ModelConfig, seed: int = 0) -> Iterator[tuple[str, Weight]]:
@@ -58,18 +62,20 @@ def _plain(config: ModelConfig, spec: WeightSpec, generator: torch.Generator) ->
 
 
 def _hyper(config: ModelConfig, spec: WeightSpec, last: str, generator: torch.Generator) -> Tensor:
-    """Hyper-connections: inputs average the streams, outputs go to all, and each stream mostly stays what it is."""
+    """Hyper-connections: inputs average the streams, outputs go to all, and each stream mostly stays what it is. Each
+    stream differs a little in all three, or they would stay equal for ever."""
+    noise = torch.randn(spec.shape, generator=generator)
     if last.endswith("fn"):
-        return torch.randn(spec.shape, generator=generator) * spec.shape[-1] ** -0.5
+        return noise * spec.shape[-1] ** -0.5
     if last.endswith("scale"):
-        return torch.full(spec.shape, 0.1)
+        return torch.full(spec.shape, _HYPER_SCALE)
     streams = config.hc_mult
     average = -math.log(max(streams - 1, 0.05))  # sigmoid of it is 1 / streams
     pre = torch.full((streams,), average)
-    if last == "hc_head_base":
-        return pre
-    post = torch.zeros(streams)  # 2 * sigmoid(0) = 1
-    return torch.cat((pre, post, (_OWN_STREAM * torch.eye(streams)).flatten()))
+    if last != "hc_head_base":
+        post = torch.zeros(streams)  # 2 * sigmoid(0) = 1
+        pre = torch.cat((pre, post, (_OWN_STREAM * torch.eye(streams)).flatten()))
+    return pre + _STREAM_STD * noise
 
 
 def _distinct_experts(config: ModelConfig, shape: Shape, generator: torch.Generator) -> Tensor:
