@@ -41,6 +41,15 @@ class LayerKind(enum.StrEnum):
 
 _KIND_OF_RATIO = {0: LayerKind.SLIDING, CSA_RATIO: LayerKind.CSA, HCA_RATIO: LayerKind.HCA}
 
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _is_ratio(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in _KIND_OF_RATIO
+
+
 ExpertDtype = Literal["fp4", "fp8", "bf16"]
 LinearDtype = Literal["fp8", "bf16"]
 ScaleDtype = Literal["ue8m0", "float32"]
@@ -135,14 +144,14 @@ class ModelConfig:
             self._check(name, self._is_int(name) and getattr(self, name) >= 1, "an integer >= 1")
         for name in ("num_nextn_predict_layers", "num_hash_layers", "bos_token_id", "eos_token_id"):
             self._check(name, self._is_int(name) and getattr(self, name) >= 0, "an integer >= 0")
-        for name in (
+        numbers = (
             "rope_theta compress_rope_theta routed_scaling_factor swiglu_limit hc_eps rms_norm_eps initializer_range"
-        ).split():
-            value = getattr(self, name)
-            self._check(name, isinstance(value, int | float) and math.isfinite(value) and value > 0, "a number > 0")
+        )
+        for name in numbers.split():
+            self._check(name, _is_positive(getattr(self, name)), "a number > 0")
         rope = self.qk_rope_head_dim
         smallest = min(self.head_dim, self.index_head_dim)
-        fits = isinstance(rope, int) and rope >= 2 and rope % 2 == 0 and rope <= smallest
+        fits = self._is_int("qk_rope_head_dim") and rope >= 2 and rope % 2 == 0 and rope <= smallest
         self._check("qk_rope_head_dim", fits, f"an even integer from 2 to {smallest} (the narrowest head)")
         self._check(
             "o_groups",
@@ -163,7 +172,7 @@ class ModelConfig:
         )
         ratios = self.compress_ratios
         expected = self.num_hidden_layers + self.num_nextn_predict_layers
-        right = isinstance(ratios, tuple) and len(ratios) == expected and set(ratios) <= set(_KIND_OF_RATIO)
+        right = isinstance(ratios, tuple) and len(ratios) == expected and all(map(_is_ratio, ratios))
         self._check(
             "compress_ratios",
             right,
@@ -181,9 +190,18 @@ class ModelConfig:
         if self.expert_dtype == "fp4":
             for name in ("hidden_size", "moe_intermediate_size"):
                 self._check(name, getattr(self, name) % 32 == 0, "a multiple of 32 when expert_dtype is 'fp4'")
-        if self.rope_scaling is not None:
-            yarn_ok = self.rope_scaling.factor >= 1 and self.rope_scaling.original_max_position_embeddings >= 1
-            self._check("rope_scaling", yarn_ok, "a factor >= 1 and original_max_position_embeddings >= 1")
+        self._check_yarn()
+
+    def _check_yarn(self) -> None:
+        yarn = self.rope_scaling
+        if yarn is None:
+            return
+        self._check("rope_scaling", isinstance(yarn, YarnScaling), "a YarnScaling, or None for none")
+        numbers = all(map(_is_positive, dataclasses.astuple(yarn)))
+        yarn_ok = numbers and yarn.factor >= 1 and yarn.original_max_position_embeddings >= 1
+        allowed = "a factor >= 1, original_max_position_embeddings >= 1, beta_fast > 0 and beta_slow > 0"
+        self._check("rope_scaling", yarn_ok, allowed)
+        self._check("compress_rope_theta", self.compress_rope_theta != 1, "a number other than 1 with rope_scaling")
 
     def _is_int(self, name: str) -> bool:
         value = getattr(self, name)
@@ -203,31 +221,24 @@ class ModelConfig:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """From the contents of a ``config.json``: the Hugging Face names, or those of the official inference code.
 
-        Unknown keys are ignored (official files carry many that do not concern the network). A missing
-        ``expert_dtype`` means "fp4", as in the first instruct releases (V4.md 1.1).
+        Unknown keys are ignored (official files carry many that do not concern the network). In a quantised model a
+        missing ``expert_dtype`` means "fp4", as in the first instruct releases (V4.md 1.1).
 
-        Raises `ConfigError` naming every missing field.
+        Raises `ConfigError` naming every missing field, or a variant of the network that Foveal does not compute.
         """
         given = {_OLD_NAMES.get(key, key): value for key, value in data.items()}
-        if data.get("model_type", "deepseek_v4") != "deepseek_v4":
-            raise ConfigError(f"config field 'model_type' is {data['model_type']!r}; Foveal reads 'deepseek_v4'")
+        _refuse_variants(given)
         values = {f.name: given[f.name] for f in dataclasses.fields(cls) if given.get(f.name) is not None}
         values["rope_scaling"] = _read_yarn(given)
         values["compress_ratios"] = _read_ratios(given)
-        values["expert_dtype"] = given.get("expert_dtype") or "fp4"
-        values["num_nextn_predict_layers"] = given.get("num_nextn_predict_layers", 1)
-        if "num_hash_layers" not in values:
-            types = given.get("mlp_layer_types") or ()
-            values["num_hash_layers"] = sum(kind == "hash_moe" for kind in types) if types else 3
-        theta = _rope_theta(given, "compress", given.get("compress_rope_theta"))
-        if theta is not None:
-            values["compress_rope_theta"] = theta
-        theta = _rope_theta(given, "main", given.get("rope_theta"))
-        if theta is not None:
-            values["rope_theta"] = theta
-        quantization = given.get("quantization_config")
-        if "linear_dtype" not in values:
-            values["linear_dtype"] = "fp8" if quantization or given.get("dtype") == "fp8" else "bf16"
+        values.setdefault("num_nextn_predict_layers", 1)
+        values.setdefault("num_hash_layers", _read_hash_layers(given))
+        values.setdefault("qk_rope_head_dim", _read_rotary_channels(given))
+        for name, which in (("rope_theta", "main"), ("compress_rope_theta", "compress")):
+            values |= _given_only(name, _nested_rope(given, which).get("rope_theta"))
+        values |= _read_storage(given)
+        if isinstance(given.get("eos_token_id"), list):  # transformers allows several; the first is the model's own
+            values["eos_token_id"] = given["eos_token_id"][0]
         _trim_mtp(values)
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         missing = [name for name in required if values.get(name) is None]
@@ -290,6 +301,7 @@ _OLD_NAMES = {
     "rope_head_dim": "qk_rope_head_dim",
     "window_size": "sliding_window",
     "norm_eps": "rms_norm_eps",
+    "score_func": "scoring_func",
     "n_mtp_layers": "num_nextn_predict_layers",
 }
 """Field names of the official ``inference/config.json`` (V4.md 1.2) -> Hugging Face names."""
@@ -304,25 +316,76 @@ def _read_yarn(data: Mapping[str, Any]) -> YarnScaling | None:
             beta_fast=data.get("beta_fast", 32.0),
             beta_slow=data.get("beta_slow", 1.0),
         )
-    raw = data.get("rope_scaling")
-    if raw is None:
-        parameters = data.get("rope_parameters") or {}
-        raw = parameters.get("compress", parameters)
+    raw = _nested_rope(data, "compress") or data.get("rope_scaling") or data.get("rope_parameters")
     kind = (raw or {}).get("type") or (raw or {}).get("rope_type")
     if not raw or kind in (None, "default"):
         return None
     if kind != "yarn":
         raise ConfigError(f"config field 'rope_scaling' has type {kind!r}; it must be 'yarn' or absent")
+    for key, fixed in (("attention_factor", 1.0), ("truncate", True)):
+        if raw.get(key, fixed) not in (fixed, None):
+            raise ConfigError(f"config field 'rope_scaling' has {key} {raw[key]!r}; it must be {fixed} or absent")
     names = {f.name for f in dataclasses.fields(YarnScaling)}
     return YarnScaling(**{key: value for key, value in raw.items() if key in names})
 
 
-def _rope_theta(data: Mapping[str, Any], which: str, plain: float | None) -> float | None:
-    if plain is not None:
-        return plain
-    parameters = (data.get("rope_parameters") or {}).get(which) or {}
-    theta = parameters.get("rope_theta")
-    return None if theta is None else float(theta)
+def _nested_rope(data: Mapping[str, Any], which: str) -> Mapping[str, Any]:
+    """transformers' `rope_parameters`: "main" for the window-only layers, "compress" for the others. It wins over the
+    top-level fields, which transformers leaves at their defaults beside it."""
+    nested = (data.get("rope_parameters") or {}).get(which)
+    return nested if isinstance(nested, Mapping) else {}
+
+
+def _given_only(name: str, value: Any) -> dict[str, Any]:
+    return {} if value is None else {name: value}
+
+
+def _read_hash_layers(data: Mapping[str, Any]) -> int:
+    """Number of hash-routed layers: from transformers' `mlp_layer_types`, else the official 3."""
+    types = data.get("mlp_layer_types")
+    if types is None:
+        return min(3, data.get("num_hidden_layers") or 3)
+    count = sum(kind == "hash_moe" for kind in types)
+    if list(types) != ["hash_moe"] * count + ["moe"] * (len(types) - count):
+        raise ConfigError(f"config field 'mlp_layer_types' is {types!r}; it must hold 'hash_moe' first, then 'moe'")
+    return count
+
+
+def _read_rotary_channels(data: Mapping[str, Any]) -> int | None:
+    """transformers' spelling of `qk_rope_head_dim`: a fraction of `head_dim`."""
+    fraction = data.get("partial_rotary_factor") or _nested_rope(data, "compress").get("partial_rotary_factor")
+    return None if fraction is None or data.get("head_dim") is None else round(data["head_dim"] * fraction)
+
+
+def _read_storage(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`linear_dtype` and `expert_dtype`; transformers keeps the latter in `quantization_config`."""
+    quantization = data.get("quantization_config") or {}
+    quantised = bool(quantization) or data.get("dtype") == "fp8"
+    return {
+        "linear_dtype": data.get("linear_dtype") or ("fp8" if quantised else "bf16"),
+        "expert_dtype": data.get("expert_dtype")
+        or quantization.get("expert_dtype")
+        or ("fp4" if quantised else "bf16"),
+    }
+
+
+_ONLY: dict[str, Any] = {
+    "model_type": "deepseek_v4",
+    "scoring_func": "sqrtsoftplus",
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "compress_rates": {"compressed_sparse_attention": CSA_RATIO, "heavily_compressed_attention": HCA_RATIO},
+    "compress_rate_csa": CSA_RATIO,
+    "compress_rate_hca": HCA_RATIO,
+}
+"""Fields that transformers or the official code would follow elsewhere, and the one value DeepSeek-V4 has."""
+
+
+def _refuse_variants(data: Mapping[str, Any]) -> None:
+    for name, only in _ONLY.items():
+        value = data.get(name)
+        if value is not None and value != only:
+            raise ConfigError(f"config field {name!r} is {value!r}; it must be {only!r}, all that Foveal computes")
 
 
 _RATIO_OF_NAME = {
@@ -335,7 +398,12 @@ _RATIO_OF_NAME = {
 def _read_ratios(data: Mapping[str, Any]) -> tuple[int, ...] | None:
     """`compress_ratios`, or transformers' `layer_types` + `compress_rates`-style spelling."""
     if data.get("compress_ratios") is not None:
-        return tuple(int(ratio) for ratio in data["compress_ratios"])
+        ratios = data["compress_ratios"]
+        if not isinstance(ratios, list | tuple):
+            raise ConfigError(
+                f"config field 'compress_ratios' is {ratios!r}; it must be a list, one ratio for each layer"
+            )
+        return tuple(ratios)
     names = data.get("layer_types")
     if names is None:
         return None

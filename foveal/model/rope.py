@@ -27,8 +27,9 @@ def rotation_of(config: ModelConfig, layer: int) -> Rotation:
 
 
 def plain_frequencies(channels: int, theta: float) -> Tensor:
-    """theta^(-2i / channels) for i < channels / 2."""
-    return theta ** (-torch.arange(0, channels, 2, dtype=torch.float32, device="cpu") / channels)
+    """theta^(-2i / channels) for i < channels / 2, rounded as in the official code: at position p a frequency that is
+    off by one bit turns the pair by p * 6e-8 too far."""
+    return 1.0 / (theta ** (torch.arange(0, channels, 2, dtype=torch.float32, device="cpu") / channels))
 
 
 def yarn_frequencies(plain: Tensor, theta: float, yarn: YarnScaling) -> Tensor:
@@ -44,6 +45,6 @@ def yarn_frequencies(plain: Tensor, theta: float, yarn: YarnScaling) -> Tensor:
 
     low = max(math.floor(pair_turning(yarn.beta_fast)), 0)
     high = min(math.ceil(pair_turning(yarn.beta_slow)), channels - 1)
-    width = high - low if high > low else 0.001
+    width = (high - low) or 0.001  # negative (a falling ramp) when the original context is a few tokens, as official
     ramp = ((torch.arange(len(plain), dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)
     return plain * (1 - ramp) + plain / yarn.factor * ramp
