@@ -24,7 +24,8 @@ from foveal.cli.output import (
 from foveal.cli.progress import Interruption, ReadingBar
 
 if TYPE_CHECKING:
-    from foveal.memory import Memory, MemoryInfo, Resumed
+    from foveal.api import Engine
+    from foveal.memory import Memory, MemoryInfo, Resumed, SourceOptions
     from foveal.sources import Skipped
 
 

@@ -1,0 +1,287 @@
+"""`foveal read`, `recall`, `ls`, `show` and `rm`, on a small model with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from foveal import cli
+from foveal.checkpoint import random_weights, write_checkpoint
+from foveal.cli import progress as cli_progress
+from foveal.cli.main import app
+from foveal.config import preset
+from foveal.memory import Progress
+
+ROOT = Path(cli.__file__).parents[2]
+SHIPPED = ROOT / "foveal" / "weights" / "nano"
+
+
+def write_model(folder: Path, seed: int) -> Path:
+    small = preset("nano").replace(
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        head_dim=32,
+        qk_rope_head_dim=16,
+        q_lora_rank=32,
+        o_lora_rank=32,
+        compress_ratios=(0, 4, 128),
+        index_n_heads=2,
+        index_head_dim=32,
+        index_topk=16,
+        n_routed_experts=4,
+        moe_intermediate_size=32,
+        num_nextn_predict_layers=0,
+        expert_dtype="bf16",
+        linear_dtype="bf16",
+    )
+    write_checkpoint(folder, small, random_weights(small, seed))
+    for file in SHIPPED.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"), seed=1)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.py").write_text("def alpha(x):\n    return x + 1\n\n\ndef beta(y):\n    return y * 2\n")
+    (folder / "b.txt").write_text("hello\n")
+    (folder / "c.bin").write_bytes(bytes(range(256)) * 8)
+    return folder
+
+
+class Foveal:
+    """The command line with one store and one model."""
+
+    def __init__(self, store: Path, model: Path) -> None:
+        self.store, self.model = store, model
+
+    def __call__(self, *arguments: str, input: str | None = None) -> Result:
+        options = ["--store", str(self.store)]
+        if arguments[0] in ("read", "recall") and "--model" not in arguments:
+            options += ["--model", str(self.model)]
+        return CliRunner().invoke(app, [*arguments, *options], input=input)
+
+    def json(self, *arguments: str, input: str | None = None) -> Any:
+        result = self(*arguments, "--json", input=input)
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def foveal(tmp_path: Path, model: Path) -> Foveal:
+    return Foveal(tmp_path / "store", model)
+
+
+# ---------------------------------------------------------------------- read
+
+
+def test_read_tells_what_it_read(foveal: Foveal, source: Path) -> None:
+    told = foveal.json("read", str(source), "--name", "s")
+    assert told["complete"] and told["tokens"] == told["source_tokens"] > 20
+    assert told["files"] == 2 and told["source"] == str(source)
+    assert [skip["path"] for skip in told["skipped"]] == ["c.bin"]
+    kinds = dict(told["bytes"])
+    assert kinds.pop("total") == sum(kinds.values())
+    assert [rival["bytes"] > kinds["csa_entries"] for rival in told["rivals"]] == [True, True]
+    assert Path(told["path"]).is_dir() and told["resumed"] is None
+
+
+def test_read_prints_a_table_on_stdout_and_the_rest_on_stderr(foveal: Foveal, source: Path) -> None:
+    result = foveal("read", str(source), "-n", "s")
+    assert result.exit_code == 0
+    for word in ("tokens", "CSA entries", "index keys", "HCA entries", "DeepSeek-V3.2", "GQA", "per token"):
+        assert word in result.stdout
+    assert "c.bin" in result.stderr and "c.bin" not in result.stdout
+
+
+def test_reading_again_keeps_what_is_unchanged(foveal: Foveal, source: Path) -> None:
+    first = foveal.json("read", str(source), "-n", "s")
+    again = foveal.json("read", str(source), "-n", "s")
+    assert again["resumed"] == {"kept": first["tokens"], "changed": []}
+    (source / "a.py").write_text("def gamma():\n    pass\n")
+    changed = foveal.json("read", str(source), "-n", "s")
+    assert changed["resumed"]["changed"] == ["a.py"] and changed["complete"]
+
+
+def test_replace_reads_anew(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    assert foveal.json("read", str(source), "-n", "s", "--replace")["resumed"] is None
+
+
+def test_interrupted_reading_is_kept_and_goes_on(foveal: Foveal, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "long.py").write_text("".join(f"value_{i} = {i * i}\n" for i in range(600)))
+    show = cli_progress.ReadingBar.__call__
+
+    def interrupt_after_one_chunk(bar: cli_progress.ReadingBar, progress: Progress) -> None:
+        show(bar, progress)
+        if progress.exact:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_progress.ReadingBar, "__call__", interrupt_after_one_chunk)
+        cut = foveal("read", str(source), "-n", "s", "--json")
+    assert cut.exit_code == 130 and "run the same command again" in cut.stderr
+    part = json.loads(cut.stdout)
+    assert not part["complete"] and 0 < part["tokens"] < part["source_tokens"]
+    assert "of" in foveal("ls").stdout and not foveal.json("show", "s")["complete"]
+    rest = foveal.json("read", str(source), "-n", "s")
+    assert rest["complete"] and rest["resumed"]["kept"] == part["tokens"]
+
+    whole = foveal.json("read", str(source), "-n", "whole")
+    assert whole["tokens"] == rest["tokens"]
+    for file in ("pages.bin", "tokens.bin"):
+        assert (foveal.store / "s" / file).read_bytes() == (foveal.store / "whole" / file).read_bytes()
+
+
+def test_standard_input_and_single_files_are_read(foveal: Foveal, source: Path) -> None:
+    assert foveal.json("read", "-", "-n", "piped", input="some text\nfrom a pipe\n")["files"] == 1
+    assert foveal.json("read", str(source / "a.py"), "-n", "file")["files"] == 1
+
+
+def test_filters_are_followed(foveal: Foveal, source: Path) -> None:
+    (source / ".gitignore").write_text("b.txt\n")
+    assert foveal.json("read", str(source), "-n", "one", "--include", "*.py")["files"] == 1
+    assert foveal.json("read", str(source), "-n", "two", "--exclude", "a.py", "--no-gitignore")["files"] == 2
+    assert foveal.json("read", str(source), "-n", "three", "--max-file-size", "20")["files"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("/nowhere", "-n", "s"), "/nowhere"),
+        (("{source}", "-n", "../s"), "is not a name"),
+        (("{source}/c.bin", "-n", "s"), "nothing to read"),
+        (("{source}", "-n", "s", "--model", "/nowhere"), "no model"),
+    ],
+)
+def test_read_refuses_in_one_line(foveal: Foveal, source: Path, arguments: tuple[str, ...], said: str) -> None:
+    result = foveal("read", *(argument.format(source=source) for argument in arguments))
+    assert result.exit_code == 1 and said in result.stderr
+    assert result.stderr.count("\n") == 1 and not result.stdout
+    assert foveal.json("ls")["memories"] == []
+
+
+def test_a_name_is_not_taken_over_by_another_source(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    result = foveal("read", str(source / "a.py"), "-n", "s")
+    assert result.exit_code == 1 and "--replace" in result.stderr
+
+
+# ---------------------------------------------------------------------- recall
+
+
+def test_recall_continues_and_cites(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    told = foveal.json("recall", "s", "def alpha(", "--max-tokens", "12")
+    assert told["memory"] == "s" and told["cue"] == "def alpha("
+    assert told["tokens"] in (12, 13)  # one more when the token that ends the cue also begins the answer
+    again = foveal.json("recall", "s", "def alpha(", "--max-tokens", "12")
+    assert {**again, "seconds": 0} == {**told, "seconds": 0}
+    for citation in told["citations"]:
+        lines = (source / citation["path"]).read_text().count("\n")
+        assert 1 <= citation["first_line"] <= citation["last_line"] <= lines and 0 < citation["share"] <= 1
+    streamed = foveal("recall", "s", "def alpha(", "--max-tokens", "12").stdout
+    assert streamed.startswith("def alpha(" + told["text"])
+    assert all(citation["path"] in streamed for citation in told["citations"])
+
+
+def test_recall_takes_sampling_options(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    options = ("recall", "s", "def ", "--temperature", "2", "--top-p", "0.9", "--max-tokens", "8")
+    texts = [foveal.json(*options, "--seed", seed)["text"] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+    stopped = foveal.json("recall", "s", "def alpha(", "--max-tokens", "12", "--stop", texts[0][:3] or "x")
+    assert stopped["finish_reason"] in ("stop", "length")
+
+
+def test_recall_refuses_in_one_line(foveal: Foveal, source: Path, tmp_path: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    other = write_model(tmp_path / "other", seed=2)
+    for arguments, said in (
+        (("nope", "x"), "no memory"),
+        (("s", ""), "cue is empty"),
+        (("s", "x", "--temperature", "-1"), "temperature"),
+        (("s", "x", "--model", str(other)), "different weights"),
+    ):
+        result = foveal("recall", *arguments)
+        assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_memory_of_an_unshipped_model_asks_for_it(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    result = CliRunner().invoke(app, ["recall", "s", "x", "--store", str(foveal.store)])
+    assert result.exit_code == 1 and "--model DIR" in result.stderr
+
+
+# ---------------------------------------------------------------------- ls, show, rm
+
+
+def test_ls_show_and_rm(foveal: Foveal, source: Path) -> None:
+    assert foveal("ls").stdout == "" and "no memories" in foveal("ls").stderr
+    read = foveal.json("read", str(source), "-n", "s")
+    (listed,) = foveal.json("ls")["memories"]
+    shown = foveal.json("show", "s", "--verify")
+    assert listed["tokens"] == shown["tokens"] == read["tokens"] and shown["verified"]
+    assert listed.items() <= shown.items()
+    assert sum(shown["disk_files"].values()) == listed["disk_bytes"]
+    assert "s" in foveal("ls").stdout and str(source) in foveal("show", "s").stdout
+    assert foveal.json("rm", "s") == {"removed": ["s"], "problems": {}}
+    assert foveal.json("ls")["memories"] == []
+
+
+def test_rm_deletes_what_it_can_and_reports_the_rest(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    result = foveal("rm", "nope", "s")
+    assert result.exit_code == 1 and "nope" in result.stderr
+    assert foveal.json("ls")["memories"] == []
+
+
+def test_a_flipped_byte_is_noticed(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    pages = foveal.store / "s" / "pages.bin"
+    data = bytearray(pages.read_bytes())
+    data[100] ^= 1
+    pages.write_bytes(data)
+    for arguments in (("show", "s", "--verify"), ("recall", "s", "def")):
+        result = foveal(*arguments)
+        assert result.exit_code == 1 and "pages.bin" in result.stderr and result.stderr.count("\n") == 1
+    (foveal.store / "s" / "manifest.json").write_text("{}")
+    (listed,) = foveal.json("ls")["memories"]
+    assert listed["problem"] and "damaged" in foveal("ls").stdout
+
+
+# ---------------------------------------------------------------------- a real process
+
+
+def test_as_a_process(foveal: Foveal, source: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "foveal.cli.main", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "FOVEAL_STORE": str(foveal.store), "LC_ALL": "C"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+    version = run("--version")
+    assert (version.returncode, version.stderr) == (0, "") and version.stdout.startswith("foveal ")
+    read = run("read", str(source), "-n", "s", "--model", str(foveal.model), "--threads", "1", "--json")
+    assert read.returncode == 0, read.stderr
+    assert json.loads(read.stdout)["complete"] and "\x1b" not in read.stderr
+    recalled = run("recall", "s", "def alpha(", "--model", str(foveal.model), "--threads", "1", "--max-tokens", "4")
+    assert recalled.returncode == 0 and recalled.stdout.startswith("def alpha(")
+    assert json.loads(run("ls", "--json").stdout)["memories"][0]["name"] == "s"
+    failed = run("show", "nope")
+    assert failed.returncode == 1 and failed.stderr.startswith("foveal: ") and not failed.stdout
