@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 PAGE_TOKENS = 256
-"""Tokens a cache page covers: 64 CSA entries, 2 HCA entries (DESIGN.md, decision 2)."""
+"""Tokens a cache page covers: 64 CSA entries, 2 HCA entries (docs/design.md)."""
 
 CSA_RATIO = 4
 HCA_RATIO = 128
@@ -57,7 +57,7 @@ ScaleDtype = Literal["ue8m0", "float32"]
 
 @dataclass(frozen=True, kw_only=True)
 class YarnScaling:
-    """YaRN frequency interpolation, used by the compressed layers only (V4.md 3.3)."""
+    """YaRN frequency interpolation, used by the compressed layers only."""
 
     factor: float = 16.0
     original_max_position_embeddings: int = 65536
@@ -67,7 +67,7 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Hyper-parameters of a DeepSeek-V4 model. Names are those of the official ``config.json`` (V4.md 1.1).
+    """Hyper-parameters of a DeepSeek-V4 model. Names are those of the official ``config.json``.
 
     `compress_ratios` has one entry for each layer, then one for each MTP block: 0 (window only), 4 (CSA) or 128 (HCA).
     `linear_dtype` and `expert_dtype` say how matrices are stored on disk; `scale_dtype` how their block scales are.
@@ -123,7 +123,7 @@ class ModelConfig:
         return tuple(i for i in range(self.num_hidden_layers) if self.kind(i) is kind)
 
     def entries_after(self, tokens: int, layer: int) -> int:
-        """Compressed entries `layer` holds after `tokens` tokens: ``tokens // ratio`` (V4.md 3.4)."""
+        """Compressed entries `layer` holds after `tokens` tokens: ``tokens // ratio``."""
         ratio = self.compress_ratios[layer]
         return tokens // ratio if ratio else 0
 
@@ -222,7 +222,7 @@ class ModelConfig:
         """From the contents of a ``config.json``: the Hugging Face names, or those of the official inference code.
 
         Unknown keys are ignored (official files carry many that do not concern the network). In a quantised model a
-        missing ``expert_dtype`` means "fp4", as in the first instruct releases (V4.md 1.1).
+        missing ``expert_dtype`` means "fp4", as in the first instruct releases.
 
         Raises `ConfigError` naming every missing field, or a variant of the network that Foveal does not compute.
         """
@@ -304,7 +304,7 @@ _OLD_NAMES = {
     "score_func": "scoring_func",
     "n_mtp_layers": "num_nextn_predict_layers",
 }
-"""Field names of the official ``inference/config.json`` (V4.md 1.2) -> Hugging Face names."""
+"""Field names of the official ``inference/config.json`` -> Hugging Face names."""
 
 
 def _read_yarn(data: Mapping[str, Any]) -> YarnScaling | None:
@@ -414,7 +414,7 @@ def _read_ratios(data: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def _trim_mtp(values: dict[str, Any]) -> None:
-    """transformers lists only the main layers in `layer_types`; V4.md's ratios list the MTP block too. Add its 0."""
+    """transformers lists only the main layers in `layer_types`; official ratios list the MTP block too. Add its 0."""
     ratios, layers = values.get("compress_ratios"), values.get("num_hidden_layers")
     if ratios is None or layers is None:
         return

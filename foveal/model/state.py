@@ -1,7 +1,7 @@
 """What a sequence remembers between steps, as the network sees it.
 
 What is special here: the network never owns memory. It asks a `SequenceState` for what the past left behind and hands
-back what the new tokens leave; everything else follows from the absolute position (DESIGN.md, decision 2). Two classes
+back what the new tokens leave; everything else follows from the absolute position (docs/design.md). Two classes
 speak this protocol: `PlainState` below, the definition (plain tensors, differentiable, used by training and as the
 oracle of the cache's tests), and `foveal.cache.Sequence`, pages and tail.
 
@@ -50,7 +50,7 @@ def row_width(config: ModelConfig, layer: int, part: Part) -> int:
 
 
 def open_row_count(ratio: int, length: int) -> int:
-    """Rows a compressor still needs after `length` tokens (V4.md 3.5, streaming state).
+    """Rows a compressor still needs after `length` tokens (streaming state of the official code).
 
     CSA keeps the last complete window (the next entry overlaps it) and the partial one: 4 to 7 rows once there is a
     complete window. HCA keeps only the partial window: 0 to 127 rows.
