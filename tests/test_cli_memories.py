@@ -201,6 +201,17 @@ def test_recall_continues_and_cites(foveal: Foveal, source: Path) -> None:
     assert all(citation["path"] in streamed for citation in told["citations"])
 
 
+def test_recall_shows_the_cited_lines(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    cited = foveal.json("recall", "s", "def alpha(", "--max-tokens", "4")["citations"][0]
+    line = (source / cited["path"]).read_text().splitlines()[cited["first_line"] - 1]
+    options = ("recall", "s", "def alpha(", "--max-tokens", "4", "--lines")
+    assert f"{cited['first_line']:6}  {line}\n" in foveal(*options).stdout
+    shutil.rmtree(source)
+    gone = foveal(*options)
+    assert gone.exit_code == 0 and "cannot be shown" in gone.stdout
+
+
 def test_recall_takes_sampling_options(foveal: Foveal, source: Path) -> None:
     foveal.json("read", str(source), "-n", "s")
     options = ("recall", "s", "def ", "--temperature", "2", "--top-p", "0.9", "--max-tokens", "8")

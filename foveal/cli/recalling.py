@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +14,10 @@ from foveal.cli.options import Json, Model, Store, Threads, open_engine
 from foveal.cli.output import print_json, results, table
 
 if TYPE_CHECKING:
-    from foveal.memory import Memory, Recall, RecallStream
+    from foveal.memory import Citation, Memory, Recall, RecallStream
+
+LINES_SHOWN = 12
+"""Lines of one citation that ``--lines`` shows."""
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +35,7 @@ def recall(
     min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this share of the likeliest.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling reproducible.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the recall; may be repeated.")] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Show the cited lines as the files hold them now.")] = False,
     model: Model = None,
     store: Store = None,
     threads: Threads = None,
@@ -55,16 +61,20 @@ def recall(
         if json:
             print_json(document(memory, stream.finish(), time.perf_counter() - started))
         else:
-            _show(cue, stream)
+            _stream(cue, stream)
+            _cite(stream.result, Path(memory.options.source) if lines else None)
 
 
-def _show(cue: str, stream: RecallStream) -> None:
-    """The cue and, as it comes, what follows it; then the citations."""
+def _stream(cue: str, stream: RecallStream) -> None:
+    """The cue and, as it comes, what follows it."""
     _write(cue)
     for piece in stream:
         _write(piece)
     _write("\n\n")
-    result = stream.result
+
+
+def _cite(result: Recall, source: Path | None) -> None:
+    """The citations, largest share first; with a `source`, the lines of its files too."""
     if not result.citations:
         _write("no part of the source stood out\n")
         return
@@ -73,6 +83,24 @@ def _show(cue: str, stream: RecallStream) -> None:
         lines = f"{citation.first_line}-{citation.last_line}"
         cited.add_row(f"{citation.path}:{lines}", f"{citation.share:.0%}")
     results().print(cited)
+    if source is not None:
+        for citation in result.citations:
+            _write(f"\n{citation.path}\n" + "".join(_quote(source, citation)))
+
+
+def _quote(source: Path, citation: Citation) -> Iterator[str]:
+    """The cited lines with their numbers, as the file holds them now, at most `LINES_SHOWN`."""
+    file = source / citation.path if source.is_dir() else source
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace").split("\n")  # as editors count lines
+    except OSError as error:
+        yield f"  (cannot be shown: {error.strerror})\n"
+        return
+    last = min(citation.last_line, citation.first_line + LINES_SHOWN - 1)
+    for number in range(citation.first_line, min(last, len(text)) + 1):
+        yield f"{number:6}  {text[number - 1]}\n"
+    if last < citation.last_line:
+        yield f"        ... to line {citation.last_line}\n"
 
 
 def _write(text: str) -> None:
