@@ -20,7 +20,7 @@ from foveal.cache import (
     Tail,
 )
 
-LENGTHS = sorted({0, *CUTS, *range(300, 304), *range(512, 640, 9)})
+LENGTHS = sorted({0, *CUTS, *range(300, 304), 639})
 
 
 def grown(length: int, format: CacheFormat = EXACT) -> Sequence:
@@ -128,12 +128,12 @@ def _spoilt(image: SequenceImage) -> dict[str, SequenceImage]:
     }
 
 
-@pytest.mark.parametrize("message", sorted(_spoilt(grown(300).export())))
-def test_what_does_not_fit_is_refused_and_holds_nothing(message: str) -> None:
+def test_what_does_not_fit_is_refused_and_holds_nothing() -> None:
     fresh = pool()
-    with pytest.raises(CacheError, match=message):
-        Sequence.restore(fresh, _spoilt(grown(300).export())[message])
-    assert fresh.live == 0
+    for message, image in _spoilt(grown(300).export()).items():
+        with pytest.raises(CacheError, match=message):
+            Sequence.restore(fresh, image)
+        assert fresh.live == 0, message
 
 
 def test_another_format_or_model_is_refused() -> None:
