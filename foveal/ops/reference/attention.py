@@ -15,13 +15,17 @@ _ROWS = 128
 """Tokens attended at a time (or the window size, if larger): a block sees its own raw rows and the block's before, and
 the entries visible to its last token."""
 
+_GATHERED_ROWS = 16
+"""Tokens whose chosen entries are gathered at a time: few enough that the copies stay in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class _Rows:
-    """A block of consecutive tokens: their queries [b, H, c], and the raw rows [p + b, c] that end with their own."""
+    """Consecutive tokens: their queries [b, H, c], and raw rows [p, c] in which theirs begin at row `own`."""
 
     query: Tensor
     window: Tensor
+    own: int
     positions: Tensor
     chosen: Tensor | None
 
@@ -57,13 +61,20 @@ def _blocks(x: AttendInput) -> Iterator[_Rows]:
     chosen = [None] * len(pieces) if x.indices is None else x.indices.split(size)
     each = zip(x.query.split(size), x.positions.split(size), pieces, pieces[1:], chosen, strict=False)
     for query, positions, before, own, indices in each:
-        yield _Rows(query, torch.cat([before, own]), positions, indices)
+        window, start = torch.cat([before, own]), len(before)
+        if indices is None:
+            yield _Rows(query, window, start, positions, None)
+            continue
+        few = [part.split(_GATHERED_ROWS) for part in (query, positions, indices)]
+        for q, p, i in zip(*few, strict=True):
+            yield _Rows(q, window, start, p, i)
+            start += len(q)
 
 
 def _attend_rows(x: AttendInput, block: _Rows, *, traced: bool) -> _Block:
     query, rows = block.query, block.window
     scale = query.shape[-1] ** -0.5
-    own = torch.arange(len(rows) - len(query), len(rows), device=query.device).unsqueeze(1)
+    own = torch.arange(block.own, block.own + len(query), device=query.device).unsqueeze(1)
     distance = own - torch.arange(len(rows), device=query.device)
     outside = (distance < 0) | (distance >= x.window_size)
     near = torch.einsum("nhc,wc->nhw", query, rows) * scale

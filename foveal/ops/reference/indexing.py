@@ -26,9 +26,14 @@ def index_topk(query: Tensor, weights: Tensor, keys: Tensor, visible: Tensor, k:
 
 
 def _top(scores: Tensor, visible: Tensor, k: int) -> Tensor:
-    columns = torch.arange(scores.shape[1], device=scores.device)
-    hidden = columns >= visible.unsqueeze(1)
-    order = scores.masked_fill(hidden, float("-inf")).sort(dim=1, descending=True, stable=True).indices[:, :k]
-    beyond = scores.shape[1]
-    order = order.masked_fill(order >= visible.unsqueeze(1), beyond).sort(dim=1).values
-    return order.masked_fill(order == beyond, -1)
+    """What is above the k-th score, and as many of its equals, lowest index first, as there is room for."""
+    seen = torch.arange(scores.shape[1], device=scores.device) < visible.unsqueeze(1)
+    scores = scores.masked_fill(~seen, float("-inf"))
+    threshold = scores.topk(k, dim=1).values[:, -1:] if k else scores[:, :0].new_full((len(scores), 1), torch.inf)
+    above, equal = scores > threshold, scores == threshold
+    room = k - above.sum(1, keepdim=True)
+    taken = (above | (equal & (equal.cumsum(1) <= room))) & seen
+    rows, columns = taken.nonzero(as_tuple=True)
+    result = torch.full((len(scores), k), -1, dtype=torch.int64, device=scores.device)
+    result[rows, (taken.cumsum(1) - 1)[rows, columns]] = columns
+    return result
