@@ -188,11 +188,7 @@ class Engine:
         the network raised when it failed.
         """
         params = with_settings(params, **settings)
-        if heal_prompt and isinstance(prompt, str):
-            tokens, remainder = heal(self.tokenizer, prompt)
-        else:
-            tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            remainder = b""
+        tokens, remainder = self._prompt(prompt, heal_prompt)
         sequence = base.fork() if base is not None else self.new_sequence()
         try:
             request = self.batch.submit(
@@ -209,6 +205,14 @@ class Engine:
                 yield event
         finally:
             sequence.free()
+
+    def _prompt(self, prompt: str | Sequence[int], heal_prompt: bool) -> tuple[list[int], bytes]:
+        """Tokens to run, and bytes to be generated anew after them."""
+        if not isinstance(prompt, str):
+            return list(prompt), b""
+        tokens, remainder = heal(self.tokenizer, prompt) if heal_prompt else ([], b"")
+        # A prompt of one word leaves nothing to run before it is healed: it is taken as it is.
+        return (tokens, remainder) if tokens else (self.tokenizer.encode(prompt), b"")
 
     def generate(
         self,

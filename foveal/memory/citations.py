@@ -1,11 +1,11 @@
 """Where an answer came from: from attention masses to file and lines.
 
-What is special here: attention is read as a measure over the source. A layer's masses say how much of the attention of
-one generated token fell on an entry; an entry's mass is spread evenly over the tokens it covers, 4 in a CSA layer, 128
-in an HCA layer, 1 in the raw window. So a sharp entry counts 32 times as much per token as a diffuse one, with no
-weights to choose, and masses of all layers and heads simply add up. The unit is a *cell*, the four tokens of a CSA
-entry. An HCA entry alone names no cell; it adds its share to the cells that a CSA entry or the window named. Mass on
-the cue and on generated text is no source and is left out.
+What is special here: attention is read as a measure over the source. A CSA layer chooses between entries of 4 tokens
+and the raw window in one softmax, so its masses say where each generated token looked. They are summed over heads and
+CSA layers, each mass spread evenly over the tokens it covers (4 for an entry, 1 in the window). The unit is a *cell*,
+the four tokens of a CSA entry. An HCA entry covers 128 tokens and names no line; by the same even spreading it adds
+4/128 of its mass to the cells that CSA named. Left out is what says nothing about the source: sliding layers (they can
+see only the last tokens, whatever the answer), the raw window of HCA layers, and mass on the cue and on generated text.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def origin_of(traces: Iterable[LayerTrace], position: int, source_tokens: int, t
     cells = torch.zeros(-(-source_tokens // CELL_TOKENS), dtype=torch.float64)
     region = torch.zeros(-(-source_tokens // HCA_RATIO), dtype=torch.float64)
     for trace in traces:
-        window = trace.window_mass.double().cpu()
-        first = position - len(window) + 1
-        _add(cells, torch.arange(first, position + 1) // CELL_TOKENS, window[: max(0, source_tokens - first)])
         if trace.ratio == CSA_RATIO:
+            window = trace.window_mass.double().cpu()
+            first = position - len(window) + 1
+            _add(cells, torch.arange(first, position + 1) // CELL_TOKENS, window[: max(0, source_tokens - first)])
             _add(cells, trace.entries.cpu(), trace.entry_mass.double().cpu())
         elif trace.ratio == HCA_RATIO:
             _add(region, trace.entries.cpu(), trace.entry_mass.double().cpu())

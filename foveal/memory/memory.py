@@ -218,24 +218,25 @@ class Memory:
 
     # ------------------------------------------------------------------ saving
 
-    def save(self, path: str | Path | None = None, *, root: str | Path | None = None) -> Path:
+    def save(self, place: str | Path | None = None, *, root: str | Path | None = None) -> Path:
         """Write the memory as a folder, replacing one that is there in one step; returns where it is.
 
-        Without `path` it goes under its name into the store (`foveal.memory.store_root`). Raises `InvalidName` when it
-        has none, `StoreError` when the disk refuses; an older folder is then untouched.
+        `place` is a name in the store (`foveal.memory.store_root`; default: the memory's own name) or, as a `Path` or
+        with a slash, a path. Raises `InvalidName` when there is no plain name, `StoreError` when the disk refuses; an
+        older folder is then untouched.
         """
-        target = memory_path(self.name, root) if path is None else Path(path).absolute()
+        target = _folder(self.name if place is None else place, root)
         write_folder(target, image.pack(self.sequence, self.places.to_bytes()), self._facts())
         return target
 
     @classmethod
-    def load(cls, engine: Engine, path: str | Path, *, root: str | Path | None = None) -> Self:
-        """The memory in the folder `path`, or (a plain name that is no folder here) of that name in the store.
+    def load(cls, engine: Engine, place: str | Path, *, root: str | Path | None = None) -> Self:
+        """The memory saved at `place`: a name in the store, or a path, as in `save`.
 
         Raises `MemoryNotFound`; `FingerprintMismatch` naming what differs when another model, tokenizer, number format
         or rotary setting made it; `CorruptMemory` naming the file when any byte is not as it was written.
         """
-        folder = _folder(path, root)
+        folder = _folder(place, root)
         manifest = read_manifest(folder)
         facts = _Facts.of(manifest)
         differing = engine.fingerprint.differing(facts.fingerprint)
@@ -296,8 +297,8 @@ class _Facts:
             raise CorruptMemory(MANIFEST, f"it lacks or misstates something ({error})") from error
 
 
-def _folder(path: str | Path, root: str | Path | None) -> Path:
-    """A path with a separator (or an existing folder) is a path; a plain word is a name in the store."""
-    if isinstance(path, str) and root is None and "/" not in path and not Path(path).is_dir():
-        return memory_path(path)
-    return memory_path(str(path), root) if root is not None else Path(path).absolute()
+def _folder(place: str | Path, root: str | Path | None) -> Path:
+    """A string without a slash is a name in the store; anything else is a path (with `root`: always a name)."""
+    if root is not None or (isinstance(place, str) and "/" not in place):
+        return memory_path(str(place), root)
+    return Path(place).absolute()
