@@ -182,7 +182,7 @@ class Backend(Protocol):
         ...
 
     def quantize_kv(self, x: Tensor, rotary: int) -> Tensor:
-        """Simulate FP8 on the channels before the last `rotary` ones, in blocks of 64."""
+        """Simulate FP8 on the channels before the last `rotary` ones, in blocks of 64, and BF16 on those."""
         ...
 
     def quantize_index(self, x: Tensor) -> Tensor:

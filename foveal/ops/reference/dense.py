@@ -85,8 +85,12 @@ def hadamard(x: Tensor) -> Tensor:
 
 
 def quantize_kv(x: Tensor, rotary: int) -> Tensor:
-    """FP8 simulated on all but the last `rotary` channels, blocks of 64; rotary channels stay as they are."""
-    return torch.cat([fake_quantize_fp8(x[..., :-rotary], KV_BLOCK), x[..., -rotary:]], dim=-1)
+    """FP8 simulated on all but the last `rotary` channels, blocks of 64; rotary channels are rounded to BF16.
+
+    The result is exactly what a BF16 cache, or the 584-byte FP8 entry, can hold: storing it loses nothing.
+    """
+    rounded = x[..., -rotary:].to(torch.bfloat16).to(x.dtype)
+    return torch.cat([fake_quantize_fp8(x[..., :-rotary], KV_BLOCK), rounded], dim=-1)
 
 
 def quantize_index(x: Tensor) -> Tensor:
