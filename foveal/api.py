@@ -18,7 +18,7 @@ import torch
 
 from foveal import cache
 from foveal.checkpoint import fingerprint as model_fingerprint
-from foveal.checkpoint import load_model, open_checkpoint
+from foveal.checkpoint import open_checkpoint
 from foveal.config import ModelConfig
 from foveal.engine import (
     GREEDY,
@@ -30,7 +30,7 @@ from foveal.engine import (
     Sampled,
     SamplingParams,
 )
-from foveal.model import Transformer
+from foveal.model import load_transformer
 from foveal.ops import Numerics
 from foveal.text import Tokenizer, TokenStream
 from foveal.text.healing import PrefixConstraint, heal
@@ -120,7 +120,8 @@ class Engine:
         checkpoint = open_checkpoint(folder)
         numerics = numerics or Numerics()
         small = sum(math.prod(weight.shape) for weight in checkpoint.weights.values()) <= DEQUANTIZE_UP_TO
-        network: Transformer = load_model(folder, dtype=torch.float32 if small else None, numerics=numerics)
+        dtype = torch.float32 if small else None
+        network = load_transformer(checkpoint.config, checkpoint.weights, dtype=dtype, numerics=numerics)
         return cls(
             network,
             tokenizer,
