@@ -12,6 +12,8 @@ Everything is a function of (seed, step, index): resuming needs no saved data st
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -173,6 +175,13 @@ class Composer:
     def frequencies(self, vocab_size: int) -> Tensor:
         """How often each token id stands in the store [V], fp32."""
         return torch.from_numpy(np.bincount(self.store.tokens, minlength=vocab_size)[:vocab_size].astype(np.float32))
+
+    def weighing(self, recall_weight: float | None) -> Composer:
+        """The same sequences with another weight on recall; None keeps the recipe's."""
+        other = copy.copy(self)
+        if recall_weight is not None:
+            other.recipe = dataclasses.replace(self.recipe, recall_weight=recall_weight)
+        return other
 
     def sample(self, step: int, length: int, index: int = 0) -> Sample:
         """The sequence number `index` of `step`, `length` tokens (at least 64) long."""

@@ -28,13 +28,14 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class StageConfig:
     """A part of the run: sequences of `length` tokens, `sequences` of them a step, for `share` of the budget (shares
-    are normalised). `quantize` rounds weights on the way (QAT) and simulates run-time quantisation; `index_topk`
+    are normalised). `recall_weight` replaces the data recipe's; `quantize` rounds weights on the way (QAT) and simulates run-time quantisation; `index_topk`
     limits attention to the indexer's choice (None: all entries, the dense stage); `lr` scales the schedule."""
 
     length: int
     sequences: int = 1
     share: float = 1.0
     lr: float = 1.0
+    recall_weight: float | None = None
     quantize: bool = False
     index_topk: int | None = None
 

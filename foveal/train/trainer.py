@@ -119,7 +119,8 @@ class Trainer:
     # ------------------------------------------------------------------ one step
 
     def _step(self, stage: StageConfig, progress: float) -> float:
-        samples = [self.composer.sample(self.position.step, stage.length, i) for i in range(stage.sequences)]
+        composer = self.composer.weighing(stage.recall_weight)
+        samples = [composer.sample(self.position.step, stage.length, i) for i in range(stage.sequences)]
         tokens = torch.stack([sample.tokens for sample in samples])
         targets = torch.cat([sample.targets for sample in samples])
         weights = torch.cat([sample.weights for sample in samples])
