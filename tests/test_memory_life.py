@@ -421,6 +421,24 @@ def test_a_crash_between_the_two_renames_is_mended(engine: Engine, saved: Path, 
     Memory.load(engine, "m", root=tmp_path).free()
 
 
+def test_leftovers_of_crashed_saves_are_swept_when_old(engine: Engine, project: Path, tmp_path: Path) -> None:
+    for purpose in ("new", "gone", "old"):
+        (tmp_path / f".m[1].{purpose}-0123456789ab").mkdir()
+        (tmp_path / f".m[1].{purpose}-ba9876543210").mkdir()
+        os.utime(tmp_path / f".m[1].{purpose}-0123456789ab", (1, 1))
+    (tmp_path / ".m[1].old-other.old-0123456789ab").mkdir()
+    os.utime(tmp_path / ".m[1].old-other.old-0123456789ab", (1, 1))
+    with Memory.read(engine, project, should_stop=stop_after(1)) as memory:
+        memory.save(tmp_path / "m[1]")
+    left = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("."))
+    assert left == [
+        ".m[1].gone-ba9876543210",
+        ".m[1].new-ba9876543210",
+        ".m[1].old-ba9876543210",
+        ".m[1].old-other.old-0123456789ab",
+    ]
+
+
 # ---------------------------------------------------------------------- names
 
 

@@ -14,9 +14,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ _DIGEST_BYTES = 32
 _BLOCK = 1 << 20
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_ABANDONED_AFTER = 24 * 3600.0
+"""Seconds after which a temporary folder belongs to nobody."""
 
 
 def write_folder(target: Path, files: Mapping[str, Iterable[bytes | memoryview]], facts: Mapping[str, Any]) -> None:
@@ -44,6 +48,7 @@ def write_folder(target: Path, files: Mapping[str, Iterable[bytes | memoryview]]
         _write_file(temporary / MANIFEST, [_manifest_bytes({**facts, "files": listed})])
         _sync_folder(temporary)
         _put_in_place(temporary, target)
+        _sweep(target)
     except OSError as error:
         raise StoreError(f"cannot write memory {target}: {error}") from error
     finally:
@@ -88,10 +93,25 @@ def recover(target: Path) -> None:
     """Finish what a crash interrupted: when only the set-aside old folder exists, give it its name back."""
     if target.exists() or not target.parent.is_dir():
         return
-    for old in sorted(target.parent.glob(f".{target.name}.old-*")):
+    for old in _left_over(target, "old"):
         with contextlib.suppress(OSError):  # another process recovered it first
             old.rename(target)
             return
+
+
+def _left_over(target: Path, purpose: str) -> list[Path]:
+    """Folders that an interrupted save or delete of `target` left beside it."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.{purpose}-[0-9a-f]{{12}}")
+    return sorted(path for path in target.parent.iterdir() if pattern.fullmatch(path.name))
+
+
+def _sweep(target: Path) -> None:
+    """Delete what crashed saves of `target` left, unless it is so young that another process may be at work on it."""
+    for purpose in ("new", "gone", "old"):
+        for path in _left_over(target, purpose):
+            with contextlib.suppress(OSError):  # gone already
+                if time.time() - path.stat().st_mtime > _ABANDONED_AFTER:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def make_private(folder: Path) -> None:

@@ -15,7 +15,7 @@ from foveal.memory.errors import InvalidName, MemoryNotFound, StoreError
 from foveal.memory.files import read_manifest, recover, remove_folder
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_SET_ASIDE = re.compile(r"\.(?P<name>.+)\.old-[0-9a-f]+")
+_SET_ASIDE = re.compile(r"\.(?P<name>.+)\.old-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
