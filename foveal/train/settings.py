@@ -28,8 +28,9 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class StageConfig:
     """A part of the run: sequences of `length` tokens, `sequences` of them a step, for `share` of the budget (shares
-    are normalised). `recall_weight` replaces the data recipe's; `quantize` rounds weights on the way (QAT) and simulates run-time quantisation; `index_topk`
-    limits attention to the indexer's choice (None: all entries, the dense stage); `lr` scales the schedule."""
+    are normalised). `lr` scales the schedule; `recall_weight` replaces the data recipe's; `quantize` rounds weights on
+    the way (QAT) and simulates run-time quantisation; `index_topk` limits attention to the indexer's choice (None: all
+    entries, the dense stage)."""
 
     length: int
     sequences: int = 1
