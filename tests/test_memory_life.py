@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import torch
 import foveal
 from foveal.api import Engine
 from foveal.cache import CacheFormat, Sequence
-from foveal.checkpoint import random_weights
+from foveal.checkpoint import random_weights, write_checkpoint
 from foveal.config import PRESETS, ModelConfig
 from foveal.engine import BatchEngine, ParameterError, Scheduler
 from foveal.memory import (
@@ -308,6 +310,27 @@ def _places(engine: Engine, tokens: int) -> foveal.sources.SourceMap:
     places.append(foveal.sources.tokenize_document(document, engine.tokenizer))
     places.truncate(tokens)
     return places
+
+
+def test_a_new_process_goes_on_exactly(project: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", TINY, random_weights(TINY, seed=1))
+    shutil.copy(NANO / "tokenizer.json", tmp_path / "model")
+    engine = Engine.open(tmp_path / "model", threads=1)
+    with Memory.read(engine, project) as memory:
+        memory.save(tmp_path / "m")
+        expected = memory.recall("def f3_1(", max_tokens=8, ignore_eos=True)
+    program = (
+        "import sys, json, foveal\n"
+        "engine = foveal.Engine.open(sys.argv[1], threads=1)\n"
+        "memory = foveal.Memory.load(engine, sys.argv[2])\n"
+        "answer = memory.recall('def f3_1(', max_tokens=8, ignore_eos=True)\n"
+        "print(json.dumps([answer.tokens, [s.logprob for s in answer.sampled], [str(c) for c in answer.citations]]))\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "model"), str(tmp_path / "m")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    tokens, logprobs, citations = json.loads(done.stdout)
+    assert tuple(tokens) == expected.tokens and logprobs == [s.logprob for s in expected.sampled]
+    assert citations == [str(c) for c in expected.citations]
 
 
 @pytest.fixture(scope="module")
