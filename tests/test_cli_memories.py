@@ -15,39 +15,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from foveal import cli
-from foveal.checkpoint import random_weights, write_checkpoint
 from foveal.cli import progress as cli_progress
 from foveal.cli.main import app
-from foveal.config import preset
 from foveal.memory import Progress
+from tests.cli_support import write_model
 
 ROOT = Path(cli.__file__).parents[2]
-SHIPPED = ROOT / "foveal" / "weights" / "nano"
-
-
-def write_model(folder: Path, seed: int) -> Path:
-    small = preset("nano").replace(
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        head_dim=32,
-        qk_rope_head_dim=16,
-        q_lora_rank=32,
-        o_lora_rank=32,
-        compress_ratios=(0, 4, 128),
-        index_n_heads=2,
-        index_head_dim=32,
-        index_topk=16,
-        n_routed_experts=4,
-        moe_intermediate_size=32,
-        num_nextn_predict_layers=0,
-        expert_dtype="bf16",
-        linear_dtype="bf16",
-    )
-    write_checkpoint(folder, small, random_weights(small, seed))
-    for file in SHIPPED.glob("tokenizer*"):
-        shutil.copy(file, folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
