@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_support import write_model
 from typer.testing import CliRunner, Result
 
 from foveal import cli
 from foveal.cli import progress as cli_progress
 from foveal.cli.main import app
 from foveal.memory import Progress
-from tests.cli_support import write_model
 
 ROOT = Path(cli.__file__).parents[2]
 

@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from cli_support import write_model
 from typer.testing import CliRunner
 
 from foveal.cli.main import app
-from tests.cli_support import write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
