@@ -179,7 +179,7 @@ def _rivals(config: ModelConfig, tokens: int, kv: str) -> tuple[Rival, ...]:
     stored = "bf16" if kv == "bf16" else "fp8"
     v32, gqa = _V32_LAYERS * _V32_BYTES[stored], config.num_hidden_layers * _GQA_BYTES
     return (
-        Rival(f"DeepSeek-V3.2 ({stored.upper()})", v32, v32 * tokens),
+        Rival(f"DeepSeek-V3.2, {_V32_LAYERS} layers ({stored.upper()})", v32, v32 * tokens),
         Rival(f"GQA 8x128, {config.num_hidden_layers} layers (BF16)", gqa, gqa * tokens),
     )
 
