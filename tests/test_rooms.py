@@ -115,7 +115,7 @@ def test_every_module_says_what_it_is() -> None:
     assert not silent
 
 
-@pytest.mark.parametrize("module", ["foveal", "foveal.config"])
+@pytest.mark.parametrize("module", ["foveal", "foveal.config", "foveal.cli.main"])
 def test_importing_it_does_not_import_torch(module: str) -> None:
     """`foveal --help` and shell completion must not wait for torch."""
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

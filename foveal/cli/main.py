@@ -45,6 +45,9 @@ for module in (reading, recalling, memories, models, planning):
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    # Before torch is loaded: its threads shall sleep while they wait for each other. The default, to spin, made reading
+    # ten times slower on a machine whose cores had other work too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except BrokenPipeError:  # the reader of stdout went away (`foveal ls | head -1`): nobody is left to tell
