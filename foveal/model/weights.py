@@ -50,42 +50,44 @@ def load_transformer(
         model = Transformer(config, ops=ops, numerics=numerics)
     for path, module in list(model.named_modules()):
         if isinstance(module, Matrix):
-            _hold(path, module, weights, dtype)
+            module.hold(_fitting(weights, f"{path}.weight", module.shape), dtype)
         elif isinstance(module, MatrixStack):
-            module.hold([weights[_expert_name(path, i)] for i in range(module.count)], dtype)
+            module.hold([_fitting(weights, _expert_name(path, i), module.shape) for i in range(module.count)], dtype)
         else:
             _fill(path, module, weights)
     return model.eval().requires_grad_(False)
 
 
 def load_parameters(model: Transformer, weights: Mapping[str, Weight]) -> None:
-    """Copy `weights` into a trainable network's parameters, dequantised."""
+    """Copy `weights` into a trainable network's parameters, dequantised.
+
+    Raises `KeyError` naming the first weight that is missing, `ValueError` when one has the wrong shape.
+    """
     with torch.no_grad():
         for path, module in model.named_modules():
             if isinstance(module, MatrixStack):
-                stacked = [_plain(weights[_expert_name(path, i)]) for i in range(module.count)]
+                names = [_expert_name(path, i) for i in range(module.count)]
+                stacked = [_plain(_fitting(weights, name, module.shape)) for name in names]
                 _own_weight(module).copy_(torch.stack(stacked))
             elif isinstance(module, Matrix):
-                _own_weight(module).copy_(_plain(weights[f"{path}.weight"]))
+                _own_weight(module).copy_(_plain(_fitting(weights, f"{path}.weight", module.shape)))
             else:
                 for name, tensor in _own_tensors(module):
-                    tensor.copy_(_plain(weights[f"{path}.{name}" if path else name]))
+                    full = f"{path}.{name}" if path else name
+                    tensor.copy_(_plain(_fitting(weights, full, tensor.shape)))
 
 
-def _hold(path: str, module: Matrix, weights: Mapping[str, Weight], dtype: torch.dtype | None) -> None:
-    name = f"{path}.weight"
-    try:
-        module.hold(weights[name], dtype)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+def _fitting(weights: Mapping[str, Weight], name: str, shape: tuple[int, ...]) -> Weight:
+    weight = weights[name]
+    if tuple(weight.shape) != tuple(shape):
+        raise ValueError(f"{name}: weight has shape {tuple(weight.shape)}, the network needs {tuple(shape)}")
+    return weight
 
 
 def _fill(path: str, module: nn.Module, weights: Mapping[str, Weight]) -> None:
     for name, tensor in list(_own_tensors(module)):
         full = f"{path}.{name}" if path else name
-        value = _plain(weights[full])
-        if value.shape != tensor.shape:
-            raise ValueError(f"{full}: weight has shape {tuple(value.shape)}, the network needs {tuple(tensor.shape)}")
+        value = _plain(_fitting(weights, full, tensor.shape))
         if name in module._buffers:
             module._buffers[name] = value.to(tensor.dtype).clone()
         else:

@@ -16,7 +16,7 @@ from torch import Tensor
 from foveal.config import ModelConfig, YarnScaling
 from foveal.formats import Weight
 from foveal.model import PlainState, Segment, SequenceState, Transformer
-from foveal.ops import Numerics
+from foveal.ops import Backend, Numerics, reference
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -102,9 +102,11 @@ def _random_yarn(draw: random.Random) -> YarnScaling:
     )
 
 
-def random_network(config: ModelConfig, seed: int, numerics: Numerics | None = None) -> Transformer:
+def random_network(
+    config: ModelConfig, seed: int, numerics: Numerics | None = None, ops: Backend = reference
+) -> Transformer:
     """A network of `config`, without quantisation unless `numerics` says so, every tensor random."""
-    model = Transformer(config, numerics=numerics or Numerics.none())
+    model = Transformer(config, ops=ops, numerics=numerics or Numerics.none())
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
