@@ -239,6 +239,10 @@ class ModelConfig:
         values |= _read_storage(given)
         if isinstance(given.get("eos_token_id"), list):  # transformers allows several; the first is the model's own
             values["eos_token_id"] = given["eos_token_id"][0]
+        if "compress_ratios" not in data and "layer_types" in data:
+            values["n_shared_experts"] = (
+                1  # transformers ignores the field: its shared expert is as wide as a routed one
+            )
         _trim_mtp(values)
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         missing = [name for name in required if values.get(name) is None]
@@ -471,12 +475,12 @@ def _nano() -> ModelConfig:
     """The model in the box: see docs/nano.md for why it has this shape."""
     return ModelConfig(
         vocab_size=4096,
-        hidden_size=256,
+        hidden_size=384,
         num_hidden_layers=5,
         num_attention_heads=4,
         head_dim=512,
         qk_rope_head_dim=32,
-        q_lora_rank=128,
+        q_lora_rank=256,
         o_groups=2,
         o_lora_rank=128,
         compress_ratios=(0, 0, CSA_RATIO, HCA_RATIO, CSA_RATIO),

@@ -100,8 +100,10 @@ class Attention(nn.Module):
         if self.compressor is not None:
             rows[Part.MAIN] = self.compressor.rows(x, positions)
         if self.indexer is not None:
-            rows[Part.INDEX] = self.indexer.compressor.rows(x, positions)
-            index = self.indexer.queries(x, latent, positions, rotation, self.numerics)
+            # The indexer learns from its own loss only, and that loss teaches nothing else (DeepSeek-V3.2, sparse
+            # training): its input is detached. Its choice has no gradient in any case.
+            rows[Part.INDEX] = self.indexer.compressor.rows(x.detach(), positions)
+            index = self.indexer.queries(x.detach(), latent.detach(), positions, rotation, self.numerics)
         return _Projected(positions, query, kv, rows, index)
 
     def _attend(self, segment: Segment, new: _Projected, number: int, observer: Observer | None) -> Tensor:

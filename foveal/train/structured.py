@@ -44,20 +44,29 @@ class Plan:
 
     code: slice
     output: slice
-    signature: slice
+    near: slice
+    far: slice
     key: int
     value: int
     index: int
 
     @classmethod
     def of(cls, config: ModelConfig) -> Plan:
-        """Half of d for the signature, a quarter each (less the constant, channel 0) for code and output; per slot, the
-        share of an entry that values need, keys the rest."""
+        """Of d, a fifth for the code (and the constant, channel 0), a sixth for the output, the rest for the two halves
+        of the signature. Of an entry's share for a slot, half the output's width for the value, the rest for the key."""
         d = config.hidden_size
-        value = d // 8
+        value = d // 12
         key = config.nope_head_dim // SLOTS - value
         index = (config.index_head_dim - config.qk_rope_head_dim) // SLOTS
-        return cls(slice(1, d // 4), slice(d // 4, d // 2), slice(d // 2, d), key, value, index)
+        code, output = d * 5 // 24, 2 * value
+        half = (d - code - output) // 2
+        near, far = slice(code + output, code + output + half), slice(code + output + half, code + output + 2 * half)
+        return cls(slice(1, code), slice(code, code + output), near, far, key, value, index)
+
+    @property
+    def signature(self) -> slice:
+        """Near and far signature together."""
+        return slice(self.near.start, self.far.stop)
 
     def key_channels(self, slot: int) -> slice:
         return slice(slot * self.key, (slot + 1) * self.key)
@@ -74,9 +83,11 @@ class Strengths:
     code_norm: float = 4.0
     far_weight: tuple[float, ...] = (0.65, 0.5, 0.4, 0.3)
     near_weight: tuple[float, ...] = (0.95, 0.9, 0.85, 0.8)
+    mixes: tuple[tuple[float, float], ...] = ((1.0, 0.7), (0.3, 1.0))
+    loudness: tuple[float, float] = (0.35, 1.3)
     look_back_gain: float = 2.5
     match_logit: float = 20.0
-    sink: float = 14.0
+    sink: float = 12.0
     slot_bias: tuple[float, float] = (4.0, -3.0)
     copy_logit: float = 30.0
     noise: float = 0.01
@@ -106,8 +117,12 @@ class _Builder:
         two_windows = [config.kind(i) for i in (0, 1)] == [LayerKind.SLIDING] * 2
         if not two_windows or config.num_attention_heads != SLOTS or config.o_groups not in (1, 2, 4):
             raise ValueError("the structured start needs 4 heads and two window-only layers at the bottom")
-        if config.q_lora_rank < config.hidden_size // 2 or self.plan.key < 8:
-            raise ValueError("the structured start needs q_lora_rank >= hidden_size / 2 and room for keys in an entry")
+        needed = self.width(self.plan.signature)
+        if config.q_lora_rank < needed or config.o_lora_rank < needed // 2 or self.plan.key < 8:
+            raise ValueError(
+                f"the structured start needs q_lora_rank >= {needed}, o_lora_rank >= {needed // 2}, "
+                f"and room for keys in an entry"
+            )
 
     # ------------------------------------------------------------------ random pieces
 
@@ -126,13 +141,14 @@ class _Builder:
     def build(self) -> None:
         self._small_random()
         self._embedding()
-        self._look_back(0, NEAR_LAGS, self.strengths.near_weight, self.plan.code)
-        self._look_back(1, FAR_LAGS, self.strengths.far_weight, self.plan.signature)
+        self._look_back(0, NEAR_LAGS, self.strengths.near_weight, self.plan.code, self.plan.near)
+        self._look_back(1, FAR_LAGS, self.strengths.far_weight, self.plan.near, self.plan.far)
         layers = self.config.layers_of(LayerKind.CSA)
         readers = self.orthogonal(self.width(self.plan.output), self.width(self.plan.code))
         for number, layer in enumerate(layers):
             first = (number % 2) * self.plan.value
-            self._match_and_copy(layer, readers[first : first + self.plan.value], first)
+            mix = self.strengths.mixes[number % len(self.strengths.mixes)]
+            self._match_and_copy(layer, readers[first : first + self.plan.value], first, mix)
         self._head(readers)
 
     @staticmethod
@@ -191,18 +207,20 @@ class _Builder:
         """Constant, code, and the code in the signature (distance 0). Rare tokens are up to about twice as loud."""
         table, plan = self.weight(self.model.embed), self.plan
         surprise = -self.frequencies.log2()
-        loudness = (surprise / surprise[self.frequencies > 1e-6].mean()).clamp(0.35, 1.3)
+        loudness = (surprise / surprise[self.frequencies > 1e-6].mean()).clamp(*self.strengths.loudness)
         code = self.normal(self.config.vocab_size, self.width(plan.code), std=1.0)
         self.code = code / code.norm(dim=1, keepdim=True)
         loud = self.code * (loudness * self.strengths.code_norm).unsqueeze(1)
         table.zero_()
         table[:, 0] = self.strengths.code_norm
         table[:, plan.code] = loud
-        table[:, plan.signature] = loud @ self.orthogonal(self.width(plan.signature), self.width(plan.code)).T
+        table[:, plan.near] = loud @ self.orthogonal(self.width(plan.near), self.width(plan.code)).T
 
-    def _look_back(self, layer: int, lags: tuple[int, ...], strengths: tuple[float, ...], source: slice) -> None:
-        """Head h attends to the token `lags[h]` back and adds a random rotation of its `source` to the signature."""
-        attention, config, plan = self.attention(layer), self.config, self.plan
+    def _look_back(
+        self, layer: int, lags: tuple[int, ...], strengths: tuple[float, ...], source: slice, target: slice
+    ) -> None:
+        """Head h attends to the token `lags[h]` back and adds a random rotation of its `source` to `target`."""
+        attention, config = self.attention(layer), self.config
         frequencies = rotation_of(config, layer).frequencies
         amplitude = _sharp_kernel(frequencies).sqrt()
         rope = slice(config.nope_head_dim, config.head_dim)
@@ -224,9 +242,9 @@ class _Builder:
         shrink = 2.0 / math.sqrt(config.head_dim)
         sources = {}
         for head, strength in enumerate(strengths):
-            turned = self.orthogonal(self.width(plan.signature), width)
+            turned = self.orthogonal(self.width(target), width)
             sources[head] = (slice(0, width), turned * strength * shrink * self.strengths.code_norm)
-        self._write(attention, sources, plan.signature)
+        self._write(attention, sources, target)
 
     def _constant_latent(self, attention: Attention) -> None:
         """Latent channel 0 carries the constant; the others stay small."""
@@ -251,11 +269,12 @@ class _Builder:
         for group in range(groups):
             wo_b[target, group, : self.width(target)] = torch.eye(self.width(target))
 
-    def _match_and_copy(self, layer: int, reader: Tensor, first: int) -> None:
+    def _match_and_copy(self, layer: int, reader: Tensor, first: int, mix: tuple[float, float]) -> None:
         """Slots, matching heads and the copy of the matched slot's token to output channels `first`.."""
         attention, config, plan = self.attention(layer), self.config, self.plan
         assert attention.compressor is not None and attention.indexer is not None
-        projections = [self.orthogonal(plan.key, self.width(plan.signature)) for _ in range(SLOTS)]
+        scale = torch.tensor(mix).repeat_interleave(self.width(plan.near))
+        projections = [self.orthogonal(plan.key, self.width(plan.signature)) * scale for _ in range(SLOTS)]
         wkv = self.weight(attention.compressor.wkv)
         wkv.mul_(0.02)
         wkv[:, 0] = 0.0
@@ -300,7 +319,7 @@ class _Builder:
                 wq_b[head, channels, :size] = projection
         weights = self.weight(indexer.weights_proj)
         weights.mul_(0.02)
-        weights[:, 0] = 4.0
+        weights[:, 0] = 1.0
 
     @staticmethod
     def _put(wkv: Tensor, half: int, channels: slice, source: slice, matrix: Tensor) -> None:
