@@ -239,10 +239,9 @@ class ModelConfig:
         values |= _read_storage(given)
         if isinstance(given.get("eos_token_id"), list):  # transformers allows several; the first is the model's own
             values["eos_token_id"] = given["eos_token_id"][0]
-        if "compress_ratios" not in data and "layer_types" in data:
-            values["n_shared_experts"] = (
-                1  # transformers ignores the field: its shared expert is as wide as a routed one
-            )
+        if data.get("compress_ratios") is None and data.get("layer_types") is not None:
+            # transformers ignores the field: its shared expert is as wide as a routed one.
+            values["n_shared_experts"] = 1
         _trim_mtp(values)
         required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
         missing = [name for name in required if values.get(name) is None]

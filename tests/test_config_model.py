@@ -291,9 +291,11 @@ def test_names_of_transformers() -> None:
             },
         },
         "eos_token_id": [1, 7],
+        "n_shared_experts": 3,
     }
     config = ModelConfig.from_dict(data)
     assert config.compress_ratios == (0, 4, 128, 0), "the MTP block is added"
+    assert config.n_shared_experts == 1, "transformers builds one, whatever the field says"
     assert (config.num_hash_layers, config.qk_rope_head_dim, config.eos_token_id) == (1, 64, 1)
     assert (config.rope_theta, config.compress_rope_theta) == (500.0, 7000.0)
     assert config.rope_scaling == YarnScaling(factor=4.0, original_max_position_embeddings=99)
