@@ -49,7 +49,8 @@ def build(run: RunConfig) -> Trainer:
     if run.start_from is not None:
         load_parameters(model, snapshot.load(Path(run.start_from)).parameters, run.start_from)
     elif run.start == "structured":
-        structured_start(model, composer.frequencies(config.vocab_size), seed=run.seed)
+        frequencies = composer.frequencies(config.vocab_size)
+        structured_start(model, frequencies, blanks=(table.blank,), seed=run.seed)
     return Trainer(run, model, TrainTransformer(model, config, run.precision), composer, heldout)
 
 

@@ -23,6 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from foveal.text.specials import PAD
+
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -37,11 +39,12 @@ class DataError(ValueError):
 @dataclass(frozen=True)
 class TokenTable:
     """What the composer must know of a vocabulary: `line_end` [V] (the token's last byte is a newline), `ordinary` ids
-    (everything but special tokens) and the id of a lone newline."""
+    (everything but special tokens), the id of a lone newline and that of the blank (pad) token."""
 
     line_end: BoolArray
     ordinary: IntArray
     newline: int
+    blank: int
 
     @classmethod
     def from_tokenizer(cls, path: Path | str) -> Self:
@@ -59,7 +62,10 @@ class TokenTable:
         for token, index in vocabulary.items():
             line_end[index] = index not in added and token.endswith(_NEWLINE)
         ordinary = np.array(sorted(set(vocabulary.values()) - added), dtype=np.int64)
-        return cls(line_end=line_end, ordinary=ordinary, newline=newline)
+        blank = vocabulary.get(PAD)
+        if blank is None:
+            raise DataError(f"{path} has no {PAD} token; recall sections begin with it")
+        return cls(line_end=line_end, ordinary=ordinary, newline=newline, blank=blank)
 
 
 class TokenStore:
@@ -137,6 +143,12 @@ class Recipe:
     far_share: float = 0.9
     newline_share: float = 0.9
     """Chance that a section is preceded by a line end; the rest begins in the middle of a line."""
+    blank_share: float = 0.0
+    """Chance that a section is preceded by blanks, as a recall's cue is: then nothing else is in the cue's context."""
+    blanks: int = 25
+    wrong_share: float = 0.0
+    """Share of a section's tokens after the cue that are shown wrong (a random one of the sequence) while the targets
+    stay right: generation has to find back after a mistake of its own."""
     recall_weight: float = 2.0
     switch_weight: float = 0.0
     """Weight of the first token of every piece but the first: nothing before it says that the text changes."""
@@ -155,7 +167,7 @@ class Section:
 @dataclass(frozen=True)
 class Sample:
     """One training sequence of n tokens. `targets` are the next tokens; `weights` (fp32) and `is_recall` (bool) belong
-    to the targets. `sections` index the n + 1 tokens of ``tokens + targets[-1:]``."""
+    to the targets. `sections` index the n + 1 tokens of ``tokens + targets[-1:]`` (wrong ones put right)."""
 
     tokens: Tensor
     targets: Tensor
@@ -198,6 +210,8 @@ class _Draft:
         self.store, self.table, self.recipe = composer.store, composer.table, composer.recipe
         self.rng, self.size, self.n = rng, length + 1, 0
         self.tokens: IntArray = np.zeros(self.size, dtype=np.int64)
+        self.wrong: dict[int, int] = {}
+        """Places of tokens that are shown wrong, and as what."""
         self.weights = np.ones(self.size, dtype=np.float32)
         self.recall: BoolArray = np.zeros(self.size, dtype=np.bool_)
         self.run: IntArray = np.full(self.size, -1, dtype=np.int64)
@@ -218,8 +232,10 @@ class _Draft:
                 recalled += self.n - before
             else:
                 self._add_fresh(self.size - self.n)
+        shown = self.tokens.copy()
+        shown[list(self.wrong)] = list(self.wrong.values())
         return Sample(
-            tokens=torch.from_numpy(self.tokens[:-1].copy()),
+            tokens=torch.from_numpy(shown[:-1]),
             targets=torch.from_numpy(self.tokens[1:].copy()),
             weights=torch.from_numpy(self.weights[1:].copy()),
             is_recall=torch.from_numpy(self.recall[1:].copy()),
@@ -337,6 +353,10 @@ class _Draft:
         span = self.tokens[source : source + length].copy()
         if not self.table.line_end[self.tokens[self.n - 1]] and self.rng.random() < self.recipe.newline_share:
             self._append(np.array([self.table.newline]), -1)
+        if self.rng.random() < self.recipe.blank_share:
+            before = self.n
+            self._append(np.full(self.recipe.blanks, self.table.blank), -1)
+            self.weights[before : self.n] = 0.0
         start = self.n
         span = span[: self.size - start]
         if not len(span):
@@ -344,6 +364,9 @@ class _Draft:
         asked = np.arange(len(span)) >= cue
         asked &= ~self._ambiguous(span)
         self._append(span, -1)
+        if self.recipe.wrong_share:
+            for place in start + np.flatnonzero(asked & (self.rng.random(len(span)) < self.recipe.wrong_share)):
+                self.wrong[int(place)] = int(self.tokens[self.rng.integers(start)])
         self.recall[start : self.n] = asked
         self.weights[start : self.n][asked] = self.recipe.recall_weight
         self.sections.append(Section(start=start, source=source, length=len(span), cue=cue))

@@ -20,6 +20,7 @@ widths are in `Plan`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,7 @@ class Plan:
     @classmethod
     def of(cls, config: ModelConfig) -> Plan:
         """Of d, a fifth for the code (and the constant, channel 0), a sixth for the output, the rest for the two halves
-        of the signature. Of an entry's share for a slot, half the output's width for the value, the rest for the key."""
+        of the signature. Of a slot's share of an entry, half the output's width for the value, the rest for the key."""
         d = config.hidden_size
         value = d // 12
         key = config.nope_head_dim // SLOTS - value
@@ -94,16 +95,24 @@ class Strengths:
 
 
 def structured_start(
-    model: Transformer, frequencies: Tensor, *, seed: int = 0, strengths: Strengths | None = None
+    model: Transformer,
+    frequencies: Tensor,
+    *,
+    blanks: Sequence[int] = (),
+    seed: int = 0,
+    strengths: Strengths | None = None,
 ) -> None:
     """Set all parameters of `model`.
 
     `frequencies` [V] are the tokens' relative frequencies in the training data (rare tokens get a louder code, and the
-    LM head starts as the unigram distribution). Raises `ValueError` when the shape cannot hold the circuit.
+    LM head starts as the unigram distribution); `blanks` are token ids without a code. Raises
+    `ValueError` when the shape cannot hold the circuit.
     """
     builder = _Builder(model, frequencies, seed, strengths or Strengths())
     with torch.no_grad():
         builder.build()
+        for blank in blanks:
+            builder.weight(model.embed)[blank, 1:] = 0.0
 
 
 class _Builder:
