@@ -7,6 +7,7 @@ and adds nothing of its own. A generation from an existing sequence runs on a fo
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from foveal.model import load_transformer
 from foveal.ops import Numerics
 from foveal.text import Tokenizer, TokenStream
 from foveal.text.healing import PrefixConstraint, heal
+from foveal.text.specials import RECALL_BLANKS
 
 SHIPPED = ("nano",)
 """Models inside the package."""
@@ -78,9 +80,10 @@ class Engine:
         numbers: str = "fp32",
         batch: BatchEngine | None = None,
         name: str = "",
+        recall_blanks: int = 0,
     ) -> None:
         """`weights` gives the content hash of the network's weights when it is first needed (it reads all of them);
-        `numbers` names its arithmetic.
+        `numbers` names its arithmetic; `recall_blanks` is how many PAD tokens the model wants before a recall's cue.
 
         Raises `ValueError` when the tokenizer has ids beyond the network's vocabulary.
         """
@@ -93,6 +96,7 @@ class Engine:
         self.config: ModelConfig = network.config
         self.tokenizer = tokenizer
         self.name = name
+        self.recall_blanks = recall_blanks
         self.kv = kv or cache.CacheFormat()
         self.pool = cache.PagePool(cache.CacheLayout(self.config, self.kv))
         self.batch = batch or BatchEngine(network)
@@ -129,6 +133,7 @@ class Engine:
             kv=kv,
             numbers=describe(numerics),
             name=model if isinstance(model, str) and model in SHIPPED else folder.resolve().name,
+            recall_blanks=_recall_blanks(folder),
         )
 
     @cached_property
@@ -228,6 +233,17 @@ class Engine:
         count = len(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         events = self.stream(prompt, params, base=base, heal_prompt=heal_prompt, **settings)
         return collect(events, prompt_tokens=count)
+
+
+def _recall_blanks(folder: Path) -> int:
+    """What the model's tokenizer_config.json says; 0 without one. Raises `ModelNotFound` when it is not readable."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return 0
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8")).get(RECALL_BLANKS, 0))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelNotFound(f"cannot read {path}: {error}") from error
 
 
 def describe(numerics: Numerics) -> str:

@@ -12,9 +12,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from cli_support import write_model
 
 import foveal
 from foveal.api import Engine
@@ -247,6 +249,34 @@ def test_recall_leaves_the_memory_as_it_was(engine: Engine, project: Path) -> No
             count = (project / citation.path).read_text().count("\n")
             assert 1 <= citation.first_line <= citation.last_line <= count + 1 and 0 < citation.share <= 1
         assert 0 < sum(citation.share for citation in first.citations) <= 1 + 1e-9
+
+
+def test_blanks_stand_before_the_cue_of_a_model_that_wants_them(
+    engine: Engine, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    submit = engine.batch.submit
+    monkeypatch.setattr(
+        engine.batch, "submit", lambda s, prompt, *a, **k: seen.append(prompt) or submit(s, prompt, *a, **k)
+    )
+    with Memory.read(engine, project) as memory:
+        memory.recall("def f2_1(x", max_tokens=1)
+        monkeypatch.setattr(engine, "recall_blanks", 3)
+        memory.recall("def f2_1(x", max_tokens=1)
+        memory.recall("def", max_tokens=1)
+    plain, behind, word = map(list, seen)
+    assert behind == [2, 2, 2, *plain] and word == [2, 2, 2]
+
+
+def test_the_tokenizer_config_says_how_many_blanks(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", seed=1)
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    assert Engine.open(folder).recall_blanks == 0
+    (folder / "tokenizer_config.json").write_text('{"foveal_recall_blanks": 25}')
+    assert Engine.open(folder).recall_blanks == 25
+    (folder / "tokenizer_config.json").write_text('{"foveal_recall_blanks": "many"}')
+    with pytest.raises(FileNotFoundError, match="tokenizer_config"):
+        Engine.open(folder)
 
 
 def test_recall_can_be_abandoned_and_refuses_an_empty_cue(engine: Engine, project: Path) -> None:

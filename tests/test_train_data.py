@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from foveal.train.data import Composer, DataError, Recipe, TokenStore, TokenTable
 
 VOCABULARY = 300
+BLANK = 2
 NEWLINE = 10
 
 
@@ -41,7 +42,7 @@ def documents(seed: int = 0, count: int = 40) -> list[np.ndarray]:
 def table() -> TokenTable:
     line_end = np.zeros(VOCABULARY, dtype=np.bool_)
     line_end[NEWLINE] = True
-    return TokenTable(line_end=line_end, ordinary=np.arange(10, VOCABULARY), newline=NEWLINE)
+    return TokenTable(line_end=line_end, ordinary=np.arange(10, VOCABULARY), newline=NEWLINE, blank=BLANK)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,33 @@ def test_a_section_repeats_an_earlier_span(store: TokenStore, step: int, length:
     assert not bool((sample.is_recall & ~inside[1:]).any())
     assert bool((sample.weights[sample.is_recall] == recipe.recall_weight).all())
     assert set(sample.weights[~sample.is_recall].tolist()) <= {1.0, recipe.switch_weight}
+
+
+@given(step=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_blanks_stand_before_a_cue_and_are_not_learned(store: TokenStore, step: int) -> None:
+    sample = Composer(store, table(), Recipe(blank_share=1.0, blanks=7), seed=1).sample(step, 512)
+    assert sample.sections
+    for section in sample.sections:
+        blanks = slice(section.start - 7, section.start)
+        assert (sample.tokens[blanks] == BLANK).all()
+        assert (sample.weights[section.start - 8 : section.start - 1] == 0).all()
+
+
+@given(step=st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_wrong_tokens_are_shown_and_never_asked_for(store: TokenStore, step: int) -> None:
+    right = Composer(store, table(), Recipe(), seed=2).sample(step, 512)
+    assert torch.equal(right.tokens[1:], right.targets[:-1])
+    sample = Composer(store, table(), Recipe(wrong_share=0.5), seed=2).sample(step, 512)
+    differing = (sample.tokens[1:] != sample.targets[:-1]).nonzero().squeeze(1)
+    assert bool(sample.is_recall[differing].all()), "only asked-for tokens are shown wrong"
+    for section in sample.sections:
+        span = sample.targets[section.source - 1 : section.source + section.length - 1]
+        stop = min(section.start + section.length - 1, 512)
+        assert section.source == 0 or torch.equal(
+            sample.targets[section.start - 1 : stop], span[: stop - section.start + 1]
+        )
 
 
 @given(step=st.integers(0, 10_000))
@@ -148,6 +176,6 @@ def test_bad_stores_are_refused(tmp_path: Path) -> None:
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     store = TokenStore(write_store(tmp_path, documents(count=3)))
-    small = TokenTable(np.zeros(50, dtype=np.bool_), np.arange(50), NEWLINE)
+    small = TokenTable(np.zeros(50, dtype=np.bool_), np.arange(50), NEWLINE, BLANK)
     with pytest.raises(DataError, match="vocabulary"):
         Composer(store, small)

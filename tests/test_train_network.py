@@ -138,7 +138,7 @@ def held_out(folder: Path) -> tuple[TokenStore, TokenTable]:
     np.save(folder / "h.idx.npy", np.array([0, 500, 1000, len(tokens)]))
     line_end = np.zeros(64, dtype=np.bool_)
     line_end[1] = True
-    return TokenStore(folder / "h"), TokenTable(line_end, np.arange(2, 64), 1)
+    return TokenStore(folder / "h"), TokenTable(line_end, np.arange(3, 64), 1, 2)
 
 
 def test_questions_have_one_answer(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def composer(tmp_path_factory: pytest.TempPathFactory) -> Composer:
     np.save(folder / "train.idx.npy", np.arange(0, 20_000, 1000))
     line_end = np.zeros(VOCABULARY, dtype=np.bool_)
     line_end[NEWLINE] = True
-    table = TokenTable(line_end, np.arange(11, VOCABULARY), NEWLINE)
+    table = TokenTable(line_end, np.arange(11, VOCABULARY), NEWLINE, 2)
     return Composer(TokenStore(folder / "train"), table, Recipe(), seed=1)
 
 

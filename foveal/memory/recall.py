@@ -1,8 +1,8 @@
 """Recall: a cue goes in, what followed it in the source comes out, with the lines it came from.
 
 What is special here: the memory is never touched. A fork takes the cue and generates; it is freed when the recall ends
-or is abandoned. The cue begins a line of its own, as the recalled spans of the training text did, and its end is
-healed: a cue that stops in the middle of a token goes on as the source did.
+or is abandoned. The cue begins a line of its own, behind blanks if the model wants them (it then sees nothing but the
+cue in the cue's context), and its end is healed: a cue that stops in the middle of a token goes on as the source did.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from foveal.engine import Event, FinishReason, ParameterError, Sampled, Sampling
 from foveal.memory.citations import Citation, Locate, TokenOrigin, cite, origin_of
 from foveal.text import TokenStream
 from foveal.text.healing import PrefixConstraint, heal
+from foveal.text.specials import PAD
 
 DEFAULT_TOKENS = 64
 
@@ -144,6 +145,8 @@ def _prompt(engine: Engine, base: cache.Sequence, cue: str, healing: bool) -> _P
         raise ParameterError("the cue is empty; give the beginning of what should be recalled")
     tokenizer = engine.tokenizer
     tokens, remainder = heal(tokenizer, cue) if healing else (tokenizer.encode(cue), b"")
+    if engine.recall_blanks:
+        return _Prompt([tokenizer.control_id(PAD)] * engine.recall_blanks + tokens, remainder)
     last = int(base.tokens[-1]) if base.length else None
     begins_line = last is None or tokenizer.token_bytes(last).endswith(b"\n")
     # A cue of one word leaves no token to run before it is healed: an empty line stands in.

@@ -16,6 +16,10 @@ THINK_END = "</think>"
 DSML = "｜DSML｜"
 LATEST_REMINDER = "<｜latest_reminder｜>"
 
+RECALL_BLANKS = "foveal_recall_blanks"
+"""Key of tokenizer_config.json: how many PAD tokens a recall puts before its cue (0 when absent). A model trained for
+it sees nothing but the cue in the cue's context then."""
+
 FIRST_SPECIALS = (BOS, EOS, PAD)
 """Ids 0, 1, 2 in every V4 vocabulary."""
 

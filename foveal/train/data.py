@@ -353,7 +353,7 @@ class _Draft:
         span = self.tokens[source : source + length].copy()
         if not self.table.line_end[self.tokens[self.n - 1]] and self.rng.random() < self.recipe.newline_share:
             self._append(np.array([self.table.newline]), -1)
-        if self.rng.random() < self.recipe.blank_share:
+        if self.recipe.blank_share and self.rng.random() < self.recipe.blank_share:
             before = self.n
             self._append(np.full(self.recipe.blanks, self.table.blank), -1)
             self.weights[before : self.n] = 0.0

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from foveal.text.specials import BOS, EOS, FIRST_SPECIALS, LAST_SPECIALS, PAD, PRETOKENISER_PATTERNS
+from foveal.text.specials import BOS, EOS, FIRST_SPECIALS, LAST_SPECIALS, PAD, PRETOKENISER_PATTERNS, RECALL_BLANKS
 
 NANO_VOCAB_SIZE = 4096
+NANO_BLANKS = 25
+"""As far back as the structured start looks (`foveal.train.structured`)."""
 
 
 def train_nano_tokenizer(texts: Iterator[str], vocab_size: int = NANO_VOCAB_SIZE) -> Tokenizer:
@@ -54,6 +56,7 @@ def save_nano_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "bos_token": BOS,
         "clean_up_tokenization_spaces": False,
         "eos_token": EOS,
+        RECALL_BLANKS: NANO_BLANKS,
         "model_max_length": 1048576,
         "pad_token": PAD,
         "tokenizer_class": "PreTrainedTokenizerFast",
