@@ -82,13 +82,13 @@ class Strengths:
     """The few numbers that set how sharp the circuit starts."""
 
     code_norm: float = 4.0
-    far_weight: tuple[float, ...] = (0.65, 0.5, 0.4, 0.3)
+    far_weight: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
     near_weight: tuple[float, ...] = (0.95, 0.9, 0.85, 0.8)
-    mixes: tuple[tuple[float, float], ...] = ((1.0, 0.7), (0.3, 1.0))
+    mixes: tuple[tuple[float, float], ...] = ((1.0, 0.9), (0.2, 1.0))
     loudness: tuple[float, float] = (0.35, 1.3)
     look_back_gain: float = 2.5
     match_logit: float = 20.0
-    sink: float = 12.0
+    sink: float = 16.0
     slot_bias: tuple[float, float] = (4.0, -3.0)
     copy_logit: float = 30.0
     noise: float = 0.01
