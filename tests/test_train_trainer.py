@@ -236,3 +236,15 @@ def test_the_shipped_run_is_readable() -> None:
 
     run = RunConfig.from_yaml(CONFIGS / "nano.yaml")
     assert run.model_config().vocab_size == 4096 and run.stages[-1].quantize
+
+
+def test_a_curve_becomes_a_picture(tmp_path: Path) -> None:
+    from foveal.train.plot import main, read_curve
+
+    curve = tmp_path / "curve.csv"
+    curve.write_text(
+        "tokens,recall_accuracy,heldout_recall_accuracy,ordinary_loss\n1000000,0.9,,6.5\n2000000,0.95,0.96,6.0\n"
+    )
+    assert read_curve(curve)["heldout_recall_accuracy"] == [(2.0, 0.96)]
+    assert main([str(curve), str(tmp_path / "curve.png")]) == 0
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
