@@ -126,3 +126,18 @@ def test_citations_are_always_sane(looks: list[list[tuple[int, float]]]) -> None
     assert list(found) == sorted(found, key=lambda c: -c.share) and len(found) <= 5
     for c in found:
         assert c.path in ("a.py", "b.py") and 1 <= c.first_line <= c.last_line <= 49
+
+
+def test_only_cells_that_hold_the_token_support_it() -> None:
+    source = torch.arange(100, 140)
+    origin = TokenOrigin(((0, 1.0), (8, 0.6), (20, 0.2)), mass=2.0)
+    assert origin.supporting(110, source[4:10], source).cells == ((8, pytest.approx(0.6)),)
+    assert origin.supporting(999, source[:4], source).cells == origin.cells, "no cell holds it: nothing is left out"
+
+
+def test_of_two_places_the_one_whose_context_agrees_is_cited() -> None:
+    source = torch.tensor([1, 2, 3, 4, 50, 9, 9, 9, 5, 6, 7, 8, 50, 9, 9, 9])
+    origin = TokenOrigin(((4, 1.0), (12, 0.8)), mass=2.0)
+    chosen = origin.supporting(50, torch.tensor([6, 7, 8]), source)
+    assert chosen.start == 12 and chosen.mass == origin.mass
+    assert chosen.cells == ((12, pytest.approx(0.8)), (4, pytest.approx(0.25)))

@@ -6,6 +6,8 @@ CSA layers, each mass spread evenly over the tokens it covers (4 for an entry, 1
 the four tokens of a CSA entry. An HCA entry covers 128 tokens and names no line; by the same even spreading it adds
 4/128 of its mass to the cells that CSA named. Left out is what says nothing about the source: sliding layers (they can
 see only the last tokens, whatever the answer), the raw window of HCA layers, and mass on the cue and on generated text.
+What attention looked at is then held against the text: a cell supports a generated token only if that token stands in
+it, and the more, the more of the text before agrees (`TokenOrigin.supporting`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ Locate = Callable[[int], tuple[str, int] | None]
 """Token index in the source -> (path, line from 1), or None where no file stands (a header, a separator)."""
 
 CELL_TOKENS = CSA_RATIO
+CONTEXT_TOKENS = 32
+"""Tokens before a generated one that are compared with those before its cells."""
 MERGE_LINES = 3
 """Cited lines of a file at most this far apart are one citation."""
 MIN_SHARE = 0.05
@@ -61,6 +65,28 @@ class TokenOrigin:
     def start(self) -> int | None:
         """First token of the heaviest cell, or None when the token looked at no source."""
         return self.cells[0][0] if self.cells else None
+
+    def supporting(self, token: int, before: Tensor, source: Tensor) -> TokenOrigin:
+        """Only the cells in which `token` stands, if there are any, weighed by how much of the text `before` it (token
+        ids, oldest first) stands before it there too (`source`: the memory's tokens).
+
+        Heads that look for other continuations of the same context carry other tokens: they are no evidence for this
+        one. And of two places where it stands, the one whose context agrees is the one it was taken from.
+        """
+        held = []
+        for start, mass in self.cells:
+            places = start + (source[start : start + CELL_TOKENS] == token).nonzero().flatten()
+            if len(places):
+                held.append((start, mass * max(_agreement(before, source[: int(place)]) for place in places)))
+        cells = tuple(sorted(held, key=lambda cell: -cell[1]))
+        return TokenOrigin(cells or self.cells, self.mass)
+
+
+def _agreement(before: Tensor, source: Tensor) -> float:
+    """Share of the last tokens of `before` that stand at the same distance from the end of `source`; above 0."""
+    size = min(len(before), len(source))
+    same = int((before[len(before) - size :] == source[len(source) - size :]).sum()) if size else 0
+    return (1 + same) / (1 + len(before))
 
 
 def origin_of(traces: Iterable[LayerTrace], position: int, source_tokens: int, top: int = TOP_CELLS) -> TokenOrigin:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from foveal import cache
 from foveal.api import Engine
 from foveal.engine import Event, FinishReason, ParameterError, Sampled, SamplingParams
-from foveal.memory.citations import Citation, Locate, TokenOrigin, cite, origin_of
+from foveal.memory.citations import CONTEXT_TOKENS, Citation, Locate, TokenOrigin, cite, origin_of
 from foveal.text import TokenStream
 from foveal.text.healing import PrefixConstraint, heal
 from foveal.text.specials import PAD
@@ -64,6 +66,7 @@ class RecallStream:
         self._engine, self._base, self._locate = engine, base, locate
         self._cue, self._params = cue, params
         self._source_tokens = base.length
+        self._source = base.tokens
         self._prompt = _prompt(engine, base, cue, healing)
         self._text: list[str] = []
         self._events: list[Event] = []
@@ -128,13 +131,19 @@ class RecallStream:
         tokens = tuple(s.token for s in sampled)
         healed = _covering(self._engine, tokens, len(self._prompt.remainder))
         reason = self._events[-1].finish_reason if self._events else None
+        text = torch.tensor([*self._prompt.tokens, *tokens], dtype=self._source.dtype)
+        starts = range(len(self._prompt.tokens), len(text))
+        evidence = [
+            origin.supporting(token, text[max(0, start - CONTEXT_TOKENS) : start], self._source)
+            for origin, token, start in zip(self._origins, tokens, starts, strict=True)
+        ]
         return Recall(
             cue=self._cue,
             text="".join(self._text),
             tokens=tokens,
             healed=healed,
             finish_reason=reason or FinishReason.CANCELLED,
-            citations=cite(self._origins[healed:], self._locate, self._source_tokens),
+            citations=cite(evidence[healed:], self._locate, self._source_tokens),
             sampled=sampled,
             origins=tuple(self._origins),
         )
