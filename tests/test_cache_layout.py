@@ -1,4 +1,4 @@
-"""Bytes: every published figure (V4 spec 4.2 and 4.3), the layout of a page, and plans."""
+"""Bytes: every published figure, the layout of a page, and plans."""
 
 from __future__ import annotations
 

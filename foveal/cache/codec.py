@@ -70,7 +70,7 @@ class Raw:
 
 @dataclass(frozen=True)
 class KvFp8:
-    """E4M3 in blocks of 64 with ue8m0 scales, rotary channels BF16: 584 bytes at 512 channels (V4 spec 4.2)."""
+    """E4M3 in blocks of 64 with ue8m0 scales, rotary channels BF16: 584 bytes at 512 channels."""
 
     width: int
     rope_dim: int
@@ -88,7 +88,7 @@ class KvFp8:
 
 @dataclass(frozen=True)
 class IndexFp4:
-    """E2M1 in blocks of 32 with ue8m0 scales: 68 bytes at 128 channels (V4 spec 4.2)."""
+    """E2M1 in blocks of 32 with ue8m0 scales: 68 bytes at 128 channels."""
 
     width: int
 
@@ -105,7 +105,7 @@ class IndexFp4:
 
 @dataclass(frozen=True)
 class IndexFp8:
-    """E4M3 with one fp32 scale for the whole key: 132 bytes at 128 channels (V4 spec 4.2, 8 D5).
+    """E4M3 with one fp32 scale for the whole key: 132 bytes at 128 channels.
 
     What servers without FP4 hardware keep. The scale is amax / 448, at least the smallest normal fp32 number.
     """

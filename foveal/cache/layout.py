@@ -3,7 +3,7 @@
 What is special here: this is arithmetic over the config and nothing else; pages, sequences, files and `foveal plan`
 all ask it, so what is planned is what is allocated. A page holds no padding. All CSA layers come first (for each, 64
 entries and then 64 index keys), then the 2 entries of each HCA layer, so that every CSA region starts at a multiple of
-64 bytes. Sizes are V4 spec 4.2's: 1024 or 584 bytes an entry, 256, 132 or 68 bytes a key at the published widths.
+64 bytes. At the published widths: 1024 or 584 bytes an entry, 256, 132 or 68 bytes a key.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class CacheLayout:
         return self.window_bytes(tokens, mtp=mtp) + self.open_bytes(tokens)
 
     def bytes_at(self, tokens: int, *, mtp: bool = False) -> CacheBytes:
-        """What `tokens` tokens leave behind, by kind; entries exactly as many as there are (V4 spec 4.3)."""
+        """What `tokens` tokens leave behind, by kind; entries exactly as many as there are."""
         csa = index = hca = 0
         for region in self.regions.values():
             size = self.config.entries_after(tokens, region.layer) * region.entry_bytes

@@ -3,7 +3,7 @@
 What is special here: the bytes come from the `CacheLayout` that allocates pages and from the tensor list that writes
 checkpoints, so a plan cannot promise what the cache does not keep. Beside it stand two rivals' caches for as many
 tokens: DeepSeek-V3.2 (61 layers of a 576-wide latent and a 128-wide index key) and plain GQA of 8 KV heads x 128 in
-this model's layer count (V4 spec 4.3).
+this model's layer count.
 """
 
 from __future__ import annotations

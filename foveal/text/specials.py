@@ -50,4 +50,4 @@ WORDS_PATTERN = (
     r"""|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 )
 PRETOKENISER_PATTERNS = (DIGITS_PATTERN, CJK_PATTERN, WORDS_PATTERN)
-"""Applied one after the other, matches isolated, before the byte-level mapping (V4 spec 5.1)."""
+"""Applied one after the other, matches isolated, before the byte-level mapping."""
