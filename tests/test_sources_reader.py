@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from foveal.sources import Document, Skipped, Source, SourceError, document_text, header_line, read_source
@@ -103,6 +103,8 @@ patterns = st.lists(
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git to compare with")
 @settings(max_examples=40, deadline=None)
 @given(top=patterns, inner=patterns)
+@example(top=["*.py"], inner=["!b"])
+@example(top=["b", "!b"], inner=["*.py", "!b/"])
 def test_ignore_rules_agree_with_git(
     tmp_path_factory: pytest.TempPathFactory, top: list[str], inner: list[str]
 ) -> None:

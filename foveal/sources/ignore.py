@@ -34,6 +34,22 @@ def compile_patterns(lines: list[str]) -> pathspec.GitIgnoreSpec:
     return pathspec.GitIgnoreSpec.from_lines(good)
 
 
+def _verdict(spec: pathspec.GitIgnoreSpec, path: str) -> bool | None:
+    """Whether the last pattern that matches `path` itself ignores it; None when none does.
+
+    A pattern that only matches a folder above says nothing of `path`: had it ignored that folder, nobody would ask, and
+    if it takes the folder back (``!``), what lies inside is still decided by the patterns that match it.
+    """
+    for pattern in reversed(list(spec.patterns)):
+        match = pattern.regex.match(path) if pattern.regex is not None and pattern.include is not None else None
+        if match is None:
+            continue
+        slash = match.end("ps_d") if "ps_d" in match.re.groupindex else -1
+        if slash in (-1, len(path)):
+            return bool(pattern.include)
+    return None
+
+
 @dataclass(frozen=True)
 class _Rules:
     folder: str
@@ -77,7 +93,7 @@ class IgnoreRules:
 
     def _matching(self, path: str) -> str | None:
         for rules in reversed(self.rules):
-            verdict = rules.spec.check_file(path[len(rules.folder) :]).include
+            verdict = _verdict(rules.spec, path[len(rules.folder) :])
             if verdict is not None:
                 return rules.shown if verdict else None
         return None
