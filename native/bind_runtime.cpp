@@ -1,0 +1,85 @@
+// The module itself: the runtime, weights, and each part's operations.
+#include "bind.h"
+
+#include <map>
+
+namespace foveal {
+namespace {
+
+Format format_of(const std::string& name) {
+  static const std::map<std::string, Format> formats{
+      {"f32", Format::kF32}, {"bf16", Format::kBF16}, {"fp8", Format::kFP8}, {"fp4", Format::kFP4}};
+  const auto found = formats.find(name);
+  require(found != formats.end(), "weight format \"" + name + "\"; it must be one of f32, bf16, fp8, fp4");
+  return found->second;
+}
+
+std::size_t weight_bytes(Format format, std::int64_t rows, std::int64_t columns) {
+  const auto count = static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns);
+  switch (format) {
+    case Format::kF32: return 4 * count;
+    case Format::kBF16: return 2 * count;
+    case Format::kFP8: return count;
+    case Format::kFP4: return count / 2;
+  }
+  return 0;
+}
+
+std::size_t scale_bytes(Format format, std::int64_t rows, std::int64_t columns) {
+  if (format == Format::kFP8) return static_cast<std::size_t>((rows + 127) / 128 * ((columns + 127) / 128));
+  if (format == Format::kFP4) return static_cast<std::size_t>(rows * ((columns + 31) / 32));
+  return 0;
+}
+
+HeldMatrix make_matrix(const std::string& format, std::int64_t rows, std::int64_t columns, nb::object data,
+                       nb::object scale) {
+  HeldMatrix held{{format_of(format), nullptr, nullptr, rows, columns}, data, scale};
+  const Format kind = held.matrix.format;
+  require(rows > 0 && columns > 0, "a weight needs at least one row and one column");
+  require(kind != Format::kFP4 || columns % 2 == 0, "an FP4 weight needs an even number of columns");
+  const auto bytes = nb::cast<Bytes>(data);
+  require(bytes.nbytes() == weight_bytes(kind, rows, columns),
+          "the weight has " + std::to_string(bytes.nbytes()) + " bytes; " + format + " [" + std::to_string(rows) + ", " +
+              std::to_string(columns) + "] takes " + std::to_string(weight_bytes(kind, rows, columns)));
+  held.matrix.data = bytes.data();
+  const std::size_t wanted = scale_bytes(kind, rows, columns);
+  if (wanted != 0) {
+    const auto scales = nb::cast<Bytes>(scale);
+    require(scales.nbytes() == wanted, "the weight's scales have " + std::to_string(scales.nbytes()) + " bytes; E8M0 for " +
+                                           format + " [" + std::to_string(rows) + ", " + std::to_string(columns) +
+                                           "] takes " + std::to_string(wanted));
+    held.matrix.scale = static_cast<const std::uint8_t*>(scales.data());
+  }
+  return held;
+}
+
+}  // namespace
+}  // namespace foveal
+
+NB_MODULE(_native, module) {
+  using namespace foveal;
+  module.doc() = "Foveal's native kernels for the CPU. Tensors are passed as DLPack; see native/ for the sources.";
+  module.def("available_isas", &available_isas, "Instruction sets with kernels in this build that this machine runs.");
+  nb::class_<HeldMatrix>(module, "Matrix",
+                         "A weight [rows, columns] as the checkpoint stores it: \"f32\", \"bf16\", \"fp8\" (E4M3, E8M0 scales\n"
+                         "of 128 x 128 blocks) or \"fp4\" (packed E2M1, E8M0 scales of 1 x 32 blocks). Keeps its arrays alive.\n"
+                         "Raises ValueError when the sizes do not fit.")
+      .def("__init__",
+           [](HeldMatrix* self, const std::string& format, std::int64_t rows, std::int64_t columns, nb::object data,
+              nb::object scale) { new (self) HeldMatrix(make_matrix(format, rows, columns, data, scale)); },
+           nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("data"), nb::arg("scale") = nb::none());
+  nb::class_<Runtime>(module, "Runtime",
+                      "Threads, scratch memory and the kernels of one instruction set. threads 0: the physical cores;\n"
+                      "isa \"\": the best one here. exact: activations enter products as two BF16 numbers (agrees with fp32\n"
+                      "to about 1e-5) instead of one. To be used from one thread at a time.")
+      .def("__init__",
+           [](Runtime* self, int threads, const std::string& isa, bool exact) {
+             new (self) Runtime(threads, isa, exact ? Precision::kFP32 : Precision::kBF16);
+           },
+           nb::kw_only(), nb::arg("threads") = 0, nb::arg("isa") = "", nb::arg("exact") = false)
+      .def_prop_ro("threads", &Runtime::threads)
+      .def_prop_ro("isa", &Runtime::isa)
+      .def_prop_ro("growths", &Runtime::growths, "Requests to the system for scratch memory so far.")
+      .def_prop_ro("scratch_bytes", &Runtime::scratch_bytes);
+  FOVEAL_BIND_ALL
+}
