@@ -81,5 +81,14 @@ NB_MODULE(_native, module) {
       .def_prop_ro("isa", &Runtime::isa)
       .def_prop_ro("growths", &Runtime::growths, "Requests to the system for scratch memory so far.")
       .def_prop_ro("scratch_bytes", &Runtime::scratch_bytes);
+#ifdef FOVEAL_BIND_ALL  // a build of some parts only
   FOVEAL_BIND_ALL
+#else
+  bind_linear(module);
+  bind_rows(module);
+  bind_compress(module);
+  bind_indexer(module);
+  bind_attend(module);
+  bind_network(module);
+#endif
 }

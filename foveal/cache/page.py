@@ -24,15 +24,18 @@ from foveal.config import PAGE_TOKENS
 class Page:
     """One page. `data` is uint8 [page_bytes]; `tokens` is None while open, then int32 [256], the token ids behind it.
 
-    `references` counts the sequences that hold it. Pages are made and counted by a `PagePool` only.
+    `references` counts the sequences that hold it. Pages are made and counted by a `PagePool` only. `pack` is derived
+    from the page's index keys, for native kernels (`foveal.cache.live`); it is never saved.
     """
 
-    __slots__ = ("__weakref__", "data", "references", "tokens")
+    __slots__ = ("__weakref__", "data", "pack", "pack_fp4", "references", "tokens")
 
     def __init__(self, data: Tensor, tokens: Tensor | None = None) -> None:
         self.data = data
         self.tokens = tokens
         self.references = 1
+        self.pack: Tensor | None = None
+        self.pack_fp4 = False
 
     @property
     def sealed(self) -> bool:
@@ -52,12 +55,14 @@ class Page:
         if slot + len(rows) > region.count:
             raise CacheError(f"{len(rows)} entries from slot {slot} do not fit a page's {region.count} slots")
         self.rows(region)[slot : slot + len(rows)] = rows
+        self.pack = None
 
     def clear_after(self, layout: CacheLayout, tokens: int) -> None:
         """Zero what lies behind the entries of the page's first `tokens` tokens (0 to 256)."""
         self._must_be_open()
         for region in layout.regions.values():
             self.rows(region)[layout.config.entries_after(tokens, region.layer) :] = 0
+        self.pack = None
 
     def seal(self, tokens: Tensor) -> None:
         """The page is full: `tokens`, int32 [256], are what it stands for."""

@@ -1,7 +1,8 @@
 """One sequence: pages and tail (the contract stands in `foveal.cache`).
 
 What is special here: a step is staged in `Step` and in page slots nobody reads, and `advance` commits it by assigning
-four attributes. Everything else asks the length.
+four attributes. Everything else asks the length. A network that runs a whole step natively takes the sequence's `Live`
+form instead (`begin_live`, `commit_live`); the tail is then made from that when it is next asked for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from foveal.cache.errors import CacheError, SequenceFreed
 from foveal.cache.image import SequenceImage, check_image
 from foveal.cache.layout import CacheBytes
+from foveal.cache.live import Live
 from foveal.cache.page import Page, PagePool
 from foveal.cache.step import Step, check_update, own, token_ids
 from foveal.cache.tail import Tail
@@ -46,8 +48,10 @@ class Sequence:
         self.dtype = dtype or self.layout.format.window_dtype
         self.tail_every = tail_every
         self._views = EntryViews(self.dtype, pool.device) if views else None
-        self._tail = Tail.empty(self.layout, pool.device)
-        self._kept: list[Tail] = [self._tail]
+        self._made_tail = Tail.empty(self.layout, pool.device)
+        self._length = 0
+        self._live: Live | None = None
+        self._kept: list[Tail] = [self._made_tail]
         self._pages: list[Page] = []
         self._open_tokens = torch.empty(0, dtype=torch.int32)
         self._step: Step | None = None
@@ -71,7 +75,7 @@ class Sequence:
     def length(self) -> int:
         """Tokens so far, t."""
         self._alive()
-        return self._tail.position
+        return self._length
 
     @property
     def position(self) -> int:
@@ -107,8 +111,23 @@ class Sequence:
             open_windows=self._tail.open_bytes(),
             reserved=len(self._pages) * self.layout.page_bytes - needed.entries,
             kept_tails=kept,
-            views=self._views.nbytes() if self._views is not None else 0,
+            views=(self._views.nbytes() if self._views is not None else 0) + self._pack_bytes(),
         )
+
+    @property
+    def _tail(self) -> Tail:
+        """The tail at the present length; made from the live form when steps have gone through that."""
+        if self._made_tail.position != self._length:
+            assert self._live is not None
+            self._made_tail = self._live.tail(len(self.config.compress_ratios))
+        return self._made_tail
+
+    @_tail.setter
+    def _tail(self, tail: Tail) -> None:
+        self._made_tail, self._length, self._live = tail, tail.position, None
+
+    def _pack_bytes(self) -> int:
+        return sum(page.pack.nbytes for page in self._pages if page.pack is not None)
 
     # ------------------------------------------------------------------ a step (SequenceState)
 
@@ -135,6 +154,7 @@ class Sequence:
         self._alive()
         mtp = layer >= self.config.num_hidden_layers
         if not mtp and (self._step is None or layer in self._step.windows):
+            self._leave_live()
             self._begin(len(update.window))
         step = self._step
         if step is None:
@@ -177,19 +197,60 @@ class Sequence:
         if step is None or missing:
             raise CacheError(f"advance before every layer was appended; missing: {missing}")
         ids = token_ids(tokens, step.count, self.config.vocab_size)
-        old, new = self._tail.position, self._tail.position + step.count
-        open_tokens = torch.cat([self._open_tokens, ids])
+        new = self._length + step.count
         none = torch.empty_like(self._tail.windows[-1][:0])
         windows = tuple(step.windows.get(layer, none) for layer in range(len(self.config.compress_ratios)))
-        tail = Tail(new, windows, step.rows)
+        pages, open_tokens = self._sealed(step, ids)
+        old, self._step = self._length, None
+        self._pages, self._tail, self._open_tokens = pages, Tail(new, windows, step.rows), open_tokens
+        self._keep_tail_after(old)
+
+    def _sealed(self, step: Step, ids: Tensor) -> tuple[list[Page], Tensor]:
+        """The pages after the step, those it filled sealed, and the tokens behind the last full one."""
+        old, new = self._length, self._length + step.count
+        open_tokens = torch.cat([self._open_tokens, ids])
         pages = [*self._pages, *step.new_pages]
         for number in range(old // PAGE_TOKENS, new // PAGE_TOKENS):
             start = (number - old // PAGE_TOKENS) * PAGE_TOKENS
             pages[number].seal(open_tokens[start : start + PAGE_TOKENS].clone())
-        self._open_tokens = open_tokens[len(open_tokens) - new % PAGE_TOKENS :].clone()
-        self._pages, self._tail, self._step = pages, tail, None
-        if self.tail_every and new // self.tail_every > old // self.tail_every:
+        return pages, open_tokens[len(open_tokens) - new % PAGE_TOKENS :].clone()
+
+    def _keep_tail_after(self, old: int) -> None:
+        if self.tail_every and self._length // self.tail_every > old // self.tail_every:
             self.keep_tail()
+
+    # ------------------------------------------------------------------ a step by native kernels
+
+    def begin_live(self, count: int, *, fp4_keys: bool) -> Live:
+        """Stage a step of `count` tokens to be run by native kernels: pages for it are there and known to the result.
+
+        `commit_live` ends it; `rollback`, or the next step, drops it. `fp4_keys`: see `Live`. Raises `CacheFull`.
+        """
+        self._alive()
+        self._begin(count)
+        if self._live is None or self._live.fp4_keys != fp4_keys:
+            tail = self._tail
+            self._live = Live(self.layout, fp4_keys=fp4_keys)
+            self._live.load(tail, self._pages)
+        self._live.add_pages(self.pages)
+        return self._live
+
+    def commit_live(self, tokens: Tensor) -> None:
+        """End a step begun by `begin_live`: `tokens`, valid integers [n], are now part of the past."""
+        self._alive()
+        step, live = self._step, self._live
+        if step is None or live is None or len(tokens) != step.count:
+            raise CacheError("commit_live without a begin_live for as many tokens")
+        self._pages, self._open_tokens = self._sealed(step, tokens.to(torch.int32))
+        live.native.commit(step.count)
+        old, self._step = self._length, None
+        self._length += step.count
+        self._keep_tail_after(old)
+
+    def _leave_live(self) -> None:
+        """Go back to pages and tail alone: whoever writes into a page outside a native step makes packs of it stale."""
+        if self._live is not None:
+            self._tail = self._tail
 
     def rollback(self) -> None:
         """Drop what `append` took since the last `advance`: the sequence is as before the step."""
@@ -197,6 +258,7 @@ class Sequence:
         step, self._step = self._step, None
         if step is None:
             return
+        self._leave_live()
         self.pool.release(step.new_pages)
         if self._pages and not self._pages[-1].sealed:
             self._pages[-1].clear_after(self.layout, self.length % PAGE_TOKENS)
@@ -309,7 +371,7 @@ class Sequence:
             return
         self.rollback()
         self.pool.release(self._pages)
-        self._pages, self._kept = [], []
+        self._pages, self._kept, self._live = [], [], None
         if self._views is not None:
             self._views.clear()
         self._freed = True
