@@ -41,6 +41,7 @@ void bind_rows(nb::module_& module);
 void bind_compress(nb::module_& module);
 void bind_indexer(nb::module_& module);
 void bind_attend(nb::module_& module);
+void bind_sampling(nb::module_& module);
 void bind_network(nb::module_& module);
 
 }  // namespace foveal

@@ -89,6 +89,7 @@ NB_MODULE(_native, module) {
   bind_compress(module);
   bind_indexer(module);
   bind_attend(module);
+  bind_sampling(module);
   bind_network(module);
 #endif
 }

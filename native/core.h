@@ -155,6 +155,7 @@ struct RowOps;
 struct CompressOps;
 struct IndexOps;
 struct AttendOps;
+struct SampleOps;
 
 // Everything a kernel needs besides its arguments. One for each network; used by one thread at a time.
 struct Context {
@@ -167,6 +168,7 @@ struct Context {
   const CompressOps* compress;
   const IndexOps* index;
   const AttendOps* attend;
+  const SampleOps* sample;
 
   Arena& own(int thread) { return *private_[static_cast<std::size_t>(thread)]; }
 };

@@ -12,6 +12,7 @@
 #include "indexer.h"
 #include "linear.h"
 #include "rows.h"
+#include "sampling.h"
 
 namespace foveal {
 namespace {
@@ -24,10 +25,14 @@ struct Kernels {
   const CompressOps* compress;
   const IndexOps* index;
   const AttendOps* attend;
+  const SampleOps* sample;
 };
 
 #define FOVEAL_KERNELS(isa, runs_here) \
-  Kernels { #isa, runs_here, &isa::linear_ops, &isa::row_ops, &isa::compress_ops, &isa::index_ops, &isa::attend_ops }
+  Kernels {                       \
+    #isa, runs_here, &isa::linear_ops, &isa::row_ops, &isa::compress_ops, &isa::index_ops, &isa::attend_ops, \
+        &isa::sample_ops          \
+  }
 
 // Best first.
 std::vector<Kernels> all_kernels() {
@@ -82,7 +87,7 @@ Runtime::Runtime(int threads, const std::string& isa, Precision precision)
   isa_ = kernels.name;
   for (int thread = 0; thread < pool_.threads(); ++thread) private_.push_back(std::make_unique<Arena>());
   context_ = std::make_unique<Context>(Context{pool_, arena_, private_, precision, kernels.linear, kernels.rows,
-                                               kernels.compress, kernels.index, kernels.attend});
+                                               kernels.compress, kernels.index, kernels.attend, kernels.sample});
 }
 
 std::int64_t Runtime::growths() const {
