@@ -1,0 +1,294 @@
+// Scores of 64 keys at a time, out of their pack.
+//
+// What is special here: an FP4 dot product is one integer sum. A query times a power of two is integers up to 48 in
+// magnitude; a key likewise up to 96, as long as the scales of its blocks are at most a factor of 8 apart, which the
+// Hadamard rotation makes the rule. So scales meet the sum once a head (in its weight) and once a key, and every number up to
+// there is exact. Where a query or a page is not like that, the same sum is made in fp32, and wherever both ways apply
+// they give the same bits: a score depends on its query and its key alone.
+//
+// The order of all other sums is fixed as well: channels ascending, then heads ascending.
+#pragma once
+
+#include "indexer_ops.h"
+
+namespace foveal::FOVEAL_ISA {
+namespace {
+
+#if FOVEAL_AVX512
+constexpr int kHeadTile = 4;  // 16 sums, 4 key vectors and a query number fill two thirds of the 32 registers
+#else
+constexpr int kHeadTile = 1;
+#endif
+constexpr int kGroups = static_cast<int>(kPackGroups);
+
+constexpr int kQueryPeak = 48;  // of an integer query
+constexpr int kKeyBias = 96;    // what makes an integer key unsigned
+constexpr int kSpread = 3;      // largest difference of exponents inside an integer key
+constexpr std::int64_t kWidestExact = 3640;  // channels up to which an integer dot product is exact in fp32
+
+// One page as dot products want it.
+struct Operand {
+  const std::uint8_t* keys;  // [steps, 4, 64 bytes]
+  F scale[kGroups];          // of each key, kFP4
+  bool exact;                // integer keys (kFP4)
+};
+
+// One token's query. kFP4: bytes [heads, 4 * steps] and `bias` [heads], `weights` times the heads' scales, unless not
+// `exact`. kBF16: [heads, steps] pairs, and the same again of what the first left over (`low`, null: one term). kF32: floats.
+struct Query {
+  const std::uint8_t* numbers;
+  const std::uint8_t* low;
+  const std::int32_t* bias;
+  const float* weights;
+  const float* plain;          // [heads, width], as given
+  const float* plain_weights;  // [heads], as given
+  bool exact;
+};
+
+// NaN stays.
+FOVEAL_INLINE F relu(F v) { return max(zero(), v); }
+
+// ---------------------------------------------------------------- dot products of H heads with 64 keys
+
+// acc + sum of four products of bytes; on AVX2 products of pairs fit 16 bits: 2 * 192 * 48 < 32768.
+FOVEAL_INLINE I dot_small(I acc, B key, B query) {
+#if FOVEAL_AVX2
+  __m256i x[2], y[2], r[2];
+  std::memcpy(x, &key, 64);
+  std::memcpy(y, &query, 64);
+  std::memcpy(r, &acc, 64);
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int k = 0; k < 2; ++k)
+    r[k] = _mm256_add_epi32(r[k], _mm256_madd_epi16(_mm256_maddubs_epi16(x[k], y[k]), ones));
+  return load_as<I>(r);
+#else
+  return dot_int8(acc, key, query);
+#endif
+}
+
+struct Integers {
+  template <int N>
+  FOVEAL_INLINE void dots(const std::uint8_t* keys, std::int64_t steps, const Query& query, std::int64_t head,
+                          F (&out)[N][kGroups]) {
+    I acc[N][kGroups];
+    for (int h = 0; h < N; ++h)
+      for (int g = 0; g < kGroups; ++g) acc[h][g] = splat_int(query.bias[head + h]);
+    const std::uint8_t* numbers = query.numbers + head * 4 * steps;
+    for (std::int64_t s = 0; s < steps; ++s) {
+      B key[kGroups];
+      for (int g = 0; g < kGroups; ++g) key[g] = load_as<B>(keys + s * kStepBytes + g * 64);
+      for (int h = 0; h < N; ++h) {
+        const B q = (B)splat_int(load_as<std::int32_t>(numbers + (h * steps + s) * 4));
+        for (int g = 0; g < kGroups; ++g) acc[h][g] = dot_small(acc[h][g], key[g], q);
+      }
+    }
+    for (int h = 0; h < N; ++h)
+      for (int g = 0; g < kGroups; ++g) out[h][g] = to_float(acc[h][g]);
+  }
+};
+
+struct Pairs {
+  template <int N>
+  FOVEAL_INLINE void dots(const std::uint8_t* keys, std::int64_t steps, const Query& query, std::int64_t head,
+                          F (&out)[N][kGroups]) {
+    const std::uint8_t* numbers = query.numbers + head * 4 * steps;
+    const std::uint8_t* low = query.low != nullptr ? query.low + head * 4 * steps : nullptr;
+    for (int h = 0; h < N; ++h)
+      for (int g = 0; g < kGroups; ++g) out[h][g] = zero();
+    for (std::int64_t s = 0; s < steps; ++s) {
+      H key[kGroups];
+      for (int g = 0; g < kGroups; ++g) key[g] = load_as<H>(keys + s * kStepBytes + g * 64);
+      for (int h = 0; h < N; ++h) {
+        const std::int64_t at = (h * steps + s) * 4;
+        if (low != nullptr) {
+          const auto q = (H)splat_int(load_as<std::int32_t>(low + at));
+          for (int g = 0; g < kGroups; ++g) out[h][g] = dot_bf16(out[h][g], key[g], q);
+        }
+        const auto q = (H)splat_int(load_as<std::int32_t>(numbers + at));
+        for (int g = 0; g < kGroups; ++g) out[h][g] = dot_bf16(out[h][g], key[g], q);
+      }
+    }
+  }
+};
+
+struct Floats {
+  template <int N>
+  FOVEAL_INLINE void dots(const std::uint8_t* keys, std::int64_t steps, const Query& query, std::int64_t head,
+                          F (&out)[N][kGroups]) {
+    const float* numbers = query.plain + head * steps;
+    for (int h = 0; h < N; ++h)
+      for (int g = 0; g < kGroups; ++g) out[h][g] = zero();
+    for (std::int64_t s = 0; s < steps; ++s) {
+      F key[kGroups];
+      for (int g = 0; g < kGroups; ++g) key[g] = load_as<F>(keys + s * kStepBytes + g * 64);
+      for (int h = 0; h < N; ++h) {
+        const F q = splat(numbers[h * steps + s]);
+        for (int g = 0; g < kGroups; ++g) out[h][g] = fma(key[g], q, out[h][g]);
+      }
+    }
+  }
+};
+
+template <class Kind, int N>
+FOVEAL_INLINE void add_heads(const std::uint8_t* keys, std::int64_t steps, const Query& query, const float* weights,
+                             std::int64_t head, F (&score)[kGroups]) {
+  F dots[N][kGroups];
+  Kind::template dots<N>(keys, steps, query, head, dots);
+  for (int h = 0; h < N; ++h) {
+    const F weight = splat(weights[head + h]);
+    for (int g = 0; g < kGroups; ++g) score[g] = fma(weight, relu(dots[h][g]), score[g]);
+  }
+}
+
+template <class Kind>
+void score_page(const std::uint8_t* keys, std::int64_t steps, const Query& query, const float* weights,
+                std::int64_t heads, F (&score)[kGroups]) {
+  for (int g = 0; g < kGroups; ++g) score[g] = zero();
+  std::int64_t head = 0;
+  for (; head + kHeadTile <= heads; head += kHeadTile)
+    add_heads<Kind, kHeadTile>(keys, steps, query, weights, head, score);
+  for (; head < heads; ++head) add_heads<Kind, 1>(keys, steps, query, weights, head, score);
+}
+
+// ---------------------------------------------------------------- FP4 pages
+
+// Twice the value of each code, and half of what an E8M0 byte means.
+constexpr std::int8_t kTwice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+FOVEAL_INLINE float half_scale(std::uint8_t e8m0) {
+  if (e8m0 == 255) return __builtin_nanf("");
+  const std::uint32_t bits = e8m0 >= 2 ? static_cast<std::uint32_t>(e8m0 - 1) << 23 : 0x00400000u >> (1 - e8m0);
+  return load_as<float>(&bits);
+}
+
+// The least E8M0 byte of each key's blocks; false when a page is not one of integer keys.
+FOVEAL_INLINE bool least_scales(const std::uint8_t* pack, std::int64_t blocks, B* least) {
+  B low = load_as<B>(pack), high = low;
+  for (std::int64_t b = 1; b < blocks; ++b) {
+    const B scale = load_as<B>(pack + b * kPackKeys);
+    low = low < scale ? low : scale;
+    high = high > scale ? high : scale;
+  }
+  *least = low;
+  const B ones = (B)(high - low > kSpread) | (B)(low < 8) | (B)(high > 246);
+#if FOVEAL_AVX512
+  return _mm512_test_epi8_mask((__m512i)ones, (__m512i)ones) == 0;
+#else
+  typedef std::uint64_t Words __attribute__((vector_size(64)));
+  const Words words = (Words)ones;
+  std::uint64_t any = 0;
+  for (int i = 0; i < 8; ++i) any |= words[i];
+  return any == 0;
+#endif
+}
+
+// The bytes of 16 keys, each four times.
+FOVEAL_INLINE B spread(const B& bytes, int group) {
+#if FOVEAL_AVX512
+  const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)&bytes + group));
+  return (B)_mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x01010101));
+#else
+  U lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = bytes[group * kLanes + i] * 0x01010101u;
+  return (B)lanes;
+#endif
+}
+
+#if FOVEAL_AVX512
+// Entry 16 * d + code: the code's integer value times 2^d, plus the bias.
+struct Table {
+  alignas(64) std::uint8_t entries[64];
+};
+constexpr Table make_table() {
+  Table table{};
+  for (int d = 0; d <= kSpread; ++d)
+    for (int code = 0; code < 16; ++code)
+      table.entries[16 * d + code] = static_cast<std::uint8_t>(kKeyBias + kTwice[code] * (1 << d));
+  return table;
+}
+constexpr Table kTable = make_table();
+
+// Only the low six bits of an index count, so what lies above the code and the shift need not be cleared.
+FOVEAL_INLINE void unpack_pair(const std::uint8_t* from, const B (&shift)[kGroups], std::uint8_t* to) {
+  const __m512i table = _mm512_load_si512(kTable.entries), nibble = _mm512_set1_epi8(15);
+  for (int g = 0; g < kGroups; ++g) {
+    const __m512i raw = _mm512_loadu_si512(from + g * 64), d = (__m512i)shift[g];
+    const __m512i low = _mm512_ternarylogic_epi32(raw, nibble, d, 0xea);  // (a & b) | c
+    const __m512i high = _mm512_ternarylogic_epi32(_mm512_srli_epi32(raw, 4), nibble, d, 0xea);
+    _mm512_store_si512(to + g * 64, _mm512_permutexvar_epi8(low, table));
+    _mm512_store_si512(to + kStepBytes + g * 64, _mm512_permutexvar_epi8(high, table));
+  }
+}
+FOVEAL_INLINE B shift_of(const B& difference, int group) { return spread(difference << 4, group); }
+#else
+// Twice the value of each nibble, plus 12.
+FOVEAL_INLINE B look_up(B nibbles) {
+#if FOVEAL_AVX2
+  const __m256i table = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  __m256i halves[2];
+  std::memcpy(halves, &nibbles, 64);
+  for (__m256i& half : halves) half = _mm256_shuffle_epi8(table, half);
+  return load_as<B>(halves);
+#else
+  B values;
+  for (int i = 0; i < 64; ++i) values[i] = static_cast<std::uint8_t>(12 + kTwice[nibbles[i]]);
+  return values;
+#endif
+}
+
+// Values shifted as numbers from 0 to 24: nothing crosses from one byte into the next.
+FOVEAL_INLINE void unpack_pair(const std::uint8_t* from, const B (&shift)[kGroups], std::uint8_t* to) {
+  for (int g = 0; g < kGroups; ++g) {
+    const B raw = load_as<B>(from + g * 64);
+    const U by = (U)shift[g] & 0xffu;
+    const B bias = (B)((kKeyBias - (12u << by)) * 0x01010101u);
+    const B low = (B)((U)look_up(raw & 15) << by) + bias;
+    const B high = (B)((U)look_up(raw >> 4) << by) + bias;
+    std::memcpy(to + g * 64, &low, 64);
+    std::memcpy(to + kStepBytes + g * 64, &high, 64);
+  }
+}
+FOVEAL_INLINE B shift_of(const B& difference, int group) { return spread(difference, group); }
+#endif
+
+FOVEAL_INLINE F key_scale(const B& least, int group) {
+#if FOVEAL_AVX512
+  const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)&least + group));
+  return (F)_mm512_slli_epi32(lanes, 23);
+#else
+  U lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<std::uint32_t>(least[group * kLanes + i]) << 23;
+  return from_bits(lanes);
+#endif
+}
+
+// Integer keys of a page into `to` [steps, 4, 64]; false (and nothing) when the page has others.
+bool unpack_integers(const PackLayout& layout, const std::uint8_t* pack, std::uint8_t* to, F (&scale)[kGroups]) {
+  B least;
+  if (!least_scales(pack, layout.blocks, &least)) return false;
+  for (int g = 0; g < kGroups; ++g) scale[g] = key_scale(least, g);
+  for (std::int64_t pair = 0; pair < layout.pairs; pair += 4) {
+    const B difference = load_as<B>(pack + pair / 4 * kPackKeys) - least;
+    B shift[kGroups];
+    for (int g = 0; g < kGroups; ++g) shift[g] = shift_of(difference, g);
+    const std::int64_t end = pair + 4 < layout.pairs ? pair + 4 : layout.pairs;
+    for (std::int64_t p = pair; p < end; ++p)
+      unpack_pair(pack + layout.codes + p * kStepBytes, shift, to + 2 * p * kStepBytes);
+  }
+  return true;
+}
+
+// The page as floats [width, 64], whatever its scales.
+void unpack_floats(const PackLayout& layout, const std::uint8_t* pack, float* to) {
+  for (std::int64_t c = 0; c < layout.width; ++c) {
+    const std::uint8_t* codes = pack + layout.codes + c / 8 * kStepBytes + c % 4;
+    const std::uint8_t* scales = pack + c / kPackBlock * kPackKeys;
+    const int shift = c % 8 < 4 ? 0 : 4;
+    for (std::int64_t key = 0; key < kPackKeys; ++key)
+      to[c * kPackKeys + key] = static_cast<float>(kTwice[(codes[4 * key] >> shift) & 15]) * half_scale(scales[key]);
+  }
+}
+
+}  // namespace
+}  // namespace foveal::FOVEAL_ISA
