@@ -14,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "foveal"
-ORDER = "config formats ops model checkpoint cache engine text sources api memory server train evals cli".split()
+ORDER = (
+    "config formats ops model checkpoint cache engine text sources api memory measure server train evals cli".split()
+)
+EXTRAS_OF = {"train": ("train",), "evals": ("evals",), "measure": ("bench",)}
 DISTRIBUTION_OF = {"charset_normalizer": "charset-normalizer", "yaml": "pyyaml"}
 
 
@@ -78,12 +81,12 @@ def declared(settings: dict[str, object], *extras: str) -> set[str]:
 
 
 def test_third_party_imports_are_declared() -> None:
-    """A room may import what every installation has; train and evals also what their extras bring."""
+    """A room may import what every installation has; some also what their extras bring."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wrong = []
     for path in modules():
         room = room_of(path)
-        allowed = declared(settings, room) if room in ("train", "evals") else declared(settings)
+        allowed = declared(settings, *EXTRAS_OF.get(room or "", ()))
         for name in imports(path):
             top = name.partition(".")[0]
             if top in sys.stdlib_module_names or top == "foveal" or not top:

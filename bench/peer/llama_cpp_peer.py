@@ -1,0 +1,137 @@
+"""llama.cpp through the C interface that llama-cpp-python wraps: f16 cache, flash attention, 512-token batches.
+
+What is special here: the jump. llama.cpp accepts any first position in an empty context, and its compressed caches are
+addressed by position, so a chunk may be read at any depth, over zeros. Zeros are no fair past (sorting and exponentials
+of equal numbers are cheap), so the saved state of such a context gets random f16 values wherever long runs of zeros
+are, and is loaded back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as llama
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from peer.worker import CHUNK, WARM_UP, Timing, serve, text, time_steps
+
+_ROOM = 512
+"""Positions behind the depth, for what is decoded."""
+_BLANK = 2048
+"""A run of so many zero f16 values in a state is a part of the cache that was never written."""
+_FLASH_ATTENTION = 1
+
+
+class LlamaCpp:
+    """One model; a context is made for each measurement, and its past loaded from a saved state."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        # Kept: the library calls it for as long as the process lives.
+        self._log = llama.llama_log_callback(lambda level, message, data: None)
+        llama.llama_log_set(self._log, ctypes.c_void_p(0))
+        llama.llama_backend_init()
+        self.threads: int = request["threads"]
+        self.model = llama.llama_model_load_from_file(request["gguf"].encode(), llama.llama_model_default_params())
+        if not self.model:
+            raise SystemExit(f"llama.cpp cannot load {request['gguf']}")
+        self.vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
+        self.greedy = llama.llama_sampler_init_greedy()
+        self.batch = llama.llama_batch_init(CHUNK, 0, 1)
+        self.states: dict[int, Any] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """The binding's version and the processor features that were compiled in."""
+        return {"version": llama.__version__, "features": llama.llama_print_system_info().decode()}
+
+    def prepare(self, depth: int, jump: bool) -> None:
+        context = self._context(depth)
+        start = depth - CHUNK
+        if jump:
+            self._decode(context, text(self.vocabulary, start - CHUNK, CHUNK), start - CHUNK)
+        else:
+            for position in range(0, start, CHUNK):
+                self._decode(context, text(self.vocabulary, position, min(CHUNK, start - position)), position)
+        size = llama.llama_state_seq_get_size(context, 0)
+        state = (ctypes.c_uint8 * size)()
+        if start and llama.llama_state_seq_get_data(context, state, size, 0) != size:
+            raise SystemExit("llama.cpp did not save its state")
+        if jump:
+            fill_blanks(np.frombuffer(state, np.uint8))
+        self.states[depth] = state
+        llama.llama_free(context)
+
+    def measure(self, depth: int, decode: int) -> Timing:
+        context = self._context(depth)
+        start, state = depth - CHUNK, self.states[depth]
+        self._decode(context, text(self.vocabulary, 0, CHUNK), 0)  # finds its buffers, touches the weights
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        if start and not llama.llama_state_seq_set_data(context, state, len(state), 0):
+            raise SystemExit("llama.cpp did not take its state back")
+        timing = Timing()
+        chunk = text(self.vocabulary, start, CHUNK)
+        began = time.perf_counter()
+        self._decode(context, chunk, start)
+        llama.llama_synchronize(context)
+        timing.read = time.perf_counter() - began
+        position = depth
+
+        def step() -> None:
+            nonlocal position
+            token = llama.llama_sampler_sample(self.greedy, context, -1)
+            self._decode(context, [token], position)
+            position += 1
+
+        assert decode + WARM_UP <= _ROOM
+        timing.steps = time_steps(step, decode)
+        llama.llama_free(context)
+        return timing
+
+    def _context(self, depth: int) -> Any:
+        params = llama.llama_context_default_params()
+        params.n_ctx = depth + _ROOM
+        params.n_batch = params.n_ubatch = CHUNK
+        params.n_threads = params.n_threads_batch = self.threads
+        params.n_seq_max = 1
+        params.flash_attn_type = _FLASH_ATTENTION
+        context = llama.llama_init_from_model(self.model, params)
+        if not context:
+            raise SystemExit(f"llama.cpp cannot make a context of {depth + _ROOM} tokens")
+        return context
+
+    def _decode(self, context: Any, tokens: list[int], position: int) -> None:
+        batch = self.batch
+        batch.n_tokens = len(tokens)
+        for place, token in enumerate(tokens):
+            batch.token[place] = token
+            batch.pos[place] = position + place
+            batch.n_seq_id[place] = 1
+            batch.seq_id[place][0] = 0
+            batch.logits[place] = place == len(tokens) - 1
+        if llama.llama_decode(context, batch):
+            raise SystemExit(f"llama.cpp could not run {len(tokens)} tokens at {position}")
+
+
+def fill_blanks(state: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
+    """Put random normal f16 values where at least `_BLANK` f16 zeros stand in a row; returns bytes filled."""
+    generator = np.random.default_rng(0)
+    bank = generator.standard_normal(1 << 20).astype(np.float16).view(np.uint8)
+    # Zero bytes, with the ends of each run found where "is zero" changes.
+    zero = np.concatenate(([False], state == 0, [False]))
+    edges = np.flatnonzero(zero[1:] != zero[:-1]).reshape(-1, 2)
+    filled = 0
+    for first, last in edges[edges[:, 1] - edges[:, 0] >= 2 * _BLANK]:
+        for begin in range(first, last, len(bank)):
+            end = min(last, begin + len(bank))
+            turn = 2 * int(generator.integers(len(bank) // 2))
+            state[begin:end] = np.roll(bank, turn)[: end - begin]
+            filled += int(end - begin)
+    return filled
+
+
+if __name__ == "__main__":
+    serve(LlamaCpp)
