@@ -48,7 +48,7 @@ struct Query {
 // NaN stays.
 FOVEAL_INLINE F relu(F v) { return max(zero(), v); }
 
-// ---------------------------------------------------------------- dot products of H heads with 64 keys
+// ---------------------------------------------------------------- relu of the dot products of N heads with 64 keys
 
 // acc + sum of four products of bytes; on AVX2 products of pairs fit 16 bits: 2 * 192 * 48 < 32768.
 FOVEAL_INLINE I dot_small(I acc, B key, B query) {
@@ -83,7 +83,7 @@ struct Integers {
       }
     }
     for (int h = 0; h < N; ++h)
-      for (int g = 0; g < kGroups; ++g) out[h][g] = to_float(acc[h][g]);
+      for (int g = 0; g < kGroups; ++g) out[h][g] = to_float(acc[h][g] > 0 ? acc[h][g] : I{});
   }
 };
 
@@ -108,6 +108,8 @@ struct Pairs {
         for (int g = 0; g < kGroups; ++g) out[h][g] = dot_bf16(out[h][g], key[g], q);
       }
     }
+    for (int h = 0; h < N; ++h)
+      for (int g = 0; g < kGroups; ++g) out[h][g] = relu(out[h][g]);
   }
 };
 
@@ -126,6 +128,8 @@ struct Floats {
         for (int g = 0; g < kGroups; ++g) out[h][g] = fma(key[g], q, out[h][g]);
       }
     }
+    for (int h = 0; h < N; ++h)
+      for (int g = 0; g < kGroups; ++g) out[h][g] = relu(out[h][g]);
   }
 };
 
@@ -136,18 +140,19 @@ FOVEAL_INLINE void add_heads(const std::uint8_t* keys, std::int64_t steps, const
   Kind::template dots<N>(keys, steps, query, head, dots);
   for (int h = 0; h < N; ++h) {
     const F weight = splat(weights[head + h]);
-    for (int g = 0; g < kGroups; ++g) score[g] = fma(weight, relu(dots[h][g]), score[g]);
+    for (int g = 0; g < kGroups; ++g) score[g] = fma(weight, dots[h][g], score[g]);
   }
 }
 
 template <class Kind>
 void score_page(const std::uint8_t* keys, std::int64_t steps, const Query& query, const float* weights,
                 std::int64_t heads, F (&score)[kGroups]) {
-  for (int g = 0; g < kGroups; ++g) score[g] = zero();
+  F sum[kGroups] = {};  // a local: the compiler keeps it in registers
   std::int64_t head = 0;
   for (; head + kHeadTile <= heads; head += kHeadTile)
-    add_heads<Kind, kHeadTile>(keys, steps, query, weights, head, score);
-  for (; head < heads; ++head) add_heads<Kind, 1>(keys, steps, query, weights, head, score);
+    add_heads<Kind, kHeadTile>(keys, steps, query, weights, head, sum);
+  for (; head < heads; ++head) add_heads<Kind, 1>(keys, steps, query, weights, head, sum);
+  for (int g = 0; g < kGroups; ++g) score[g] = sum[g];
 }
 
 // ---------------------------------------------------------------- FP4 pages
