@@ -25,6 +25,7 @@ from peer.setup import set_up
 from peer.worker import CHUNK
 
 from foveal.cli.output import parse_count, results, show_bytes, table
+from foveal.config import preset as preset_config
 from foveal.measure import OtherWork, cores, machine_facts
 
 PRESETS = ("nano-bench", "flash-slice")
@@ -50,6 +51,7 @@ class Process:
             plain=str(folder / "checkpoints" / f"{preset}-plain"),
             gguf=str(folder / "gguf" / f"{preset}.gguf"),
             dtype=DTYPES[preset],
+            **_shape(preset),
         )
 
     def ask(self, **request: Any) -> Any:
@@ -69,6 +71,13 @@ class Process:
         """End it."""
         self._child.terminate()
         self._child.wait()
+
+
+def _shape(name: str) -> dict[str, Any]:
+    """What a program's worker has to know of the model's cache."""
+    config = preset_config(name)
+    ratios = config.compress_ratios[: config.num_hidden_layers]
+    return {"head_dim": config.head_dim, "index_head_dim": config.index_head_dim, "compress_ratios": list(ratios)}
 
 
 @contextmanager

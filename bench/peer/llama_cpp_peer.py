@@ -2,8 +2,8 @@
 
 What is special here: the jump. llama.cpp accepts any first position in an empty context, and its compressed caches are
 addressed by position, so a chunk may be read at any depth, over zeros. Zeros are no fair past (sorting and exponentials
-of equal numbers are cheap), so the saved state of such a context gets random f16 values wherever long runs of zeros
-are, and is loaded back.
+of equal numbers are cheap), so the saved state of such a context gets random f16 values where its compressed caches
+were never written, and is loaded back.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from peer.worker import CHUNK, WARM_UP, Timing, serve, text, time_steps
 
 _ROOM = 512
 """Positions behind the depth, for what is decoded."""
-_BLANK = 2048
-"""A run of so many zero f16 values in a state is a part of the cache that was never written."""
+_F16 = 2
 _FLASH_ATTENTION = 1
 
 
@@ -43,6 +42,10 @@ class LlamaCpp:
         self.greedy = llama.llama_sampler_init_greedy()
         self.batch = llama.llama_batch_init(CHUNK, 0, 1)
         self.states: dict[int, Any] = {}
+        self.widths = {"entry": request["head_dim"], "key": request["index_head_dim"]}
+        ratios = request["compress_ratios"]
+        self.caches = 2 * ratios.count(4) + ratios.count(128)
+        """Compressed caches of all layers: entries and keys in CSA layers, entries in HCA layers."""
 
     def describe(self) -> dict[str, Any]:
         """The binding's version and the processor features that were compiled in."""
@@ -60,8 +63,8 @@ class LlamaCpp:
         state = (ctypes.c_uint8 * size)()
         if start and llama.llama_state_seq_get_data(context, state, size, 0) != size:
             raise SystemExit("llama.cpp did not save its state")
-        if jump:
-            fill_blanks(np.frombuffer(state, np.uint8))
+        if jump and fill_blanks(np.frombuffer(state, np.uint8), self._blanks(start - CHUNK)) != self.caches:
+            raise SystemExit("llama.cpp's saved state is laid out otherwise than expected; its jump cannot be filled")
         self.states[depth] = state
         llama.llama_free(context)
 
@@ -91,6 +94,12 @@ class LlamaCpp:
         llama.llama_free(context)
         return timing
 
+    def _blanks(self, tokens: int) -> list[tuple[int, int]]:
+        """(rows, bytes of a row) that `tokens` skipped tokens leave unwritten, for each kind of cache."""
+        entry, key = _F16 * self.widths["entry"], _F16 * self.widths["key"]
+        kinds = {(tokens // 4, entry), (tokens // 4, key), (tokens // 128, entry)}
+        return sorted(kinds)
+
     def _context(self, depth: int) -> Any:
         params = llama.llama_context_default_params()
         params.n_ctx = depth + _ROOM
@@ -116,20 +125,27 @@ class LlamaCpp:
             raise SystemExit(f"llama.cpp could not run {len(tokens)} tokens at {position}")
 
 
-def fill_blanks(state: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
-    """Put random normal f16 values where at least `_BLANK` f16 zeros stand in a row; returns bytes filled."""
+def fill_blanks(state: np.ndarray[Any, np.dtype[np.uint8]], blanks: list[tuple[int, int]]) -> int:
+    """Put random normal f16 values where a saved state has rows that were never written; returns how many places.
+
+    `blanks`: (rows, bytes of a row) of each kind of cache. A cache's rows stand right behind the bytes of a row, as
+    eight bytes, little end first, whose upper ones are zero as well.
+    """
     generator = np.random.default_rng(0)
     bank = generator.standard_normal(1 << 20).astype(np.float16).view(np.uint8)
-    # Zero bytes, with the ends of each run found where "is zero" changes.
     zero = np.concatenate(([False], state == 0, [False]))
     edges = np.flatnonzero(zero[1:] != zero[:-1]).reshape(-1, 2)
     filled = 0
-    for first, last in edges[edges[:, 1] - edges[:, 0] >= 2 * _BLANK]:
-        for begin in range(first, last, len(bank)):
-            end = min(last, begin + len(bank))
-            turn = 2 * int(generator.integers(len(bank) // 2))
-            state[begin:end] = np.roll(bank, turn)[: end - begin]
-            filled += int(end - begin)
+    for rows, row_bytes in blanks:
+        size, header = rows * row_bytes, 8 - (row_bytes.bit_length() + 7) // 8
+        runs = edges[:, 1] - edges[:, 0]
+        # A few bytes more: the first row that was written may begin with zeros.
+        for first in edges[(runs >= size + header) & (runs < size + header + 8), 0]:
+            for begin in range(0, size, len(bank)):
+                turned = np.roll(bank, 2 * int(generator.integers(len(bank) // 2)))
+                part = slice(first + header + begin, first + header + min(size, begin + len(bank)))
+                state[part] = turned[: part.stop - part.start]
+            filled += 1
     return filled
 
 
