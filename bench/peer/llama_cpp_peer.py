@@ -18,6 +18,7 @@ import llama_cpp as llama
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from peer.blanks import fill_blanks
 from peer.worker import CHUNK, WARM_UP, Timing, serve, text, time_steps
 
 _ROOM = 512
@@ -123,30 +124,6 @@ class LlamaCpp:
             batch.logits[place] = place == len(tokens) - 1
         if llama.llama_decode(context, batch):
             raise SystemExit(f"llama.cpp could not run {len(tokens)} tokens at {position}")
-
-
-def fill_blanks(state: np.ndarray[Any, np.dtype[np.uint8]], blanks: list[tuple[int, int]]) -> int:
-    """Put random normal f16 values where a saved state has rows that were never written; returns how many places.
-
-    `blanks`: (rows, bytes of a row) of each kind of cache. A cache's rows stand right behind the bytes of a row, as
-    eight bytes, little end first, whose upper ones are zero as well.
-    """
-    generator = np.random.default_rng(0)
-    bank = generator.standard_normal(1 << 20).astype(np.float16).view(np.uint8)
-    zero = np.concatenate(([False], state == 0, [False]))
-    edges = np.flatnonzero(zero[1:] != zero[:-1]).reshape(-1, 2)
-    filled = 0
-    for rows, row_bytes in blanks:
-        size, header = rows * row_bytes, 8 - (row_bytes.bit_length() + 7) // 8
-        runs = edges[:, 1] - edges[:, 0]
-        # A few bytes more: the first row that was written may begin with zeros.
-        for first in edges[(runs >= size + header) & (runs < size + header + 8), 0]:
-            for begin in range(0, size, len(bank)):
-                turned = np.roll(bank, 2 * int(generator.integers(len(bank) // 2)))
-                part = slice(first + header + begin, first + header + min(size, begin + len(bank)))
-                state[part] = turned[: part.stop - part.start]
-            filled += 1
-    return filled
 
 
 if __name__ == "__main__":
