@@ -80,9 +80,10 @@ bool is_fp4(const float* x, std::int64_t rows, std::int64_t width) {
 class IndexKeys {
  public:
   IndexKeys(Runtime& runtime, const Bytes& data, std::int64_t count, std::int64_t width, const std::string& codec,
-            const std::string& kind, std::int64_t per_page)
+            const std::string& kind, std::int64_t per_page, std::int64_t step)
       : shape_{kind_of(kind), width, per_page}, count_(count) {
     require(per_page >= 1 && per_page <= kPackKeys, "a page has 1 to 64 keys, not " + std::to_string(per_page));
+    require(step >= 1, "keys are written at least one at a time");
     require(width >= 1 && count >= 0, "keys need at least one channel and a count of 0 or more");
     const Codec stored = codec_of(codec);
     require(stored != Codec::kIndexFP4 || width % 2 == 0, "FP4 keys need an even number of channels");
@@ -101,7 +102,8 @@ class IndexKeys {
       auto* at = const_cast<std::uint8_t*>(from) + p * per_page * bytes;
       const std::int64_t filled = std::min(per_page, count - p * per_page);
       const Entries page{stored, &at, 0, per_page, bytes, filled, width, 0};
-      context.index->pack(shape_, page, 0, filled, packs_[static_cast<std::size_t>(p)]);
+      for (std::int64_t first = 0; first < filled; first += step)
+        context.index->pack(shape_, page, first, std::min(first + step, filled), packs_[static_cast<std::size_t>(p)]);
     });
   }
 
@@ -182,12 +184,12 @@ void bind_indexer(nb::module_& module) {
   nb::class_<IndexKeys>(module, "IndexKeys",
                         "Index keys packed for scoring. `data`: raw bytes of `count` keys of `width` channels, stored as\n"
                         "`codec` \"f32\", \"bf16\", \"fp4\" or \"fp8\". `kind`: \"fp4\" (the keys are exactly FP4 in blocks of 32;\n"
-                        "others are rounded to it), \"bf16\" or \"f32\". `per_page`: 1 to 64 keys. ValueError for sizes that do\n"
-                        "not fit.")
+                        "others are rounded to it), \"bf16\" or \"f32\". `per_page`: 1 to 64 keys, written `step` at a time.\n"
+                        "ValueError for sizes that do not fit.")
       .def(nb::init<Runtime&, const Bytes&, std::int64_t, std::int64_t, const std::string&, const std::string&,
-                    std::int64_t>(),
+                    std::int64_t, std::int64_t>(),
            nb::arg("runtime"), nb::arg("data").noconvert(), nb::arg("count"), nb::arg("width"), nb::kw_only(), nb::arg("codec"),
-           nb::arg("kind"), nb::arg("per_page") = kPackKeys)
+           nb::arg("kind"), nb::arg("per_page") = kPackKeys, nb::arg("step") = kPackKeys)
       .def_prop_ro("count", &IndexKeys::count)
       .def_prop_ro("width", &IndexKeys::width)
       .def_prop_ro("nbytes", &IndexKeys::bytes, "Bytes of all packs.");
