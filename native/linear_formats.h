@@ -1,0 +1,352 @@
+// How weights become vectors: one decoder for each format and arithmetic.
+//
+// What is special here: a decoder delivers 64 columns of a row a step, in whatever order is cheapest, scales included;
+// activations are permuted to that order once instead (linear_input.h). FP8 and FP4 codes are looked up in tables of BF16
+// numbers that already carry the block's scale, so that scaling costs nothing and zero stays zero.
+#pragma once
+
+#include "linear_blocks.h"
+
+namespace foveal::FOVEAL_ISA {
+namespace {
+
+typedef std::uint8_t Bytes16 __attribute__((vector_size(16)));
+typedef std::uint16_t Words16 __attribute__((vector_size(32)));
+
+// ---------------------------------------------------------------- fp32 arithmetic, on every machine
+
+struct Wide {
+  using V = F;
+  using Element = float;
+  static constexpr int kVectors = 4;  // a step
+  static constexpr int kElements = 16;
+  FOVEAL_INLINE F dot(F acc, F w, F x) { return fma(w, x, acc); }
+};
+
+// E8M0: 2^(code - 127); 255 is NaN.
+FOVEAL_INLINE float scale_value(std::uint8_t code) {
+  const std::uint32_t bits = code == 255 ? 0x7fc00000u : code == 0 ? 0x00400000u : (std::uint32_t)code << 23;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+FOVEAL_INLINE U widen_bytes(const std::uint8_t* from) { return __builtin_convertvector(load_as<Bytes16>(from), U); }
+
+// E4M3 codes to numbers. Subnormals are taken from 1.m * 2^-6, without denormal arithmetic.
+FOVEAL_INLINE F decode_e4m3(U code) {
+  const U magnitude = code & 0x7fu;
+  const U bits = magnitude << 20;
+  const F normal = from_bits(bits + (120u << 23));
+  const F small = from_bits(bits + (121u << 23)) - splat(0.015625f);
+  F value = (I)magnitude < splat_int(8) ? small : normal;
+  value = (I)magnitude == splat_int(127) ? from_bits(bits | 0x7fc00000u) : value;
+  return from_bits(as_bits(value) | ((code & 0x80u) << 24));
+}
+
+// E2M1 codes to numbers, in the same way.
+FOVEAL_INLINE F decode_e2m1(U code) {
+  const U magnitude = code & 7u;
+  const U bits = magnitude << 22;
+  const F normal = from_bits(bits + (126u << 23));
+  const F small = from_bits(bits + (127u << 23)) - splat(1.0f);
+  const F value = (I)magnitude < splat_int(2) ? small : normal;
+  return from_bits(as_bits(value) | ((code & 8u) << 28));
+}
+
+struct WideF32 : Wide {
+  static constexpr int kRows = 4;
+  const float* base;
+  std::int64_t stride, columns;
+  WideF32(const Matrix& m, std::int64_t row)
+      : base((const float*)m.data + row * m.columns), stride(m.columns), columns(m.columns) {}
+  FOVEAL_INLINE void enter(const WideF32&, std::int64_t) {}
+  FOVEAL_INLINE void load_step(const WideF32& d, std::int64_t r, std::int64_t s, F* w) {
+    const float* from = d.base + r * d.stride + s * kStep;
+    for (int v = 0; v < 4; ++v) w[v] = load(from + 16 * v);
+  }
+  FOVEAL_INLINE void load_tail(const WideF32& d, std::int64_t r, std::int64_t s, F* w) {
+    float padded[kStep] = {};
+    std::memcpy(padded, d.base + r * d.stride + s * kStep, (std::size_t)(d.columns - s * kStep) * sizeof(float));
+    for (int v = 0; v < 4; ++v) w[v] = load(padded + 16 * v);
+  }
+  FOVEAL_INLINE void fetch(const WideF32& d, std::int64_t r, std::int64_t s) {
+    const float* from = d.base + r * d.stride + s * kStep;
+    for (int v = 0; v < 4; ++v) __builtin_prefetch(from + 16 * v, 0, 2);
+  }
+};
+
+struct WideBF16 : Wide {
+  static constexpr int kRows = 4;
+  const std::uint16_t* base;
+  std::int64_t stride, columns;
+  WideBF16(const Matrix& m, std::int64_t row)
+      : base((const std::uint16_t*)m.data + row * m.columns), stride(m.columns), columns(m.columns) {}
+  FOVEAL_INLINE void enter(const WideBF16&, std::int64_t) {}
+  FOVEAL_INLINE void decode(const std::uint16_t* from, F* w) {
+    for (int v = 0; v < 4; ++v) w[v] = from_bits(__builtin_convertvector(load_as<Words16>(from + 16 * v), U) << 16);
+  }
+  FOVEAL_INLINE void load_step(const WideBF16& d, std::int64_t r, std::int64_t s, F* w) {
+    decode(d.base + r * d.stride + s * kStep, w);
+  }
+  FOVEAL_INLINE void load_tail(const WideBF16& d, std::int64_t r, std::int64_t s, F* w) {
+    std::uint16_t padded[kStep] = {};
+    std::memcpy(padded, d.base + r * d.stride + s * kStep, (std::size_t)(d.columns - s * kStep) * 2);
+    decode(padded, w);
+  }
+  FOVEAL_INLINE void fetch(const WideBF16& d, std::int64_t r, std::int64_t s) {
+    const std::uint16_t* from = d.base + r * d.stride + s * kStep;
+    __builtin_prefetch(from, 0, 2);
+    __builtin_prefetch(from + 32, 0, 2);
+  }
+};
+
+struct WideFP8 : Wide {
+  static constexpr int kRows = 4;
+  const std::uint8_t* base;
+  const std::uint8_t* scale;
+  std::int64_t stride, columns;
+  F factor;
+  WideFP8(const Matrix& m, std::int64_t row)
+      : base((const std::uint8_t*)m.data + row * m.columns),
+        scale(m.scale + row / kFP8Rows * ((m.columns + 127) / 128)),
+        stride(m.columns),
+        columns(m.columns),
+        factor(zero()) {}
+  FOVEAL_INLINE void enter(WideFP8& d, std::int64_t s) { d.factor = splat(scale_value(d.scale[s / 2])); }
+  FOVEAL_INLINE void decode(const WideFP8& d, const std::uint8_t* from, F* w) {
+    for (int v = 0; v < 4; ++v) w[v] = decode_e4m3(widen_bytes(from + 16 * v)) * d.factor;
+  }
+  FOVEAL_INLINE void load_step(const WideFP8& d, std::int64_t r, std::int64_t s, F* w) {
+    decode(d, d.base + r * d.stride + s * kStep, w);
+  }
+  FOVEAL_INLINE void load_tail(const WideFP8& d, std::int64_t r, std::int64_t s, F* w) {
+    std::uint8_t padded[kStep] = {};
+    std::memcpy(padded, d.base + r * d.stride + s * kStep, (std::size_t)(d.columns - s * kStep));
+    decode(d, padded, w);
+  }
+  FOVEAL_INLINE void fetch(const WideFP8& d, std::int64_t r, std::int64_t s) {
+    __builtin_prefetch(d.base + r * d.stride + s * kStep, 0, 2);
+  }
+};
+
+// 32 columns come as their 16 even ones, then their 16 odd ones.
+struct WideFP4 : Wide {
+  static constexpr int kRows = 4;
+  const std::uint8_t* base;
+  const std::uint8_t* scale;
+  std::int64_t stride, columns, blocks;
+  WideFP4(const Matrix& m, std::int64_t row)
+      : base((const std::uint8_t*)m.data + row * (m.columns / 2)),
+        scale(m.scale + row * ((m.columns + 31) / 32)),
+        stride(m.columns / 2),
+        columns(m.columns),
+        blocks((m.columns + 31) / 32) {}
+  FOVEAL_INLINE void enter(const WideFP4&, std::int64_t) {}
+  FOVEAL_INLINE void decode(const std::uint8_t* from, std::uint8_t first, std::uint8_t second, F* w) {
+    for (int half = 0; half < 2; ++half) {
+      const U pairs = widen_bytes(from + 16 * half);
+      const F factor = splat(scale_value(half ? second : first));
+      w[2 * half] = decode_e2m1(pairs & 15u) * factor;
+      w[2 * half + 1] = decode_e2m1(pairs >> 4) * factor;
+    }
+  }
+  FOVEAL_INLINE void load_step(const WideFP4& d, std::int64_t r, std::int64_t s, F* w) {
+    const std::uint8_t* scales = d.scale + r * d.blocks + 2 * s;
+    decode(d.base + r * d.stride + s * (kStep / 2), scales[0], scales[1], w);
+  }
+  FOVEAL_INLINE void load_tail(const WideFP4& d, std::int64_t r, std::int64_t s, F* w) {
+    std::uint8_t padded[kStep / 2] = {};
+    std::memcpy(padded, d.base + r * d.stride + s * (kStep / 2), (std::size_t)(d.columns - s * kStep) / 2);
+    const std::uint8_t* scales = d.scale + r * d.blocks;
+    // A block that does not exist holds zeros only: any finite scale will do.
+    decode(padded, scales[2 * s], 2 * s + 1 < d.blocks ? scales[2 * s + 1] : 127, w);
+  }
+  FOVEAL_INLINE void fetch(const WideFP4& d, std::int64_t r, std::int64_t s) {
+    __builtin_prefetch(d.base + r * d.stride + s * (kStep / 2), 0, 2);
+  }
+};
+
+// Rows already decoded, padded to whole steps.
+template <class Arithmetic>
+struct Ready : Arithmetic {
+  using Element = typename Arithmetic::Element;
+  using V = typename Arithmetic::V;
+  const Element* base;
+  std::int64_t stride, columns;
+  Ready(const Element* base_, std::int64_t stride_) : base(base_), stride(stride_), columns(stride_) {}
+  FOVEAL_INLINE void enter(const Ready&, std::int64_t) {}
+  FOVEAL_INLINE void load_step(const Ready& d, std::int64_t r, std::int64_t s, V* w) {
+    const Element* from = d.base + r * d.stride + s * kStep;
+    for (int v = 0; v < Arithmetic::kVectors; ++v) w[v] = load_as<V>(from + Arithmetic::kElements * v);
+  }
+  FOVEAL_INLINE void load_tail(const Ready& d, std::int64_t r, std::int64_t s, V* w) { load_step(d, r, s, w); }
+  FOVEAL_INLINE void fetch(const Ready&, std::int64_t, std::int64_t) {}
+};
+
+// ---------------------------------------------------------------- pairs of BF16 numbers
+
+#if FOVEAL_AVX512
+
+struct Half {
+  using V = H;
+  using Element = std::uint16_t;
+  static constexpr int kVectors = 2;  // a step
+  static constexpr int kElements = 32;
+  FOVEAL_INLINE F dot(F acc, H w, H x) { return dot_bf16(acc, w, x); }
+};
+
+// mantissa * 2^(exponent - 3) with mantissa in [8, 16), as BF16 with the scale 2^(code - 127).
+constexpr std::uint16_t bf16_of(int mantissa, int exponent, int code) {
+  const int field = exponent + code;
+  if (code == 255) return 0x7fc0;
+  if (field <= 0) return 0;  // below BF16's normal numbers, which the dot product takes as 0
+  return (std::uint16_t)(field >= 255 ? 0x7f80 : field << 7 | (mantissa - 8) << 4);
+}
+
+constexpr std::uint16_t bf16_of_e4m3(int magnitude, int code) {
+  if (magnitude == 127) return 0x7fc0;
+  if (magnitude == 0) return code == 255 ? 0x7fc0 : 0;
+  int mantissa = magnitude & 7, exponent = (magnitude >> 3) - 7;
+  if (exponent == -7) {
+    for (exponent = -6; mantissa < 8; --exponent) mantissa *= 2;
+    return bf16_of(mantissa, exponent, code);
+  }
+  return bf16_of(mantissa + 8, exponent, code);
+}
+
+constexpr std::uint16_t bf16_of_e2m1(int magnitude, int code) {
+  constexpr int mantissas[8] = {0, 8, 8, 12, 8, 12, 8, 12}, exponents[8] = {0, -1, 0, 0, 1, 1, 2, 2};
+  if (magnitude == 0) return code == 255 ? 0x7fc0 : 0;
+  return bf16_of(mantissas[magnitude], exponents[magnitude], code);
+}
+
+// For each scale: high bytes of the 128 magnitudes, then low bytes.
+struct FP8Tables {
+  alignas(64) std::uint8_t bytes[256][256];
+  constexpr FP8Tables() : bytes() {
+    for (int code = 0; code < 256; ++code)
+      for (int magnitude = 0; magnitude < 128; ++magnitude) {
+        const std::uint16_t bits = bf16_of_e4m3(magnitude, code);
+        bytes[code][magnitude] = (std::uint8_t)(bits >> 8);
+        bytes[code][128 + magnitude] = (std::uint8_t)(bits & 255);
+      }
+  }
+};
+// For each scale: the 16 codes' numbers.
+struct FP4Tables {
+  alignas(64) std::uint16_t words[256][16];
+  constexpr FP4Tables() : words() {
+    for (int code = 0; code < 256; ++code)
+      for (int number = 0; number < 16; ++number)
+        words[code][number] = (std::uint16_t)(bf16_of_e2m1(number & 7, code) | (number & 8) << 12);
+  }
+};
+constexpr FP8Tables kFP8Tables;
+constexpr FP4Tables kFP4Tables;
+
+struct HalfBF16 : Half {
+  static constexpr int kRows = 8;
+  const std::uint16_t* base;
+  std::int64_t stride, columns;
+  HalfBF16(const Matrix& m, std::int64_t row)
+      : base((const std::uint16_t*)m.data + row * m.columns), stride(m.columns), columns(m.columns) {}
+  FOVEAL_INLINE void enter(const HalfBF16&, std::int64_t) {}
+  FOVEAL_INLINE void load_step(const HalfBF16& d, std::int64_t r, std::int64_t s, H* w) {
+    const std::uint16_t* from = d.base + r * d.stride + s * kStep;
+    w[0] = load_as<H>(from);
+    w[1] = load_as<H>(from + 32);
+  }
+  FOVEAL_INLINE void load_tail(const HalfBF16& d, std::int64_t r, std::int64_t s, H* w) {
+    const std::uint16_t* from = d.base + r * d.stride + s * kStep;
+    const std::int64_t left = 2 * (d.columns - s * kStep);
+    w[0] = (H)load_bytes(from, left);
+    w[1] = left > 64 ? (H)load_bytes(from + 32, left - 64) : H{};
+  }
+  FOVEAL_INLINE void fetch(const HalfBF16& d, std::int64_t r, std::int64_t s) {
+    const std::uint16_t* from = d.base + r * d.stride + s * kStep;
+    __builtin_prefetch(from, 0, 2);
+    __builtin_prefetch(from + 32, 0, 2);
+  }
+};
+
+// Columns 16q to 16q + 7 come in the first vector, 16q + 8 to 16q + 15 in the second (q = 0 to 3).
+struct HalfFP8 : Half {
+  static constexpr int kRows = 8;
+  const std::uint8_t* base;
+  const std::uint8_t* scale;
+  std::int64_t stride, columns;
+  __m512i high0, high1, low0, low1;
+  HalfFP8(const Matrix& m, std::int64_t row)
+      : base((const std::uint8_t*)m.data + row * m.columns),
+        scale(m.scale + row / kFP8Rows * ((m.columns + 127) / 128)),
+        stride(m.columns),
+        columns(m.columns) {}
+  FOVEAL_INLINE void enter(HalfFP8& d, std::int64_t s) {
+    const std::uint8_t* table = kFP8Tables.bytes[d.scale[s / 2]];
+    d.high0 = _mm512_load_si512(table);
+    d.high1 = _mm512_load_si512(table + 64);
+    d.low0 = _mm512_load_si512(table + 128);
+    d.low1 = _mm512_load_si512(table + 192);
+  }
+  FOVEAL_INLINE void decode(const HalfFP8& d, __m512i codes, H* w) {
+    const __m512i magnitude = _mm512_permutex2var_epi8(d.high0, codes, d.high1);  // looks at 7 bits of a code
+    const __m512i low = _mm512_permutex2var_epi8(d.low0, codes, d.low1);
+    const __m512i high = _mm512_ternarylogic_epi32(codes, _mm512_set1_epi8((char)0x80), magnitude, 0xea);  // (a & b) | c
+    w[0] = (H)_mm512_unpacklo_epi8(low, high);
+    w[1] = (H)_mm512_unpackhi_epi8(low, high);
+  }
+  FOVEAL_INLINE void load_step(const HalfFP8& d, std::int64_t r, std::int64_t s, H* w) {
+    decode(d, _mm512_loadu_si512(d.base + r * d.stride + s * kStep), w);
+  }
+  FOVEAL_INLINE void load_tail(const HalfFP8& d, std::int64_t r, std::int64_t s, H* w) {
+    decode(d, (__m512i)load_bytes(d.base + r * d.stride + s * kStep, d.columns - s * kStep), w);
+  }
+  FOVEAL_INLINE void fetch(const HalfFP8& d, std::int64_t r, std::int64_t s) {
+    __builtin_prefetch(d.base + r * d.stride + s * kStep, 0, 2);
+  }
+};
+
+// Even columns come in the first vector, odd ones in the second.
+struct HalfFP4 : Half {
+  static constexpr int kRows = 4;
+  const std::uint8_t* base;
+  const std::uint8_t* scale;
+  std::int64_t stride, columns, blocks;
+  HalfFP4(const Matrix& m, std::int64_t row)
+      : base((const std::uint8_t*)m.data + row * (m.columns / 2)),
+        scale(m.scale + row * ((m.columns + 31) / 32)),
+        stride(m.columns / 2),
+        columns(m.columns),
+        blocks((m.columns + 31) / 32) {}
+  FOVEAL_INLINE void enter(const HalfFP4&, std::int64_t) {}
+  FOVEAL_INLINE void decode(__m256i codes, std::uint8_t first, std::uint8_t second, H* w) {
+    const __m512i words = _mm512_cvtepu8_epi16(codes);
+    const __m512i table = _mm512_inserti64x4(
+        _mm512_castsi256_si512(_mm256_load_si256((const __m256i*)kFP4Tables.words[first])),
+        _mm256_load_si256((const __m256i*)kFP4Tables.words[second]), 1);
+    const __m512i upper = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);  // second block's half
+    const __m512i even = _mm512_ternarylogic_epi32(words, _mm512_set1_epi16(15), upper, 0xea);   // (a & b) | c
+    const __m512i odd = _mm512_or_si512(_mm512_srli_epi16(words, 4), upper);
+    w[0] = (H)_mm512_permutexvar_epi16(even, table);
+    w[1] = (H)_mm512_permutexvar_epi16(odd, table);
+  }
+  FOVEAL_INLINE void load_step(const HalfFP4& d, std::int64_t r, std::int64_t s, H* w) {
+    const std::uint8_t* scales = d.scale + r * d.blocks + 2 * s;
+    decode(_mm256_loadu_si256((const __m256i*)(d.base + r * d.stride + s * (kStep / 2))), scales[0], scales[1], w);
+  }
+  FOVEAL_INLINE void load_tail(const HalfFP4& d, std::int64_t r, std::int64_t s, H* w) {
+    const std::uint8_t* scales = d.scale + r * d.blocks;
+    const __m512i codes = (__m512i)load_bytes(d.base + r * d.stride + s * (kStep / 2), (d.columns - s * kStep) / 2);
+    // A block that does not exist holds zeros only: any finite scale will do.
+    decode(_mm512_castsi512_si256(codes), scales[2 * s], 2 * s + 1 < d.blocks ? scales[2 * s + 1] : 127, w);
+  }
+  FOVEAL_INLINE void fetch(const HalfFP4& d, std::int64_t r, std::int64_t s) {
+    __builtin_prefetch(d.base + r * d.stride + s * (kStep / 2), 0, 2);
+  }
+};
+
+#endif  // FOVEAL_AVX512
+
+}  // namespace
+}  // namespace foveal::FOVEAL_ISA

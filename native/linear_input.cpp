@@ -1,0 +1,158 @@
+// Activations as the decoders want them: rounded, split into BF16 terms, permuted, padded.
+//
+// What is special here: done once for each token and layout, so that the work per weight needs no permutation at all.
+#include "linear_blocks.h"
+
+namespace foveal::FOVEAL_ISA {
+namespace {
+
+constexpr float kE4M3Max = 448.0f;
+constexpr std::uint32_t kInfinity = 0x7f800000u;
+
+// The largest magnitude's bits, as integers: a NaN stands above infinity, infinity above all numbers.
+FOVEAL_INLINE std::uint32_t largest_bits(const float* x, int vectors) {
+  U top{};
+  for (int v = 0; v < vectors; ++v) {
+    const U bits = as_bits(load(x + kLanes * v)) & 0x7fffffffu;
+    top = bits > top ? bits : top;
+  }
+  std::uint32_t most = 0;
+  for (int i = 0; i < kLanes; ++i) most = top[i] > most ? top[i] : most;
+  return most;
+}
+
+// foveal.formats.fake_quantize_fp8 on one block, in place: nearest E4M3 number times a power of two, ties to even; NaN
+// all over when there is an infinity or NaN in it.
+FOVEAL_INLINE void quantize_block(float* x, int vectors) {
+  const std::uint32_t most = largest_bits(x, vectors);
+  if (most >= kInfinity) {
+    for (int v = 0; v < vectors; ++v) store(x + kLanes * v, from_bits(U{} + 0x7fc00000u));
+    return;
+  }
+  float amax;
+  std::memcpy(&amax, &most, sizeof amax);
+  const float wanted = (amax < 1e-4f ? 1e-4f : amax) * (1.0f / kE4M3Max);
+  std::uint32_t bits;
+  std::memcpy(&bits, &wanted, sizeof bits);
+  bits = (bits + 0x007fffffu) & kInfinity;  // the power of two at or above
+  const std::uint32_t inverse_bits = (254u << 23) - bits;
+  float scale, inverse;
+  std::memcpy(&scale, &bits, sizeof scale);
+  std::memcpy(&inverse, &inverse_bits, sizeof inverse);
+  for (int v = 0; v < vectors; ++v) {
+    const F value = load(x + kLanes * v) * splat(inverse);
+    const F bounded = max(splat(-kE4M3Max), min(splat(kE4M3Max), value));
+    // Adding 1.5 * 2^20 times the binade makes fp32's own rounding cut after three bits of mantissa.
+    U binade = as_bits(bounded) & kInfinity;
+    binade = binade < (121u << 23) ? U{} + (121u << 23) : binade;
+    const F magic = from_bits(binade) * splat(1572864.0f);
+    const F rounded = (bounded + magic) - magic;
+    const U sign = as_bits(bounded) & 0x80000000u;
+    store(x + kLanes * v, from_bits((as_bits(rounded) & 0x7fffffffu) | sign) * splat(scale));
+  }
+}
+
+// 64 numbers for fp32 arithmetic.
+FOVEAL_INLINE void put_wide(const Layout& layout, const float* x, float* to) {
+  for (int half = 0; half < 2; ++half) {
+    const float* from = x + 32 * half;
+    if (layout.order == Format::kFP4) {
+      F even, odd;
+      for (int i = 0; i < kLanes; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
+      store(to + 32 * half, even);
+      store(to + 32 * half + kLanes, odd);
+    } else {
+      store(to + 32 * half, load(from));
+      store(to + 32 * half + kLanes, load(from + kLanes));
+    }
+  }
+}
+
+#if FOVEAL_AVX512
+
+FOVEAL_INLINE __m512i pair(F low, F high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
+FOVEAL_INLINE F rest(F x, __m512i halves, int which) {
+  const __m256i mine = which ? _mm512_extracti64x4_epi64(halves, 1) : _mm512_castsi512_si256(halves);
+  return x - (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(mine), 16);
+}
+
+// 64 columns in two vectors, natural order -> the decoder's.
+FOVEAL_INLINE void put_half(const Layout& layout, int term, __m512i first, __m512i second, std::uint8_t* to) {
+  __m512i a = first, b = second;
+  if (layout.order == Format::kFP8) {
+    a = _mm512_shuffle_i64x2(first, second, 0x88);
+    b = _mm512_shuffle_i64x2(first, second, 0xdd);
+  } else if (layout.order == Format::kFP4) {
+    std::uint16_t index[32];
+    for (int i = 0; i < 32; ++i) index[i] = (std::uint16_t)(2 * i);
+    const __m512i even = _mm512_loadu_si512(index);
+    a = _mm512_permutex2var_epi16(first, even, second);
+    b = _mm512_permutex2var_epi16(first, _mm512_add_epi16(even, _mm512_set1_epi16(1)), second);
+  }
+  _mm512_storeu_si512(to + 64 * term, a);
+  _mm512_storeu_si512(to + 64 * (layout.terms + term), b);
+}
+
+// 64 numbers as BF16: the nearest, and with two terms the nearest to what is left.
+FOVEAL_INLINE void put_pairs(const Layout& layout, const float* x, std::uint8_t* to) {
+  F v[4];
+  for (int i = 0; i < 4; ++i) v[i] = load(x + kLanes * i);
+  for (int term = 0; term < layout.terms; ++term) {
+    const __m512i first = pair(v[0], v[1]), second = pair(v[2], v[3]);
+    put_half(layout, term, first, second, to);
+    if (term + 1 == layout.terms) break;
+    v[0] = rest(v[0], first, 0);
+    v[1] = rest(v[1], first, 1);
+    v[2] = rest(v[2], second, 0);
+    v[3] = rest(v[3], second, 1);
+  }
+}
+
+#endif
+
+}  // namespace
+
+Layout layout_for(const Matrix& weight, bool simulate, Precision precision, bool exact) {
+  const bool plain = weight.format == Format::kF32 || exact;  // fp32 numbers, not rounded
+#if FOVEAL_AVX512
+  const bool half = !plain;
+#else
+  const bool half = false;
+#endif
+  const bool one = simulate || precision == Precision::kBF16;
+  const bool round = !half && !plain && !simulate && precision == Precision::kBF16;
+  // In fp32 the columns of all formats but FP4 come in their natural order.
+  const Format order = half || weight.format == Format::kFP4 ? weight.format : Format::kF32;
+  return {half, order, half && !one ? 2 : 1, simulate, round, weight.columns};
+}
+
+void prepare(const Layout& layout, const float* x, std::int64_t first, std::int64_t count, void* row) {
+  auto* to = (std::uint8_t*)row + first / kStep * (layout.row_bytes() / layout.steps());
+  const std::int64_t step_bytes = layout.row_bytes() / layout.steps();
+  for (std::int64_t start = 0; start < count; start += kQuantBlock) {
+    const std::int64_t left = count - start, here = left < kQuantBlock ? left : kQuantBlock;
+    const float* from = x + start;
+    float block[kQuantBlock];
+    if (layout.simulate || layout.round || here < kQuantBlock) {
+      for (int v = 0; v < 8; ++v) {
+        const std::int64_t some = here - kLanes * v;
+        store(block + kLanes * v, some >= kLanes ? load(from + kLanes * v) : some > 0 ? load_some(from + kLanes * v, some) : zero());
+      }
+      if (layout.simulate) quantize_block(block, 8);
+      if (layout.round)
+        for (int i = 0; i < kQuantBlock; ++i) block[i] = widen_one(narrow_one(block[i]));
+      from = block;
+    }
+    for (std::int64_t at = 0; at < here; at += kStep, to += step_bytes) {
+#if FOVEAL_AVX512
+      if (layout.half) {
+        put_pairs(layout, from + at, to);
+        continue;
+      }
+#endif
+      put_wide(layout, from + at, (float*)to);
+    }
+  }
+}
+
+}  // namespace foveal::FOVEAL_ISA

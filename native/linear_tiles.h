@@ -1,0 +1,185 @@
+// Tiles of R weight rows by T tokens: the one loop that all products run through.
+//
+// What is special here: an output is 16 partial sums over ascending columns, then a fixed tree over them, so that one
+// token alone and a tile of many give the same bits. Sixteen sums are added up together, transposing on the way.
+#pragma once
+
+#include "linear_formats.h"
+
+namespace foveal::FOVEAL_ISA {
+namespace {
+
+// acc[r * T + t] += row r of the decoder times token t, over all columns. `ahead` rows further on, what will be needed
+// next is fetched.
+template <class D, int Terms, int R, int T>
+FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint8_t* const* tokens, std::int64_t ahead, F* acc) {
+  using Element = typename D::Element;
+  using V = typename D::V;
+  constexpr int kVectors = D::kVectors;
+  F sums[R * T];
+#pragma GCC unroll 16
+  for (int i = 0; i < R * T; ++i) sums[i] = zero();
+  const Element* x[T];
+#pragma GCC unroll 4
+  for (int t = 0; t < T; ++t) x[t] = (const Element*)tokens[t];
+  const auto step = [&](std::int64_t s, auto load) __attribute__((always_inline)) {
+    D::enter(d, s);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      V w[kVectors];
+      load(r, s, w);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t)
+#pragma GCC unroll 2
+          for (int term = 0; term < Terms; ++term)
+            sums[r * T + t] = D::dot(sums[r * T + t], w[v],
+                                     load_as<V>(x[t] + ((s * kVectors + v) * Terms + term) * D::kElements));
+    }
+  };
+  for (std::int64_t s = 0; s < steps; ++s) {
+    step(s, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) {
+      D::fetch(d, r + ahead, at);
+      D::load_step(d, r, at, w);
+    });
+  }
+  if (tail) step(steps, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) { D::load_tail(d, r, at, w); });
+#pragma GCC unroll 16
+  for (int i = 0; i < R * T; ++i) acc[i] = sums[i];
+}
+
+#if FOVEAL_AVX512
+
+// Halves of two sums in one vector; then quarters of four, eighths of eight, the sums of sixteen.
+FOVEAL_INLINE __m512 join_halves(F a, F b) {
+  return _mm512_add_ps(_mm512_insertf32x8((__m512)a, _mm512_castps512_ps256((__m512)b), 1),
+                       _mm512_shuffle_f32x4((__m512)a, (__m512)b, 0xee));
+}
+FOVEAL_INLINE __m512 join_quarters(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+FOVEAL_INLINE __m512 join_eighths(__m512 a, __m512 b) {
+  const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+FOVEAL_INLINE __m512 join_pairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+FOVEAL_INLINE __m512 join_four(const F* a) { return join_quarters(join_halves(a[0], a[1]), join_halves(a[2], a[3])); }
+
+#endif
+
+// The sums of R rows for T tokens: totals[t * R + r].
+template <int R, int T>
+FOVEAL_INLINE void add_up(const F* acc, float* totals) {
+#if FOVEAL_AVX512
+  if constexpr (R == 4 && T == 4) {
+    const __m512 low = join_eighths(join_four(acc), join_four(acc + 4));
+    const __m512 high = join_eighths(join_four(acc + 8), join_four(acc + 12));
+    _mm512_storeu_ps(totals, join_pairs(low, high));
+    return;
+  } else if constexpr (R == 8 && T == 1) {
+    const __m512 both = join_eighths(join_four(acc), join_four(acc + 4));
+    const __m512 sums = join_pairs(both, both);  // lanes 4l and 4l + 1: rows l and 4 + l
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm256_storeu_ps(totals, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums)));
+    return;
+  } else if constexpr (R == 4 && T == 1) {
+    const __m512 four = join_four(acc);
+    const __m512 eighths = join_eighths(four, four);
+    const __m512 sums = join_pairs(eighths, eighths);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(totals, _mm512_castps512_ps128(_mm512_permutexvar_ps(order, sums)));
+    return;
+  }
+#endif
+#pragma GCC unroll 16
+  for (int i = 0; i < R * T; ++i) totals[i % T * R + i / T] = sum(acc[i]);
+}
+
+// Stores or adds the first `rows` of R sums of T tokens.
+template <int R, int T>
+FOVEAL_INLINE void put(const F* acc, std::int64_t rows, float* const* y, std::int64_t at, bool add) {
+  float totals[R * T];
+  add_up<R, T>(acc, totals);
+  for (int t = 0; t < T; ++t) {
+    float* to = y[t] + at;
+    if (rows == R) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) to[r] = add ? to[r] + totals[t * R + r] : totals[t * R + r];
+    } else {
+      for (int r = 0; r < rows; ++r) to[r] = add ? to[r] + totals[t * R + r] : totals[t * R + r];
+    }
+  }
+}
+
+// How far a weight's rows can be taken together from `row` on: FP8 scales change every 128.
+FOVEAL_INLINE std::int64_t same_scale(std::int64_t row, std::int64_t last) {
+  const std::int64_t edge = (row / kFP8Rows + 1) * kFP8Rows;
+  return (edge < last ? edge : last) - row;
+}
+
+// Few tokens: weights are decoded in registers, R rows at a time.
+template <class D, int Terms, int R, int T>
+FOVEAL_INLINE std::int64_t stream_tile(const Matrix& weight, std::int64_t row, std::int64_t last, std::int64_t first,
+                                       const std::uint8_t* const* x, float* const* y, bool add) {
+  F acc[R * T];
+  D d(weight, row);
+  run_tile<D, Terms, R, T>(d, weight.columns / kStep, weight.columns % kStep != 0, x, row + 2 * R <= last ? R : 0, acc);
+  put<R, T>(acc, R, y, row - first, add);
+  return row + R;
+}
+
+template <class D, int Terms, int T>
+void stream(const Matrix& weight, std::int64_t first, std::int64_t last, const std::uint8_t* const* x, float* const* y, bool add) {
+  constexpr int kRows = T == 1 ? D::kRows : T == 2 && D::kRows == 8 ? 4 : 4;
+  for (std::int64_t row = first; row < last;) {
+    const std::int64_t room = same_scale(row, last);
+    if (room >= kRows)
+      row = stream_tile<D, Terms, kRows, T>(weight, row, last, first, x, y, add);
+    else if (kRows > 4 && room >= 4)
+      row = stream_tile<D, Terms, 4, T>(weight, row, last, first, x, y, add);
+    else
+      row = stream_tile<D, Terms, 1, T>(weight, row, last, first, x, y, add);
+  }
+}
+
+// Decodes rows [row, row + count), zeros up to whole steps, `padded` rows in all (those behind the last are zeros).
+template <class D>
+void decode_rows(const Matrix& weight, std::int64_t row, std::int64_t count, std::int64_t padded, typename D::Element* to) {
+  using V = typename D::V;
+  const std::int64_t full = weight.columns / kStep, steps = (weight.columns + kStep - 1) / kStep;
+  for (std::int64_t i = 0; i < padded; ++i) {
+    typename D::Element* out = to + i * steps * kStep;
+    if (i >= count) {
+      std::memset(out, 0, (std::size_t)(steps * kStep) * sizeof *out);
+      continue;
+    }
+    D d(weight, row + i);
+    V w[D::kVectors];
+    for (std::int64_t s = 0; s < steps; ++s) {
+      D::enter(d, s);
+      if (s < full)
+        D::load_step(d, 0, s, w);
+      else
+        D::load_tail(d, 0, s, w);
+      for (int v = 0; v < D::kVectors; ++v) std::memcpy(out + s * kStep + v * D::kElements, &w[v], sizeof w[v]);
+    }
+  }
+}
+
+// Decoded rows times T tokens.
+template <class Arithmetic, int Terms, int T>
+void block_tile(const typename Arithmetic::Element* rows, std::int64_t count, std::int64_t steps, const std::uint8_t* const* x,
+                float* const* y, std::int64_t at, bool add) {
+  for (std::int64_t r = 0; r < count; r += 4) {
+    Ready<Arithmetic> ready(rows + r * steps * kStep, steps * kStep);
+    F acc[4 * T];
+    run_tile<Ready<Arithmetic>, Terms, 4, T>(ready, steps, false, x, 0, acc);
+    put<4, T>(acc, count - r < 4 ? count - r : 4, y, at + r, add);
+  }
+}
+
+}  // namespace
+}  // namespace foveal::FOVEAL_ISA
