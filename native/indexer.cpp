@@ -123,17 +123,22 @@ class Page {
     decoded_ = false;
   }
 
-  void score(const Query& query, F (&score)[kGroups]) {
+  __attribute__((always_inline)) void score(const Query& query, F (&score)[kGroups]) {
+    if (whole_ && query.exact) {
+      score_page<Integers>(integers_, job_.layout.steps, query, query.weights, job_.heads, score);
+      for (int g = 0; g < kGroups; ++g) score[g] = score[g] * scale_[g];
+    } else {
+      score_floats(query, score);
+    }
+  }
+
+ private:
+  __attribute__((noinline)) void score_floats(const Query& query, F (&score)[kGroups]) {
     const PackLayout& layout = job_.layout;
     switch (job_.keys->shape.kind) {
       case PackKind::kBF16: return score_page<Pairs>(pack_, layout.steps, query, query.weights, job_.heads, score);
       case PackKind::kF32: return score_page<Floats>(pack_, layout.steps, query, query.weights, job_.heads, score);
       case PackKind::kFP4: break;
-    }
-    if (whole_ && query.exact) {
-      score_page<Integers>(integers_, layout.steps, query, query.weights, job_.heads, score);
-      for (int g = 0; g < kGroups; ++g) score[g] = score[g] * scale_[g];
-      return;
     }
     if (!decoded_) unpack_floats(layout, pack_, floats_);
     decoded_ = true;
@@ -141,7 +146,6 @@ class Page {
     score_page<Floats>(keys, layout.width, query, query.plain_weights, job_.heads, score);
   }
 
- private:
   const Job& job_;
   const std::uint8_t* pack_ = nullptr;
   std::uint8_t* integers_ = nullptr;

@@ -74,6 +74,7 @@ struct Integers {
     for (int h = 0; h < N; ++h)
       for (int g = 0; g < kGroups; ++g) acc[h][g] = splat_int(query.bias[head + h]);
     const std::uint8_t* numbers = query.numbers + head * 4 * steps;
+#pragma GCC unroll 4
     for (std::int64_t s = 0; s < steps; ++s) {
       B key[kGroups];
       for (int g = 0; g < kGroups; ++g) key[g] = load_as<B>(keys + s * kStepBytes + g * 64);
@@ -145,7 +146,7 @@ FOVEAL_INLINE void add_heads(const std::uint8_t* keys, std::int64_t steps, const
 }
 
 template <class Kind>
-void score_page(const std::uint8_t* keys, std::int64_t steps, const Query& query, const float* weights,
+FOVEAL_INLINE void score_page(const std::uint8_t* keys, std::int64_t steps, const Query& query, const float* weights,
                 std::int64_t heads, F (&score)[kGroups]) {
   F sum[kGroups] = {};  // a local: the compiler keeps it in registers
   std::int64_t head = 0;

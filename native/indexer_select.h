@@ -37,6 +37,14 @@ FOVEAL_INLINE std::uint32_t mask_of(I v) {
   return mask;
 #endif
 }
+// Bit i: a[i] > b[i].
+FOVEAL_INLINE std::uint32_t mask_above(F a, F b) {
+#if FOVEAL_AVX512
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ);
+#else
+  return mask_of(a > b);
+#endif
+}
 // The lanes in `mask` to `to`, one after the other; may write up to 16 numbers.
 FOVEAL_INLINE void store_lanes(std::int32_t* to, I v, std::uint32_t mask) {
 #if FOVEAL_AVX512
@@ -136,7 +144,7 @@ FOVEAL_INLINE void offer(Best& best, const F (&score)[4], std::int64_t first, st
   std::uint64_t mask = 0;
   if (best.open) mask = ~std::uint64_t{0};
   else
-    for (int g = 0; g < 4; ++g) mask |= static_cast<std::uint64_t>(mask_of(score[g] > bound)) << (16 * g);
+    for (int g = 0; g < 4; ++g) mask |= static_cast<std::uint64_t>(mask_above(score[g], bound)) << (16 * g);
   if (valid < kPageScores) mask &= (std::uint64_t{1} << valid) - 1;
   if (mask == 0) return;
   for (int g = 0; g < 4; ++g) {  // without a branch on each group: no way to foretell it
