@@ -111,19 +111,22 @@ Query prepare(const Job& job, std::int64_t token, Arena& arena) {
 // A page of keys, unpacked when a query first needs it.
 class Page {
  public:
-  Page(const Job& job, Arena& arena) : job_(job) {
+  // `tokens`: how many will be scored.
+  Page(const Job& job, std::int64_t tokens, Arena& arena) : job_(job) {
     if (job.keys->shape.kind != PackKind::kFP4) return;
     integers_ = arena.take<std::uint8_t>(job.layout.steps * kStepBytes);
     floats_ = arena.take<float>(job.layout.width * kPackKeys);
+    direct_ = kPacked && tokens == 1 && job.heads == kHeadTile;
   }
 
   void open(std::int64_t page) {
     pack_ = job_.keys->packs[page] + job_.keys->offset;
-    whole_ = job_.keys->shape.kind == PackKind::kFP4 && unpack_integers(job_.layout, pack_, integers_, scale_);
+    whole_ = !direct_ && job_.keys->shape.kind == PackKind::kFP4 && unpack_integers(job_.layout, pack_, integers_, scale_);
     decoded_ = false;
   }
 
   __attribute__((always_inline)) void score(const Query& query, F (&score)[kGroups]) {
+    if (direct_ && query.exact && score_packed<kHeadTile>(job_.layout, pack_, query, score)) return;
     if (whole_ && query.exact) {
       score_page<Integers>(integers_, job_.layout.steps, query, query.weights, job_.heads, score);
       for (int g = 0; g < kGroups; ++g) score[g] = score[g] * scale_[g];
@@ -151,7 +154,7 @@ class Page {
   std::uint8_t* integers_ = nullptr;
   float* floats_ = nullptr;
   F scale_[kGroups];
-  bool whole_ = false, decoded_ = false;
+  bool direct_ = false, whole_ = false, decoded_ = false;
 };
 
 // Asks for a page ahead of its use: pages lie anywhere, so the machine cannot foresee where the next begins.
@@ -225,7 +228,7 @@ void run_task(Context& context, Task& task, int thread) {
     end = most(end, shares(visible, args.keys.shape.keys));
   }
   end = least(end, task.end);
-  Page page(job, arena);
+  Page page(job, count, arena);
   const std::int64_t keys = args.keys.shape.keys, ahead = most(1, 8192 / task.layout.bytes);
   for (std::int64_t p = task.page; p < end; ++p) {
     fetch(args.keys, p + ahead, task.layout.bytes);
@@ -364,7 +367,7 @@ void index_scores(Context& context, const TopkArgs& args, float* scores) {
     const std::int64_t first = block * kBlockTokens, tokens = least(kBlockTokens, args.n - first);
     auto* queries = arena.take<Query>(tokens);
     for (std::int64_t t = 0; t < tokens; ++t) queries[t] = prepare(job, first + t, arena);
-    Page page(job, arena);
+    Page page(job, tokens, arena);
     for (std::int64_t p = 0; p < pages; ++p) {
       page.open(p);
       const std::int64_t valid = least(keys, args.keys.count - p * keys);

@@ -16,8 +16,10 @@ namespace {
 
 #if FOVEAL_AVX512
 constexpr int kHeadTile = 4;  // 16 sums, 4 key vectors and a query number fill two thirds of the 32 registers
+constexpr bool kPacked = true;
 #else
 constexpr int kHeadTile = 1;
+constexpr bool kPacked = false;  // too few registers to score keys as they are unpacked
 #endif
 constexpr int kGroups = static_cast<int>(kPackGroups);
 
@@ -66,25 +68,36 @@ FOVEAL_INLINE I dot_small(I acc, B key, B query) {
 #endif
 }
 
+// The sums of N heads with 64 keys: their start, and one step of them.
+template <int N>
+FOVEAL_INLINE void start(const Query& query, std::int64_t head, I (&acc)[N][kGroups]) {
+  for (int h = 0; h < N; ++h)
+    for (int g = 0; g < kGroups; ++g) acc[h][g] = splat_int(query.bias[head + h]);
+}
+template <int N>
+FOVEAL_INLINE void add_step(const B (&key)[kGroups], const std::uint8_t* numbers, std::int64_t steps, std::int64_t step,
+                            I (&acc)[N][kGroups]) {
+  for (int h = 0; h < N; ++h) {
+    const B q = (B)splat_int(load_as<std::int32_t>(numbers + (h * steps + step) * 4));
+    for (int g = 0; g < kGroups; ++g) acc[h][g] = dot_small(acc[h][g], key[g], q);
+  }
+}
+FOVEAL_INLINE F relu_float(I v) { return to_float(v > 0 ? v : I{}); }
+
 struct Integers {
   template <int N>
   FOVEAL_INLINE void dots(const std::uint8_t* keys, std::int64_t steps, const Query& query, std::int64_t head,
                           F (&out)[N][kGroups]) {
     I acc[N][kGroups];
-    for (int h = 0; h < N; ++h)
-      for (int g = 0; g < kGroups; ++g) acc[h][g] = splat_int(query.bias[head + h]);
+    start(query, head, acc);
     const std::uint8_t* numbers = query.numbers + head * 4 * steps;
-#pragma GCC unroll 4
     for (std::int64_t s = 0; s < steps; ++s) {
       B key[kGroups];
       for (int g = 0; g < kGroups; ++g) key[g] = load_as<B>(keys + s * kStepBytes + g * 64);
-      for (int h = 0; h < N; ++h) {
-        const B q = (B)splat_int(load_as<std::int32_t>(numbers + (h * steps + s) * 4));
-        for (int g = 0; g < kGroups; ++g) acc[h][g] = dot_small(acc[h][g], key[g], q);
-      }
+      add_step(key, numbers, steps, s, acc);
     }
     for (int h = 0; h < N; ++h)
-      for (int g = 0; g < kGroups; ++g) out[h][g] = to_float(acc[h][g] > 0 ? acc[h][g] : I{});
+      for (int g = 0; g < kGroups; ++g) out[h][g] = relu_float(acc[h][g]);
   }
 };
 
@@ -200,6 +213,17 @@ FOVEAL_INLINE B spread(const B& bytes, int group) {
 #endif
 }
 
+FOVEAL_INLINE F key_scale(const B& least, int group) {
+#if FOVEAL_AVX512
+  const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)&least + group));
+  return (F)_mm512_slli_epi32(lanes, 23);
+#else
+  U lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<std::uint32_t>(least[group * kLanes + i]) << 23;
+  return from_bits(lanes);
+#endif
+}
+
 #if FOVEAL_AVX512
 // Entry 16 * d + code: the code's integer value times 2^d, plus the bias.
 struct Table {
@@ -226,6 +250,43 @@ FOVEAL_INLINE void unpack_pair(const std::uint8_t* from, const B (&shift)[kGroup
   }
 }
 FOVEAL_INLINE B shift_of(const B& difference, int group) { return spread(difference << 4, group); }
+
+// For one token with one tile of heads: keys go from the pack through registers into the sums, bit for bit as by way of
+// memory. False (and nothing) when the page has other keys than integers.
+template <int N>
+FOVEAL_INLINE bool score_packed(const PackLayout& layout, const std::uint8_t* pack, const Query& query,
+                                F (&score)[kGroups]) {
+  B least;
+  if (!least_scales(pack, layout.blocks, &least)) return false;
+  const __m512i table = _mm512_load_si512(kTable.entries), nibble = _mm512_set1_epi8(15);
+  I acc[N][kGroups];
+  start(query, 0, acc);
+  for (std::int64_t block = 0; block < layout.blocks; ++block) {
+    const B difference = load_as<B>(pack + block * kPackKeys) - least;
+    __m512i shift[kGroups];
+    for (int g = 0; g < kGroups; ++g) shift[g] = (__m512i)shift_of(difference, g);
+    const std::int64_t end = 4 * block + 4 < layout.pairs ? 4 * block + 4 : layout.pairs;
+    for (std::int64_t pair = 4 * block; pair < end; ++pair) {
+      B low[kGroups], high[kGroups];
+      for (int g = 0; g < kGroups; ++g) {
+        const __m512i raw = _mm512_loadu_si512(pack + layout.codes + pair * kStepBytes + g * 64);
+        const __m512i even = _mm512_ternarylogic_epi32(raw, nibble, shift[g], 0xea);
+        const __m512i odd = _mm512_ternarylogic_epi32(_mm512_srli_epi32(raw, 4), nibble, shift[g], 0xea);
+        low[g] = (B)_mm512_permutexvar_epi8(even, table);
+        high[g] = (B)_mm512_permutexvar_epi8(odd, table);
+      }
+      add_step(low, query.numbers, layout.steps, 2 * pair, acc);
+      add_step(high, query.numbers, layout.steps, 2 * pair + 1, acc);
+    }
+  }
+  F sum[kGroups] = {};
+  for (int h = 0; h < N; ++h) {
+    const F weight = splat(query.weights[h]);
+    for (int g = 0; g < kGroups; ++g) sum[g] = fma(weight, relu_float(acc[h][g]), sum[g]);
+  }
+  for (int g = 0; g < kGroups; ++g) score[g] = sum[g] * key_scale(least, g);
+  return true;
+}
 #else
 // Twice the value of each nibble, plus 12.
 FOVEAL_INLINE B look_up(B nibbles) {
@@ -256,18 +317,11 @@ FOVEAL_INLINE void unpack_pair(const std::uint8_t* from, const B (&shift)[kGroup
   }
 }
 FOVEAL_INLINE B shift_of(const B& difference, int group) { return spread(difference, group); }
-#endif
-
-FOVEAL_INLINE F key_scale(const B& least, int group) {
-#if FOVEAL_AVX512
-  const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)&least + group));
-  return (F)_mm512_slli_epi32(lanes, 23);
-#else
-  U lanes;
-  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<std::uint32_t>(least[group * kLanes + i]) << 23;
-  return from_bits(lanes);
-#endif
+template <int N>
+FOVEAL_INLINE bool score_packed(const PackLayout&, const std::uint8_t*, const Query&, F (&)[kGroups]) {
+  return false;
 }
+#endif
 
 // Integer keys of a page into `to` [steps, 4, 64]; false (and nothing) when the page has others.
 bool unpack_integers(const PackLayout& layout, const std::uint8_t* pack, std::uint8_t* to, F (&scale)[kGroups]) {
