@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -232,6 +233,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Set up, or measure and print."""
     arguments = parse()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the programs as Ctrl-C does
     if arguments.command == "setup":
         set_up(arguments.dir, arguments.preset or list(PRESETS), arguments.sdist)
         return

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import foveal
 from foveal.api import Engine
 from foveal.cache import Sequence
-from foveal.measure import Settings, fill
+from foveal.measure import Settings
 from foveal.measure.speed import Meter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -35,11 +35,8 @@ class Foveal:
         return {"version": foveal.__version__, "network": network, "cache": str(self.engine.kv)}
 
     def prepare(self, depth: int, jump: bool) -> None:
-        sequence = self.engine.new_sequence()
-        if jump:
-            fill(sequence, depth - CHUNK)
-        else:
-            self.meter.read(sequence, depth - CHUNK)
+        sequence = self.meter.filled(depth - CHUNK) if jump else self.engine.new_sequence()
+        self.meter.read(sequence, depth - CHUNK - sequence.length)
         sequence.keep_tail()
         self.pasts[depth] = sequence
 

@@ -9,7 +9,7 @@ from foveal.measure.machine import OtherWork, cores, machine_facts, peak_bytes
 from foveal.measure.run import measure
 from foveal.measure.settings import DEPTHS, MeasureError, Settings
 from foveal.measure.source import openable, preset_model, stored_as_published
-from foveal.measure.synthetic import fill
+from foveal.measure.synthetic import make_image
 from foveal.measure.work import OPS, Fraction, Work, fractions, step_work, total
 
 __all__ = [
@@ -21,9 +21,9 @@ __all__ = [
     "Settings",
     "Work",
     "cores",
-    "fill",
     "fractions",
     "machine_facts",
+    "make_image",
     "measure",
     "openable",
     "peak_bytes",

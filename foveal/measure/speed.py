@@ -17,11 +17,11 @@ from typing import Any, Protocol, cast
 import torch
 
 from foveal.api import Engine
-from foveal.cache import Sequence
+from foveal.cache import CacheBytes, Sequence
 from foveal.engine import PREFILL_CHUNK, SamplingParams
 from foveal.measure.machine import OtherWork, peak_bytes
 from foveal.measure.settings import MeasureError, Settings
-from foveal.measure.synthetic import fill
+from foveal.measure.synthetic import make_image
 
 Say = Callable[[str], None]
 
@@ -151,16 +151,22 @@ class Meter:
     # ------------------------------------------------------------------ the two ways to a depth
 
     def jumped(self, depth: int) -> Row:
-        """Fill the cache up to shortly before `depth`, then time the reading of the rest, several times."""
+        """Make up everything before about `depth`, then time the reading of the rest, several times."""
         others = OtherWork()
         start = prefill_start(depth, self.settings.prefill_tokens)
-        with self.engine.new_sequence() as sequence:
-            for place in sorted({min(start, self._last_resort(depth)), start}):
-                fill(sequence, place, seed=self.settings.seed, progress=self._progress("filling"))
-                sequence.keep_tail()
+        with self.filled(start) as sequence:
             self.say(f"reading at {depth:,}")
             timed = self.repeat_read(sequence, depth - start)
-            return self._row(sequence, depth, timed, None, others)
+            if self._fits(depth):
+                return self._row(sequence, sequence.nbytes(), depth, timed, None, others)
+            held = sequence.nbytes()
+        with self.filled(self._last_resort(depth)) as sequence:
+            return self._row(sequence, held, depth, timed, None, others)
+
+    def filled(self, length: int) -> Sequence:
+        """A sequence of `length` tokens that nobody read."""
+        self.say(f"making up {length:,} tokens")
+        return self.engine.restore_sequence(make_image(self.engine.pool.layout, length, seed=self.settings.seed))
 
     def running(self) -> Iterator[Row]:
         """Read from nothing to the last depth, and measure at each frontier on the way."""
@@ -181,18 +187,26 @@ class Meter:
         spent += self.read(sequence, depth - place)
         timed.seconds.append(spent)
         timed.ops = self.profiler.split(spent, timed.tokens)
-        return self._row(sequence, depth, timed, total + spent, others)
+        held = sequence.nbytes()
+        if not self._fits(depth):
+            sequence.truncate(self._last_resort(depth))
+        return self._row(sequence, held, depth, timed, total + spent, others)
+
+    def _fits(self, depth: int) -> bool:
+        """Whether there is room in the context to decode after `depth`."""
+        return depth + self.settings.decode_tokens + WARM_UP <= self._limit
 
     def _last_resort(self, depth: int) -> int:
         """Where decoding can begin when the context ends at `depth`."""
         return max(0, (depth - self.settings.decode_tokens - WARM_UP - 1) // PREFILL_CHUNK * PREFILL_CHUNK)
 
-    def _row(self, sequence: Sequence, depth: int, read: Timed, total: float | None, others: OtherWork) -> Row:
+    def _row(
+        self, sequence: Sequence, held: CacheBytes, depth: int, read: Timed, total: float | None, others: OtherWork
+    ) -> Row:
+        """Decode where `sequence` is, and put everything measured at `depth` together."""
         self.say(f"decoding at {depth:,}")
-        cache = sequence.nbytes().to_dict()
+        cache = held.to_dict()
         del cache["kept_tails"]  # they serve the measuring
-        if depth + self.settings.decode_tokens + WARM_UP > self._limit:
-            sequence.truncate(self._last_resort(depth))
         length = sequence.length
         decoded = self.decode(sequence, self.settings.repetitions, self.settings.decode_tokens)
         return Row(
