@@ -8,9 +8,10 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-constexpr std::int64_t kNearBytes = 32 << 10;  // decoded rows for few tokens stay in the first-level cache,
-constexpr std::int64_t kFarBytes = 384 << 10;  // for many in the second
-constexpr std::int64_t kMany = 32;
+constexpr std::int64_t kDecodedBytes = 256 << 10;  // of a block of rows: they stay in the second-level cache
+constexpr std::int64_t kRowGroup = 16;             // rows whose chunk of columns stays in the first-level cache
+constexpr std::int64_t kTokenGroup = 32;           // tokens that pass by before the next rows' turn
+constexpr std::int64_t kStreamBytes = 64 << 10;    // of a weight that several groups of few tokens pass over in turn
 
 struct Job {
   const Matrix& weight;
@@ -30,58 +31,76 @@ FOVEAL_INLINE void pointers(const Job& job, std::int64_t t, const std::uint8_t**
 }
 
 template <class D, int Terms, int T>
-FOVEAL_INLINE void stream_tokens(const Job& job) {
-  const std::uint8_t* x[T];
-  float* y[T];
-  pointers<T>(job, 0, x, y);
-  stream<D, Terms, T>(job.weight, job.first, job.last, x, y, job.y.add);
-}
-
-template <class D, int Terms, int T>
-FOVEAL_INLINE void block_tokens(const Job& job, const typename D::Element* rows, std::int64_t row, std::int64_t count, std::int64_t t) {
+FOVEAL_INLINE void stream_tokens(const Job& job, std::int64_t row, std::int64_t last, std::int64_t t) {
   const std::uint8_t* x[T];
   float* y[T];
   pointers<T>(job, t, x, y);
-  using Arithmetic = std::conditional_t<D::kVectors == Wide::kVectors, Wide,
-#if FOVEAL_AVX512
-                                        Half
-#else
-                                        Wide
-#endif
-                                        >;
-  block_tile<Arithmetic, Terms, T>(rows, count, (job.weight.columns + kStep - 1) / kStep, x, y, row - job.first, job.y.add);
+  stream<D, Terms, T>(job.weight, job.first, row, last, x, y, job.y.add);
+}
+
+// Calls body with the number of tokens, four at a time, as a constant.
+template <class Body>
+FOVEAL_INLINE void by_fours(std::int64_t first, std::int64_t last, const Body& body) {
+  for (; first + 4 <= last; first += 4) body(std::integral_constant<int, 4>(), first);
+  if (last - first == 3) body(std::integral_constant<int, 3>(), first);
+  if (last - first == 2) body(std::integral_constant<int, 2>(), first);
+  if (last - first == 1) body(std::integral_constant<int, 1>(), first);
 }
 
 template <class D, int Terms>
-void blocks(const Job& job) {
-  using Element = typename D::Element;
-  const std::int64_t width = (job.weight.columns + kStep - 1) / kStep * kStep;
-  const std::int64_t bytes = width * (std::int64_t)sizeof(Element);
-  std::int64_t most = (job.n > kMany ? kFarBytes : kNearBytes) / bytes / 4 * 4;
-  most = most < 4 ? 4 : most;
-  const std::int64_t rows = job.last - job.first < most ? (job.last - job.first + 3) / 4 * 4 : most;
-  Arena::Scope scope(job.scratch);
-  Element* decoded = job.scratch.take<Element>(rows * width);
+void few_tokens(const Job& job) {
+  std::int64_t rows = job.last - job.first;
+  if (job.n > 4) rows = kStreamBytes / weight_row_bytes(job.weight) / 8 * 8;
+  rows = rows < 8 ? 8 : rows;
   for (std::int64_t row = job.first; row < job.last; row += rows) {
-    const std::int64_t count = job.last - row < rows ? job.last - row : rows;
-    decode_rows<D>(job.weight, row, count, (count + 3) / 4 * 4, decoded);
-    std::int64_t t = 0;
-    for (; t + 4 <= job.n; t += 4) block_tokens<D, Terms, 4>(job, decoded, row, count, t);
-    if (job.n - t == 3) block_tokens<D, Terms, 3>(job, decoded, row, count, t);
-    if (job.n - t == 2) block_tokens<D, Terms, 2>(job, decoded, row, count, t);
-    if (job.n - t == 1) block_tokens<D, Terms, 1>(job, decoded, row, count, t);
+    const std::int64_t last = row + rows < job.last ? row + rows : job.last;
+    by_fours(0, job.n, [&](auto tokens, std::int64_t t) { stream_tokens<D, Terms, decltype(tokens)::value>(job, row, last, t); });
   }
 }
 
-template <class D, int Terms>
-void multiply_as(const Job& job) {
-  switch (job.n) {
-    case 1: return stream_tokens<D, Terms, 1>(job);
-    case 2: return stream_tokens<D, Terms, 2>(job);
-    case 3: return stream_tokens<D, Terms, 3>(job);
-    case 4: return stream_tokens<D, Terms, 4>(job);
-    default: return blocks<D, Terms>(job);
+// Rows [first, last) of the decoded block, whose row 0 is the weight's `row`, for tokens [start, end).
+template <class Arithmetic, int Terms>
+void group(const Job& job, const Decoded<Arithmetic>& decoded, std::int64_t row, std::int64_t count, std::int64_t first,
+           std::int64_t last, std::int64_t start, std::int64_t end, F* waiting) {
+  for (std::int64_t chunk = 0; chunk < decoded.chunks(); ++chunk)
+    by_fours(start, end, [&](auto tokens, std::int64_t t) {
+      constexpr int kTokens = decltype(tokens)::value;
+      const std::uint8_t* x[kTokens];
+      float* y[kTokens];
+      pointers<kTokens>(job, t, x, y);
+      chunk_tile<Arithmetic, Terms, kTokens>(decoded, chunk, first, last, count, x, waiting + (t - start) * kRowGroup, y,
+                                             row - job.first, job.y.add);
+    });
+}
+
+FOVEAL_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+template <class D, class Arithmetic, int Terms>
+void many_tokens(const Job& job) {
+  using Element = typename D::Element;
+  const std::int64_t steps = (job.weight.columns + kStep - 1) / kStep;
+  std::int64_t rows = kDecodedBytes / (steps * kStep * (std::int64_t)sizeof(Element)) / kRowGroup * kRowGroup;
+  rows = smaller(rows < kRowGroup ? kRowGroup : rows, (job.last - job.first + 3) / 4 * 4);
+  Arena::Scope scope(job.scratch);
+  Decoded<Arithmetic> decoded{job.scratch.take<Element>(rows * steps * kStep), steps, 0};
+  F* waiting = job.scratch.take<F>(kRowGroup * kTokenGroup);
+  for (std::int64_t row = job.first; row < job.last; row += rows) {
+    const std::int64_t count = smaller(rows, job.last - row);
+    decoded.padded = (count + 3) / 4 * 4;
+    decode_block<D, Arithmetic>(job.weight, row, count, decoded);
+    for (std::int64_t t = 0; t < job.n; t += kTokenGroup)
+      for (std::int64_t first = 0; first < decoded.padded; first += kRowGroup)
+        group<Arithmetic, Terms>(job, decoded, row, count, first, smaller(first + kRowGroup, decoded.padded), t,
+                                 smaller(t + kTokenGroup, job.n), waiting);
   }
+}
+
+template <class D, class Arithmetic, int Terms>
+void multiply_as(const Job& job) {
+  if (job.n <= kFewTokens)
+    few_tokens<D, Terms>(job);
+  else
+    many_tokens<D, Arithmetic, Terms>(job);
 }
 
 }  // namespace
@@ -92,18 +111,18 @@ void multiply(const Matrix& weight, std::int64_t first, std::int64_t last, const
   const Job job{weight, first, last, x, n, y, scratch};
 #if FOVEAL_AVX512
   if (layout.half) switch (weight.format) {
-      case Format::kFP4: return layout.terms == 2 ? multiply_as<HalfFP4, 2>(job) : multiply_as<HalfFP4, 1>(job);
-      case Format::kFP8: return layout.terms == 2 ? multiply_as<HalfFP8, 2>(job) : multiply_as<HalfFP8, 1>(job);
-      default: return layout.terms == 2 ? multiply_as<HalfBF16, 2>(job) : multiply_as<HalfBF16, 1>(job);
+      case Format::kFP4: return layout.terms == 2 ? multiply_as<HalfFP4, Half, 2>(job) : multiply_as<HalfFP4, Half, 1>(job);
+      case Format::kFP8: return layout.terms == 2 ? multiply_as<HalfFP8, Half, 2>(job) : multiply_as<HalfFP8, Half, 1>(job);
+      default: return layout.terms == 2 ? multiply_as<HalfBF16, Half, 2>(job) : multiply_as<HalfBF16, Half, 1>(job);
     }
 #else
   (void)layout;
 #endif
   switch (weight.format) {
-    case Format::kF32: return multiply_as<WideF32, 1>(job);
-    case Format::kBF16: return multiply_as<WideBF16, 1>(job);
-    case Format::kFP8: return multiply_as<WideFP8, 1>(job);
-    case Format::kFP4: return multiply_as<WideFP4, 1>(job);
+    case Format::kF32: return multiply_as<WideF32, Wide, 1>(job);
+    case Format::kBF16: return multiply_as<WideBF16, Wide, 1>(job);
+    case Format::kFP8: return multiply_as<WideFP8, Wide, 1>(job);
+    case Format::kFP4: return multiply_as<WideFP4, Wide, 1>(job);
   }
 }
 

@@ -12,7 +12,8 @@ namespace foveal::FOVEAL_ISA {
 constexpr std::int64_t kStep = 64;           // columns a kernel takes at a time; prepared rows are padded to it
 constexpr std::int64_t kQuantBlock = 128;    // columns that share a scale in run-time FP8
 constexpr std::int64_t kFP8Rows = 128;       // rows, and columns, that share a scale in an FP8 weight
-constexpr std::int64_t kFewTokens = 4;       // up to here weights are decoded in registers, beyond into scratch
+constexpr std::int64_t kFewTokens = 16;      // up to here weights are decoded in registers, beyond into scratch
+constexpr std::int64_t kPage = 4096, kRowShift = 1088;
 
 // How activations stand in memory for a weight: rounded as asked for, in the order in which the weight's decoder delivers
 // its columns, zeros after the last one.
@@ -26,7 +27,12 @@ struct Layout {
 
   bool operator==(const Layout&) const = default;
   std::int64_t steps() const { return (columns + kStep - 1) / kStep; }
-  std::int64_t row_bytes() const { return steps() * kStep * (half ? 2 * terms : 4); }
+  std::int64_t step_bytes() const { return kStep * (half ? 2 * terms : 4); }
+  // Rows of several pages get an odd distance, or the same columns of neighbouring rows would compete for one cache set.
+  std::int64_t row_bytes() const {
+    const std::int64_t bytes = steps() * step_bytes();
+    return bytes < kPage / 2 ? bytes : (bytes + kPage - kRowShift - 1) / kPage * kPage + kRowShift;
+  }
 };
 
 // The layout for `weight`; with `exact` products are taken in fp32 even where BF16 pairs would be quicker.

@@ -127,8 +127,8 @@ Layout layout_for(const Matrix& weight, bool simulate, Precision precision, bool
 }
 
 void prepare(const Layout& layout, const float* x, std::int64_t first, std::int64_t count, void* row) {
-  auto* to = (std::uint8_t*)row + first / kStep * (layout.row_bytes() / layout.steps());
-  const std::int64_t step_bytes = layout.row_bytes() / layout.steps();
+  const std::int64_t step_bytes = layout.step_bytes();
+  auto* to = (std::uint8_t*)row + first / kStep * step_bytes;
   for (std::int64_t start = 0; start < count; start += kQuantBlock) {
     const std::int64_t left = count - start, here = left < kQuantBlock ? left : kQuantBlock;
     const float* from = x + start;

@@ -9,16 +9,22 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-// acc[r * T + t] += row r of the decoder times token t, over all columns. `ahead` rows further on, what will be needed
-// next is fetched.
+// acc[r * T + t]: row r of the decoder times token t, over `steps` whole steps and, with `tail`, one that is cut short; on
+// top of `from` unless that is null. `ahead` rows further on, what will be needed next is fetched.
 template <class D, int Terms, int R, int T>
-FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint8_t* const* tokens, std::int64_t ahead, F* acc) {
+FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint8_t* const* tokens, std::int64_t ahead,
+                            const F* from, F* acc) {
   using Element = typename D::Element;
   using V = typename D::V;
   constexpr int kVectors = D::kVectors;
   F sums[R * T];
+  if (from) {
 #pragma GCC unroll 16
-  for (int i = 0; i < R * T; ++i) sums[i] = zero();
+    for (int i = 0; i < R * T; ++i) sums[i] = from[i];
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < R * T; ++i) sums[i] = zero();
+  }
   const Element* x[T];
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) x[t] = (const Element*)tokens[t];
@@ -126,15 +132,18 @@ FOVEAL_INLINE std::int64_t stream_tile(const Matrix& weight, std::int64_t row, s
                                        const std::uint8_t* const* x, float* const* y, bool add) {
   F acc[R * T];
   D d(weight, row);
-  run_tile<D, Terms, R, T>(d, weight.columns / kStep, weight.columns % kStep != 0, x, row + 2 * R <= last ? R : 0, acc);
+  run_tile<D, Terms, R, T>(d, weight.columns / kStep, weight.columns % kStep != 0, x, row + 2 * R <= last ? R : 0,
+                            nullptr, acc);
   put<R, T>(acc, R, y, row - first, add);
   return row + R;
 }
 
+// Rows [row, last) of a weight for T tokens; y's columns begin at row `first`.
 template <class D, int Terms, int T>
-void stream(const Matrix& weight, std::int64_t first, std::int64_t last, const std::uint8_t* const* x, float* const* y, bool add) {
-  constexpr int kRows = T == 1 ? D::kRows : T == 2 && D::kRows == 8 ? 4 : 4;
-  for (std::int64_t row = first; row < last;) {
+void stream(const Matrix& weight, std::int64_t first, std::int64_t row, std::int64_t last, const std::uint8_t* const* x,
+            float* const* y, bool add) {
+  constexpr int kRows = T == 1 ? D::kRows : 4;
+  while (row < last) {
     const std::int64_t room = same_scale(row, last);
     if (room >= kRows)
       row = stream_tile<D, Terms, kRows, T>(weight, row, last, first, x, y, add);
@@ -145,39 +154,83 @@ void stream(const Matrix& weight, std::int64_t first, std::int64_t last, const s
   }
 }
 
-// Decodes rows [row, row + count), zeros up to whole steps, `padded` rows in all (those behind the last are zeros).
-template <class D>
-void decode_rows(const Matrix& weight, std::int64_t row, std::int64_t count, std::int64_t padded, typename D::Element* to) {
+// Decoded rows, in chunks of columns that fit the first-level cache together with the activations they meet: chunk after
+// chunk, in each row after row, zeros up to whole steps and up to `padded` rows.
+template <class Arithmetic>
+struct Decoded {
+  using Element = typename Arithmetic::Element;
+  static constexpr std::int64_t kChunkSteps = 2048 / (kStep * (std::int64_t)sizeof(Element));
+  Element* data;
+  std::int64_t steps, padded;
+
+  std::int64_t chunks() const { return (steps + kChunkSteps - 1) / kChunkSteps; }
+  std::int64_t chunk_steps(std::int64_t chunk) const {
+    const std::int64_t left = steps - chunk * kChunkSteps;
+    return left < kChunkSteps ? left : kChunkSteps;
+  }
+  Element* at(std::int64_t chunk, std::int64_t row) const {
+    return data + (chunk * kChunkSteps * padded + row * chunk_steps(chunk)) * kStep;
+  }
+};
+
+// Decodes R rows from `row` on into places `place` and following.
+template <class D, class Arithmetic, int R>
+FOVEAL_INLINE void decode_rows(const Matrix& weight, std::int64_t row, std::int64_t place, const Decoded<Arithmetic>& to) {
   using V = typename D::V;
-  const std::int64_t full = weight.columns / kStep, steps = (weight.columns + kStep - 1) / kStep;
-  for (std::int64_t i = 0; i < padded; ++i) {
-    typename D::Element* out = to + i * steps * kStep;
-    if (i >= count) {
-      std::memset(out, 0, (std::size_t)(steps * kStep) * sizeof *out);
-      continue;
-    }
-    D d(weight, row + i);
-    V w[D::kVectors];
-    for (std::int64_t s = 0; s < steps; ++s) {
-      D::enter(d, s);
-      if (s < full)
-        D::load_step(d, 0, s, w);
+  D d(weight, row);
+  const std::int64_t whole = weight.columns / kStep;
+  for (std::int64_t s = 0; s < to.steps; ++s) {
+    D::enter(d, s);
+    const std::int64_t chunk = s / to.kChunkSteps;
+    typename D::Element* out = to.at(chunk, place) + s % to.kChunkSteps * kStep;
+    const std::int64_t stride = to.chunk_steps(chunk) * kStep;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      V w[D::kVectors];
+      if (s < whole)
+        D::load_step(d, r, s, w);
       else
-        D::load_tail(d, 0, s, w);
-      for (int v = 0; v < D::kVectors; ++v) std::memcpy(out + s * kStep + v * D::kElements, &w[v], sizeof w[v]);
+        D::load_tail(d, r, s, w);
+#pragma GCC unroll 4
+      for (int v = 0; v < D::kVectors; ++v) std::memcpy(out + r * stride + v * D::kElements, &w[v], sizeof w[v]);
     }
   }
 }
 
-// Decoded rows times T tokens.
+template <class D, class Arithmetic>
+void decode_block(const Matrix& weight, std::int64_t row, std::int64_t count, const Decoded<Arithmetic>& to) {
+  for (std::int64_t i = 0; i < count;) {
+    if (same_scale(row + i, row + count) >= 4) {
+      decode_rows<D, Arithmetic, 4>(weight, row + i, i, to);
+      i += 4;
+    } else {
+      decode_rows<D, Arithmetic, 1>(weight, row + i, i, to);
+      i += 1;
+    }
+  }
+  for (std::int64_t i = count; i < to.padded; ++i)
+    for (std::int64_t chunk = 0; chunk < to.chunks(); ++chunk)
+      std::memset(to.at(chunk, i), 0, (std::size_t)(to.chunk_steps(chunk) * kStep) * sizeof(*to.data));
+}
+
+// One chunk of columns: decoded rows [first, last) times T tokens. Sums wait in `waiting` from one chunk to the next, and
+// after the last one go to y.
 template <class Arithmetic, int Terms, int T>
-void block_tile(const typename Arithmetic::Element* rows, std::int64_t count, std::int64_t steps, const std::uint8_t* const* x,
-                float* const* y, std::int64_t at, bool add) {
-  for (std::int64_t r = 0; r < count; r += 4) {
-    Ready<Arithmetic> ready(rows + r * steps * kStep, steps * kStep);
-    F acc[4 * T];
-    run_tile<Ready<Arithmetic>, Terms, 4, T>(ready, steps, false, x, 0, acc);
-    put<4, T>(acc, count - r < 4 ? count - r : 4, y, at + r, add);
+void chunk_tile(const Decoded<Arithmetic>& rows, std::int64_t chunk, std::int64_t first, std::int64_t last, std::int64_t count,
+                const std::uint8_t* const* x, F* waiting, float* const* y, std::int64_t at, bool add) {
+  using Element = typename Arithmetic::Element;
+  const std::int64_t steps = rows.chunk_steps(chunk);
+  const std::uint8_t* tokens[T];
+  for (int t = 0; t < T; ++t) tokens[t] = x[t] + chunk * rows.kChunkSteps * kStep * Terms * (std::int64_t)sizeof(Element);
+  for (std::int64_t r = first; r < last; r += 4, waiting += 4 * T) {
+    Ready<Arithmetic> ready(rows.at(chunk, r), steps * kStep);
+    if (chunk + 1 < rows.chunks()) {
+      run_tile<Ready<Arithmetic>, Terms, 4, T>(ready, steps, false, tokens, 0, chunk ? waiting : nullptr, waiting);
+    } else {
+      F acc[4 * T];
+      run_tile<Ready<Arithmetic>, Terms, 4, T>(ready, steps, false, tokens, 0, chunk ? waiting : nullptr, acc);
+      put<4, T>(acc, count - r < 4 ? count - r : 4, y, at + r, add);
+    }
   }
 }
 

@@ -289,7 +289,7 @@ def test_experts_nobody_chose_are_not_read() -> None:
 
 def test_scratch_grows_no_more_once_it_is_there() -> None:
     generator = rng(14)
-    runtime = _native.Runtime(threads=2, exact=True)
+    runtime = _native.Runtime(threads=1, exact=True)
     weight = make_weight("fp4", 300, 256, generator)
     x = make_input(200, 256, generator)
     run_linear(runtime, x, [weight], [True])
