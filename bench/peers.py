@@ -129,6 +129,7 @@ def prepared(process: Process, depth: int, arguments: argparse.Namespace) -> boo
 def undisturbed(process: Process, depth: int, number: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """The first timing that nobody disturbed, or the least disturbed one of those made in `--patience` seconds."""
     end = time.monotonic() + arguments.patience
+    wait_for_quiet(end)
     found = [one(process, depth, number, arguments.decode)]
     while (found[-1]["other_cores"] or 0.0) > DISTURBED and time.monotonic() < end:
         wait_for_quiet(end)
