@@ -292,10 +292,11 @@ def test_scratch_grows_no_more_once_it_is_there() -> None:
     runtime = _native.Runtime(threads=1, exact=True)
     weight = make_weight("fp4", 300, 256, generator)
     x = make_input(200, 256, generator)
-    run_linear(runtime, x, [weight], [True])
-    run_linear(runtime, x, [weight], [True])
+    counts = (1, 3, 17, 200)
+    for n in counts:
+        run_linear(runtime, x[:n], [weight], [True])
     before = runtime.growths
-    for n in (1, 3, 17, 200):
+    for n in counts:
         run_linear(runtime, x[:n], [weight], [True])
     assert runtime.growths == before
 
