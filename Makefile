@@ -3,6 +3,7 @@
 #   make demo     read a real code base into memory and recall from it, with citations
 #   make test     linters, types, the rooms' imports, all tests
 #   make format   put the code into the one format that `make test` asks for
+#   make sanitize run the native tests under the address and undefined-behaviour sanitizers
 #   make clean    remove what the above made
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # What the installed package is built from. Python files are not: the install is editable.
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format sanitize clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -30,6 +31,13 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A build of its own, beside the installed one. Python and torch leak on purpose at exit; only our errors count.
+sanitize: $(VENV)/.installed-dev
+	$(BIN)/cmake --version >/dev/null 2>&1 || $(PIP) cmake
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -DFOVEAL_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DSKBUILD_SABI_VERSION=
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --parallel 2
+	sh native/sanitize.sh "$(CURDIR)/$(BIN)/python" build/sanitize
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
 from foveal import cache
 from foveal.checkpoint import fingerprint as model_fingerprint
-from foveal.checkpoint import open_checkpoint
+from foveal.checkpoint import Checkpoint, open_checkpoint
 from foveal.config import ModelConfig
 from foveal.engine import (
     GREEDY,
@@ -31,14 +31,17 @@ from foveal.engine import (
     Sampled,
     SamplingParams,
 )
+from foveal.engine.native import NativeNetwork
 from foveal.model import load_transformer
-from foveal.ops import Numerics
+from foveal.ops import Numerics, cpu
 from foveal.text import Tokenizer, TokenStream
 from foveal.text.healing import PrefixConstraint, heal
 from foveal.text.specials import RECALL_BLANKS
 
 SHIPPED = ("nano",)
 """Models inside the package."""
+
+Backend = Literal["native", "reference"]
 
 
 DEQUANTIZE_UP_TO = 1 << 28
@@ -110,28 +113,28 @@ class Engine:
         threads: int | None = None,
         kv: cache.CacheFormat | None = None,
         numerics: Numerics | None = None,
+        backend: Backend = "native",
     ) -> Self:
         """A shipped model by name, or a directory in the official layout (config, safetensors, tokenizer.json).
 
-        `threads`: CPU threads of this process's torch (default: torch's choice). `kv`: how the cache stores entries.
-        `numerics`: which run-time quantisations are simulated (default: those of the official code).
+        `threads`: CPU threads (default: one on each physical core; with the reference backend, torch's choice).
+        `kv`: how the cache stores entries (default: `default_format`). `numerics`: which run-time quantisations are
+        simulated (default: those of the official code). `backend`: the native kernels, or the plain PyTorch reference
+        that defines them, which is much slower.
         Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, or `foveal.text.TokenizerError`.
         """
         folder = model_folder(model)
-        if threads is not None:
-            torch.set_num_threads(threads)
         tokenizer = Tokenizer.from_file(folder)
         checkpoint = open_checkpoint(folder)
         numerics = numerics or Numerics()
-        small = sum(math.prod(weight.shape) for weight in checkpoint.weights.values()) <= DEQUANTIZE_UP_TO
-        dtype = torch.float32 if small else None
-        network = load_transformer(checkpoint.config, checkpoint.weights, dtype=dtype, numerics=numerics)
+        network = open_network(checkpoint, numerics, backend, threads)
         return cls(
             network,
             tokenizer,
             weights=lambda: model_fingerprint(checkpoint.config, checkpoint.weights).hex(),
-            kv=kv,
-            numbers=describe(numerics),
+            kv=kv or default_format(numerics),
+            numbers=describe(numerics, backend),
+            batch=BatchEngine(network, batched=backend == "native"),
             name=model if isinstance(model, str) and model in SHIPPED else folder.resolve().name,
             recall_blanks=_recall_blanks(folder),
         )
@@ -246,10 +249,27 @@ def _recall_blanks(folder: Path) -> int:
         raise ModelNotFound(f"cannot read {path}: {error}") from error
 
 
-def describe(numerics: Numerics) -> str:
-    """The arithmetic in words, for the fingerprint."""
+def open_network(checkpoint: Checkpoint, numerics: Numerics, backend: Backend, threads: int | None) -> Network:
+    """The checkpoint's network on `backend`. Sets torch's threads for the reference backend only."""
+    config, weights = checkpoint.config, checkpoint.weights
+    if backend == "native":
+        return NativeNetwork(load_transformer(config, weights, numerics=numerics, ops=cpu), threads=threads or 0)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    small = sum(math.prod(weight.shape) for weight in weights.values()) <= DEQUANTIZE_UP_TO
+    return load_transformer(config, weights, dtype=torch.float32 if small else None, numerics=numerics)
+
+
+def default_format(numerics: Numerics) -> cache.CacheFormat:
+    """The smallest cache format that loses nothing: FP8 and FP4 where the network rounds to them anyway."""
+    return cache.CacheFormat(kv="fp8" if numerics.kv else "bf16", index="fp4" if numerics.index else "bf16")
+
+
+def describe(numerics: Numerics, backend: Backend) -> str:
+    """The arithmetic in words, for the fingerprint. Native kernels round activations to BF16 where official code does."""
     simulated = [name for name, on in dataclasses.asdict(numerics).items() if on]
-    return f"fp32, simulating {'+'.join(simulated) or 'nothing'}"
+    precision = "bf16" if backend == "native" and numerics.activations else "fp32"
+    return f"{precision} activations, simulating {'+'.join(simulated) or 'nothing'}"
 
 
 def collect(events: Iterator[Event], *, prompt_tokens: int) -> Generation:

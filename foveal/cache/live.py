@@ -1,7 +1,7 @@
 """A sequence while native kernels run it: pages by address, the tail in rings that a step writes in place.
 
-What is special here: everything in this module is derived. It can be dropped between two steps and made again from pages
-and tail; the saved form of a tail is made from it only when somebody asks. A page's *pack* (its index keys in the
+What is special here: everything in this module is derived. It can be dropped between two steps and made again from
+pages and tail; the saved form of a tail is made from it only when somebody asks. A page's *pack* (its index keys in the
 order the native dot products want) lies beside the page and is shared by all sequences that share the page.
 """
 
@@ -24,8 +24,8 @@ from foveal.model.state import OpenRows, Part, open_row_count, parts_of, row_wid
 class Live:
     """Rings and page addresses of one sequence of `layout`.
 
-    `fp4_keys`: index queries and keys go through the Hadamard rotation and FP4 at run time, so that keys may be packed as
-    FP4 whatever the cache stores.
+    `fp4_keys`: index queries and keys go through the Hadamard rotation and FP4 at run time, so that keys may be packed
+    as FP4 whatever the cache stores.
     """
 
     def __init__(self, layout: CacheLayout, *, fp4_keys: bool) -> None:

@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foveal.cli.output import UserError
-from foveal.config import ModelConfig
 
 if TYPE_CHECKING:
     from foveal.api import Engine
     from foveal.memory import MemoryInfo
-
-SHARED_OUT_FROM = 1024
-"""Models narrower than this run on one thread: a second gains nothing there, and waits for busy cores."""
 
 Store = Annotated[
     Path | None, typer.Option("--store", help="Folder of all memories; default $FOVEAL_STORE or ~/.local/share/foveal.")
@@ -23,7 +19,7 @@ Store = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", help="nano, or a model directory; default: the memory's own, else nano.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 1 for a small model, else all cores.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one on each core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -37,7 +33,7 @@ def open_engine(model: str | None, threads: int | None, memory: MemoryInfo | Non
 
     if memory is None:
         chosen = model or SHIPPED[0]
-        return Engine.open(chosen, threads=threads or _threads_for(chosen))
+        return Engine.open(chosen, threads=threads)
     if memory.problem is not None:
         raise UserError(f"memory {memory.name}: {memory.problem}")
     made_with = str(memory.facts.get("model"))
@@ -46,12 +42,4 @@ def open_engine(model: str | None, threads: int | None, memory: MemoryInfo | Non
     chosen = model or made_with
     kv, _, index = str(memory.facts.get("cache")).partition("+")
     kept = CacheFormat(kv, index)  # type: ignore[arg-type]
-    return Engine.open(chosen, threads=threads or _threads_for(chosen), kv=kept)
-
-
-def _threads_for(model: str) -> int | None:
-    """1 when the model's matrices are too small to be worth sharing out, else None: torch's choice, all cores."""
-    from foveal.api import model_folder
-
-    config = ModelConfig.from_file(model_folder(model) / "config.json")
-    return 1 if config.hidden_size < SHARED_OUT_FROM else None
+    return Engine.open(chosen, threads=threads, kv=kept)

@@ -1,8 +1,8 @@
 """The network as one native call a step.
 
-What is special here: it is built from a `Transformer` that holds its weights as they are stored, and computes what that
-one defines, on sequences in pages. A token's result does not depend on what else is in the batch, nor on how a prompt is
-cut, nor on the number of threads. The sequences' states move only when the whole step has succeeded.
+What is special here: it is built from a `Transformer` that holds its weights as they are stored, and computes what
+that one defines, on sequences in pages. A token's result does not depend on what else is in the batch, nor on how a
+prompt is cut, nor on the number of threads. The sequences' states move only when the whole step has succeeded.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from foveal.ops.cpu.linear import native_matrix
 class NativeNetwork:
     """`model` on the native kernels.
 
-    `threads`: 0 for one on each physical core. `isa`: an instruction set of `foveal._native.available_isas()`, "" for the
-    best. Activations that no run-time quantisation rounds enter products as BF16, as in the official code, when
-    `model.numerics` simulates the official activations, else as two BF16 numbers, which agrees with fp32 to about 1e-5.
+    `threads`: 0 for one on each physical core. `isa`: an instruction set of `foveal._native.available_isas()`, "" for
+    the best. `exact`: activations that no run-time quantisation rounds enter products as two BF16 numbers, which agrees
+    with fp32 to about 1e-5; otherwise as one, as in the official code. The default is exact unless `model.numerics`
+    simulates the official activations.
     Raises `ValueError` for an unknown `isa`. Not to be used from two threads at once.
     """
 
-    def __init__(self, model: Transformer, *, threads: int = 0, isa: str = "") -> None:
+    def __init__(self, model: Transformer, *, threads: int = 0, isa: str = "", exact: bool | None = None) -> None:
         self.model = model
         self.config: ModelConfig = model.config
         self.numerics: Numerics = model.numerics
-        self.runtime = _native.Runtime(threads=threads, isa=isa, exact=not model.numerics.activations)
+        self.runtime = _native.Runtime(threads=threads, isa=isa, exact=not model.numerics.activations if exact is None else exact)
         self._network = _native.Network(self.runtime, _shape(model))
         for block in model.layers:
             assert isinstance(block, Block)

@@ -8,15 +8,34 @@ request can be replayed from its seed.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 import torch
 from torch import Tensor
 
+from foveal import _native
 from foveal.engine.request import ParameterError, Sampled, SamplingParams
 
 
 class BadLogitsError(RuntimeError):
     """The network returned logits that are not numbers."""
+
+
+_NOT_NUMBERS = "the network returned logits that are not numbers (NaN); its weights or state are damaged"
+
+
+@cache
+def _kernels() -> _native.Runtime:
+    return _native.Runtime(threads=1)
+
+
+def _likeliest(logits: Tensor) -> Sampled:
+    """The common case, greedy without alternatives, in one pass over the vocabulary."""
+    try:
+        token, logprob = _native.greedy(_kernels(), logits.float().contiguous())
+    except ValueError as error:
+        raise BadLogitsError(_NOT_NUMBERS) from error
+    return Sampled(token, logprob)
 
 
 def uniform(seed: int, index: int) -> float:
@@ -34,9 +53,11 @@ def sample(logits: Tensor, params: SamplingParams, *, seed: int, index: int, all
 
     Raises `BadLogitsError` when a logit is NaN or none is finite, `ParameterError` when `allowed` is empty.
     """
+    if params.temperature == 0 and allowed is None and not params.logprobs:
+        return _likeliest(logits)
     scores = torch.log_softmax(logits.float(), dim=-1)
     if bool(scores.isnan().any()):
-        raise BadLogitsError("the network returned logits that are not numbers (NaN); its weights or state are damaged")
+        raise BadLogitsError(_NOT_NUMBERS)
     candidates = scores if allowed is None else _restrict(scores, allowed)
     if params.temperature == 0:
         token = int((candidates == candidates.max()).nonzero()[0])

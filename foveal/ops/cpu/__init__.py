@@ -1,0 +1,40 @@
+"""The operations on the native library: the same interface as the reference, for inference on a CPU.
+
+What is special here: each function makes its result's memory and calls one kernel. Products are exact to about 1e-5, so
+that this backend can stand in for the reference; results have no gradient. Serving does not call these one by one
+(`foveal.engine.native` runs all layers in one call, on the same kernels); tests and everything unusual do.
+"""
+
+from foveal.ops.cpu.attend import attend
+from foveal.ops.cpu.compress import compress
+from foveal.ops.cpu.indexer import index_scores, index_topk
+from foveal.ops.cpu.linear import experts, grouped_output, linear, route
+from foveal.ops.cpu.rows import (
+    hyper_head,
+    hyper_post,
+    hyper_pre,
+    query,
+    quantize_index,
+    quantize_kv,
+    rms_norm,
+    rotate,
+)
+
+__all__ = [
+    "attend",
+    "compress",
+    "experts",
+    "grouped_output",
+    "hyper_head",
+    "hyper_post",
+    "hyper_pre",
+    "index_scores",
+    "index_topk",
+    "linear",
+    "query",
+    "quantize_index",
+    "quantize_kv",
+    "rms_norm",
+    "rotate",
+    "route",
+]
