@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, nargs="+", default=[512, 32], help="32 of 16k keys are what 512 are of 262k")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    engine = foveal.Engine.open(args.model, threads=args.threads)
+    engine = foveal.Engine.open(args.model, threads=args.threads, backend="reference")
     layers = record(engine, source_tokens(engine, args.source, args.tokens))
     for number, layer in enumerate(layers):
         report(number, layer, args.k, args.queries)

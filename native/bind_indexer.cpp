@@ -81,19 +81,39 @@ class IndexKeys {
  public:
   IndexKeys(Runtime& runtime, const Bytes& data, std::int64_t count, std::int64_t width, const std::string& codec,
             const std::string& kind, std::int64_t per_page, std::int64_t step)
-      : shape_{kind_of(kind), width, per_page}, count_(count) {
+      : shape_{kind_of(kind), width, per_page}, count_(0) {
     require(per_page >= 1 && per_page <= kPackKeys, "a page has 1 to 64 keys, not " + std::to_string(per_page));
-    require(step >= 1, "keys are written at least one at a time");
-    require(width >= 1 && count >= 0, "keys need at least one channel and a count of 0 or more");
+    require(width >= 1, "keys need at least one channel");
+    add(runtime, data, count, codec, step);
+  }
+
+  // The full pages of `base`, shared, and more keys behind them.
+  IndexKeys(const IndexKeys& base, Runtime& runtime, const Bytes& data, std::int64_t count, const std::string& codec)
+      : shape_(base.shape_), count_(base.count_ / base.shape_.keys * base.shape_.keys), memory_(base.memory_),
+        packs_(base.packs_.begin(), base.packs_.begin() + count_ / shape_.keys) {
+    add(runtime, data, count, codec, kPackKeys);
+  }
+
+  Packs packs() const { return {shape_, packs_.data(), 0, count_}; }
+  std::int64_t count() const { return count_; }
+  std::int64_t width() const { return shape_.width; }
+  std::int64_t bytes() const { return static_cast<std::int64_t>(packs_.size()) * pack_bytes(shape_); }
+
+ private:
+  void add(Runtime& runtime, const Bytes& data, std::int64_t count, const std::string& codec, std::int64_t step) {
     const Codec stored = codec_of(codec);
+    const std::int64_t width = shape_.width, per_page = shape_.keys, bytes = key_bytes(stored, width);
+    require(count >= 0, "there cannot be fewer than 0 keys");
+    require(step >= 1, "keys are written at least one at a time");
     require(stored != Codec::kIndexFP4 || width % 2 == 0, "FP4 keys need an even number of channels");
-    const std::int64_t bytes = key_bytes(stored, width), pages = (count + per_page - 1) / per_page;
     require(static_cast<std::int64_t>(data.nbytes()) == count * bytes,
             "the keys have " + std::to_string(data.nbytes()) + " bytes; " + std::to_string(count) + " of " +
                 std::to_string(width) + " channels as " + codec + " take " + std::to_string(count * bytes));
-    const auto size = static_cast<std::size_t>(pack_bytes(shape_));
-    memory_ = std::make_unique_for_overwrite<std::uint8_t[]>(static_cast<std::size_t>(pages) * size + kAlign);
-    auto* base = memory_.get() + (kAlign - reinterpret_cast<std::uintptr_t>(memory_.get()) % kAlign) % kAlign;
+    const std::int64_t pages = (count + per_page - 1) / per_page;
+    const auto size = static_cast<std::size_t>(pack_bytes(shape_)), old = packs_.size();
+    const std::shared_ptr<std::uint8_t[]> memory(new std::uint8_t[static_cast<std::size_t>(pages) * size + kAlign]);
+    auto* base = memory.get() + (kAlign - reinterpret_cast<std::uintptr_t>(memory.get()) % kAlign) % kAlign;
+    memory_.push_back(memory);
     for (std::int64_t p = 0; p < pages; ++p) packs_.push_back(base + static_cast<std::size_t>(p) * size);
     const auto* from = static_cast<const std::uint8_t*>(data.data());
     Context& context = runtime.context();
@@ -103,19 +123,14 @@ class IndexKeys {
       const std::int64_t filled = std::min(per_page, count - p * per_page);
       const Entries page{stored, &at, 0, per_page, bytes, filled, width, 0};
       for (std::int64_t first = 0; first < filled; first += step)
-        context.index->pack(shape_, page, first, std::min(first + step, filled), packs_[static_cast<std::size_t>(p)]);
+        context.index->pack(shape_, page, first, std::min(first + step, filled), packs_[old + static_cast<std::size_t>(p)]);
     });
+    count_ += count;
   }
 
-  Packs packs() const { return {shape_, packs_.data(), 0, count_}; }
-  std::int64_t count() const { return count_; }
-  std::int64_t width() const { return shape_.width; }
-  std::int64_t bytes() const { return static_cast<std::int64_t>(packs_.size()) * pack_bytes(shape_); }
-
- private:
   PackShape shape_;
   std::int64_t count_;
-  std::unique_ptr<std::uint8_t[]> memory_;
+  std::vector<std::shared_ptr<std::uint8_t[]>> memory_;
   std::vector<std::uint8_t*> packs_;
 };
 
@@ -190,6 +205,13 @@ void bind_indexer(nb::module_& module) {
                     std::int64_t, std::int64_t>(),
            nb::arg("runtime"), nb::arg("data").noconvert(), nb::arg("count"), nb::arg("width"), nb::kw_only(), nb::arg("codec"),
            nb::arg("kind"), nb::arg("per_page") = kPackKeys, nb::arg("step") = kPackKeys)
+      .def(
+          "forked",
+          [](const IndexKeys& base, Runtime& runtime, const Bytes& data, std::int64_t count, const std::string& codec) {
+            return IndexKeys(base, runtime, data, count, codec);
+          },
+          nb::arg("runtime"), nb::arg("data").noconvert(), nb::arg("count"), nb::kw_only(), nb::arg("codec"),
+          "The full pages of these keys, shared, and `count` more keys behind them.")
       .def_prop_ro("count", &IndexKeys::count)
       .def_prop_ro("width", &IndexKeys::width)
       .def_prop_ro("nbytes", &IndexKeys::bytes, "Bytes of all packs.");

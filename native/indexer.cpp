@@ -1,182 +1,60 @@
 // The indexer's jobs: which tokens and which pages a task scores, and how the best of several tasks become one answer.
 //
-// What is special here: a task is a block of tokens times a range of pages. Each page is unpacked once for the block. With
-// few tokens the pages are split among tasks, each of which finds its own best; the best of them all are the answer. Since
-// the answer is defined by scores and order alone, no way of splitting changes it.
-#include "indexer_score.h"
+// What is special here: a task is a block of tokens times a range of pages, and unpacks each page once for all of them. The
+// tokens may belong to several sequences: where these begin with the same pages (agents on one base), they are scored
+// together. With few tokens the pages are split among tasks, each of which finds its own best; the best of them all are the
+// answer. Since scores and order alone define the answer, no way of splitting changes it.
+#include "indexer_page.h"
 #include "indexer_select.h"
 
 namespace foveal::FOVEAL_ISA {
 namespace {
 
 constexpr std::int64_t kBlockTokens = 32;        // share an unpacked page
-constexpr std::int64_t kLeastPages = 32;         // of a range
+constexpr std::int64_t kLeastPages = 32;         // of a range, and of what several sequences share
 constexpr std::int64_t kTasksPerThread = 4;
 constexpr std::int64_t kSmallWork = 4'000'000;   // multiplications that one thread does at once
+constexpr std::int64_t kFetchAhead = 8192;       // bytes
 
-FOVEAL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-FOVEAL_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-FOVEAL_INLINE std::int64_t shares(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+// ---------------------------------------------------------------- what there is to do
 
-// ---------------------------------------------------------------- queries
-
-// Integers and their scale for `width` numbers; false when they are not integers times a power of two.
-bool to_integers(const float* x, std::int64_t width, std::int64_t padded, std::int8_t* to, float* scale,
-                 std::int32_t* sum) {
-  F peaks = zero();
-  for (std::int64_t c = 0; c < width; c += kLanes) peaks = max(abs(load_some(x + c, least(kLanes, width - c))), peaks);
-  const float peak = largest(peaks);
-  const auto bits = load_as<std::uint32_t>(&peak);
-  const int exponent = static_cast<int>(bits >> 23) - 127;
-  if (peak != 0.0f && (exponent < -90 || exponent > 90)) return false;
-  // peak = 1.m * 2^exponent becomes a number from 25 to 48.
-  const int up = peak == 0.0f ? 0 : ((bits & 0x7fffffu) <= 0x400000u ? 5 : 4) - exponent;
-  const std::uint32_t factor_bits = static_cast<std::uint32_t>(127 + up) << 23, scale_bits = static_cast<std::uint32_t>(127 - up) << 23;
-  const F factor = splat(load_as<float>(&factor_bits));
-  I total{}, wrong{};
-  for (std::int64_t c = 0; c < padded; c += kLanes) {
-    const F scaled = c < width ? load_some(x + c, least(kLanes, width - c)) * factor : zero();
-    const I whole = __builtin_convertvector(scaled, I);
-    wrong |= to_float(whole) != scaled;
-    total += whole;
-    for (std::int64_t i = 0; i < least(kLanes, padded - c); ++i) to[c + i] = static_cast<std::int8_t>(whole[i]);
-  }
-  std::int32_t added = 0, failed = 0;
-  for (int i = 0; i < kLanes; ++i) {
-    added += total[i];
-    failed |= wrong[i];
-  }
-  *scale = load_as<float>(&scale_bits);
-  *sum = added;
-  return failed == 0;
-}
-
-struct Job {
-  const float* query;
-  const float* weights;
-  std::int64_t heads;
-  const Packs* keys;
-  PackLayout layout;
-  Precision precision;
-};
-
-void prepare_integers(const Job& job, Query& query, Arena& arena) {
-  const std::int64_t padded = 4 * job.layout.steps, width = job.layout.width;
-  auto* numbers = arena.take<std::int8_t>(job.heads * padded);
-  auto* bias = arena.take<std::int32_t>(job.heads);
-  auto* weights = arena.take<float>(job.heads);
-  query.exact = width <= kWidestExact;
-  for (std::int64_t h = 0; h < job.heads && query.exact; ++h) {
-    float scale;
-    std::int32_t sum;
-    query.exact = to_integers(query.plain + h * width, width, padded, numbers + h * padded, &scale, &sum);
-    bias[h] = -kKeyBias * sum;
-    weights[h] = query.plain_weights[h] * (0.5f * scale);
-  }
-  query.numbers = reinterpret_cast<const std::uint8_t*>(numbers);
-  query.bias = bias;
-  query.weights = weights;
-}
-
-void prepare_pairs(const Job& job, Query& query, Arena& arena) {
-  const std::int64_t padded = 2 * job.layout.steps, width = job.layout.width;
-  const bool two = job.precision == Precision::kFP32;
-  auto* high = arena.take<std::uint16_t>(job.heads * padded);
-  auto* low = two ? arena.take<std::uint16_t>(job.heads * padded) : nullptr;
-  for (std::int64_t h = 0; h < job.heads; ++h)
-    for (std::int64_t c = 0; c < padded; ++c) {
-      const float x = c < width ? query.plain[h * width + c] : 0.0f;
-      high[h * padded + c] = narrow_one(x);
-      if (two) low[h * padded + c] = narrow_one(x - widen_one(high[h * padded + c]));
-    }
-  query.numbers = reinterpret_cast<const std::uint8_t*>(high);
-  query.low = reinterpret_cast<const std::uint8_t*>(low);
-  query.weights = query.plain_weights;
-}
-
-Query prepare(const Job& job, std::int64_t token, Arena& arena) {
-  Query query{};
-  query.plain = job.query + token * job.heads * job.layout.width;
-  query.plain_weights = job.weights + token * job.heads;
-  switch (job.keys->shape.kind) {
-    case PackKind::kFP4: prepare_integers(job, query, arena); break;
-    case PackKind::kBF16: prepare_pairs(job, query, arena); break;
-    case PackKind::kF32: query.weights = query.plain_weights; break;
-  }
-  return query;
-}
-
-// ---------------------------------------------------------------- pages
-
-// A page of keys, unpacked when a query first needs it.
-class Page {
- public:
-  // `tokens`: how many will be scored.
-  Page(const Job& job, std::int64_t tokens, Arena& arena) : job_(job) {
-    if (job.keys->shape.kind != PackKind::kFP4) return;
-    integers_ = arena.take<std::uint8_t>(job.layout.steps * kStepBytes);
-    floats_ = arena.take<float>(job.layout.width * kPackKeys);
-    direct_ = kPacked && tokens == 1 && job.heads == kHeadTile;
-  }
-
-  void open(std::int64_t page) {
-    pack_ = job_.keys->packs[page] + job_.keys->offset;
-    whole_ = !direct_ && job_.keys->shape.kind == PackKind::kFP4 && unpack_integers(job_.layout, pack_, integers_, scale_);
-    decoded_ = false;
-  }
-
-  __attribute__((always_inline)) void score(const Query& query, F (&score)[kGroups]) {
-    if (direct_ && query.exact && score_packed<kHeadTile>(job_.layout, pack_, query, score)) return;
-    if (whole_ && query.exact) {
-      score_page<Integers>(integers_, job_.layout.steps, query, query.weights, job_.heads, score);
-      for (int g = 0; g < kGroups; ++g) score[g] = score[g] * scale_[g];
-    } else {
-      score_floats(query, score);
-    }
-  }
-
- private:
-  __attribute__((noinline)) void score_floats(const Query& query, F (&score)[kGroups]) {
-    const PackLayout& layout = job_.layout;
-    switch (job_.keys->shape.kind) {
-      case PackKind::kBF16: return score_page<Pairs>(pack_, layout.steps, query, query.weights, job_.heads, score);
-      case PackKind::kF32: return score_page<Floats>(pack_, layout.steps, query, query.weights, job_.heads, score);
-      case PackKind::kFP4: break;
-    }
-    if (!decoded_) unpack_floats(layout, pack_, floats_);
-    decoded_ = true;
-    const auto* keys = reinterpret_cast<const std::uint8_t*>(floats_);
-    score_page<Floats>(keys, layout.width, query, query.plain_weights, job_.heads, score);
-  }
-
-  const Job& job_;
-  const std::uint8_t* pack_ = nullptr;
-  std::uint8_t* integers_ = nullptr;
-  float* floats_ = nullptr;
-  F scale_[kGroups];
-  bool direct_ = false, whole_ = false, decoded_ = false;
-};
-
-// Asks for a page ahead of its use: pages lie anywhere, so the machine cannot foresee where the next begins.
-FOVEAL_INLINE void fetch(const Packs& keys, std::int64_t page, std::int64_t bytes) {
-  if (page * keys.shape.keys >= keys.count) return;
-  const std::uint8_t* at = keys.packs[page] + keys.offset;
-  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
-}
-
-// ---------------------------------------------------------------- tasks
-
-// Tokens [token, token + tokens) of a job with pages [page, end). With more than one range, the best of each range go to
-// `found` [tokens, ranges, 2, k] and their number to `counts` [tokens, ranges].
-struct Task {
+// A token that has more to look at than it may choose. With more than one list, the best of each of its page ranges go to
+// `found` [lists, 2, k], and their number to `counts` [lists].
+struct Member {
   const TopkArgs* args;
-  PackLayout layout;
-  std::int64_t token, tokens;
-  std::int64_t page, end;
-  std::int64_t range, ranges;
+  std::int64_t token, visible;
+  std::int64_t lists;
   std::int32_t* found;
   std::int64_t* counts;
+};
+
+// Members [first, last) times pages [page, end), cut into blocks and ranges; its first range fills list `list`.
+struct Segment {
+  std::int64_t first, last;
+  std::int64_t page, end;
+  std::int64_t blocks, ranges;
+  std::int64_t list;
+};
+
+// One block and one range of a segment.
+struct Task {
+  std::int64_t first, last;
+  std::int64_t page, end;
+  std::int64_t list;
   std::int64_t scored;
+};
+
+struct Plan {
+  Member* members;
+  Segment* segments;
+  Task* tasks;
+  std::int64_t member_count, segment_count, task_count;
+  bool small;  // not worth waking other threads
+};
+
+// One job's members, and the pages they see.
+struct Share {
+  std::int64_t first, last, pages;
 };
 
 FOVEAL_INLINE std::int64_t visible_of(const TopkArgs& args, std::int64_t token) {
@@ -188,134 +66,182 @@ void write_chosen(const TopkArgs& args, std::int64_t token, const std::int32_t* 
   for (std::int64_t i = 0; i < args.k; ++i) to[i] = i < count ? index[i] : -1;
 }
 
-// A token that may look at everything it sees.
-bool choose_all(const TopkArgs& args, std::int64_t token) {
-  const std::int64_t visible = visible_of(args, token);
-  if (visible > args.k) return false;
-  std::int32_t* to = args.chosen + token * args.k;
-  for (std::int64_t i = 0; i < args.k; ++i) to[i] = i < visible ? static_cast<std::int32_t>(i) : -1;
-  return true;
+// A job's tokens become members, but those that may look at everything they see, which is written at once.
+Share gather(const TopkArgs& args, Plan& plan) {
+  const std::int64_t first = plan.member_count;
+  std::int64_t deepest = 0;
+  for (std::int64_t t = 0; t < args.n; ++t) {
+    const std::int64_t visible = visible_of(args, t);
+    if (visible > args.k && args.k > 0) {
+      plan.members[plan.member_count++] = Member{&args, t, visible, 0, nullptr, nullptr};
+      deepest = most(deepest, visible);
+      continue;
+    }
+    std::int32_t* to = args.chosen + t * args.k;
+    for (std::int64_t i = 0; i < args.k; ++i) to[i] = i < visible ? static_cast<std::int32_t>(i) : -1;
+  }
+  return {first, plan.member_count, shares(deepest, args.keys.shape.keys)};
 }
+
+// How many of the first `pages` pages two jobs share; none when their keys are not of one kind.
+std::int64_t shared_pages(const TopkArgs& a, const TopkArgs& b, std::int64_t pages) {
+  const PackShape &x = a.keys.shape, &y = b.keys.shape;
+  if (x.kind != y.kind || x.width != y.width || x.keys != y.keys) return 0;
+  if (a.keys.offset != b.keys.offset || a.heads != b.heads) return 0;
+  std::int64_t same = 0;
+  while (same < pages && a.keys.packs[same] == b.keys.packs[same]) ++same;
+  return same;
+}
+
+void add_segment(Plan& plan, std::int64_t first, std::int64_t last, std::int64_t page, std::int64_t end) {
+  if (first < last && page < end)
+    plan.segments[plan.segment_count++] = Segment{first, last, page, end, shares(last - first, kBlockTokens), 1, 0};
+}
+
+// Neighbouring jobs that begin with the same pages share a segment; what follows is each one's own.
+void add_segments(const TopkArgs* jobs, int count, const Share* share, Plan& plan) {
+  for (int j = 0; j < count;) {
+    std::int64_t common = share[j].pages;
+    int end = j + 1;
+    for (; end < count; ++end) {
+      const std::int64_t same = shared_pages(jobs[j], jobs[end], least(common, share[end].pages));
+      if (same < kLeastPages) break;
+      common = same;
+    }
+    add_segment(plan, share[j].first, share[end - 1].last, 0, common);
+    for (; j < end; ++j) add_segment(plan, share[j].first, share[j].last, common, share[j].pages);
+  }
+}
+
+FOVEAL_INLINE std::int64_t work_of(const Plan& plan, const Segment& segment) {
+  const TopkArgs& args = *plan.members[segment.first].args;
+  return (segment.last - segment.first) * (segment.end - segment.page) * kPackKeys * args.heads * args.keys.shape.width;
+}
+
+// Decides on ranges, so that the tasks are of about one size and enough for all threads, and where their lists go.
+void cut(Context& context, Plan& plan) {
+  std::int64_t work = 0, tasks = 0;
+  for (std::int64_t s = 0; s < plan.segment_count; ++s) work += work_of(plan, plan.segments[s]);
+  const std::int64_t threads = context.pool.threads();
+  plan.small = threads == 1 || work < kSmallWork;
+  const double each = static_cast<double>(work) / static_cast<double>(threads * kTasksPerThread);
+  for (std::int64_t s = 0; s < plan.segment_count; ++s) {
+    Segment& segment = plan.segments[s];
+    if (!plan.small) {
+      const double wanted = static_cast<double>(work_of(plan, segment)) / each / static_cast<double>(segment.blocks);
+      const std::int64_t most_ranges = (segment.end - segment.page) / kLeastPages;
+      segment.ranges = most(1, least(static_cast<std::int64_t>(wanted + 0.5), most_ranges));
+    }
+    segment.list = plan.members[segment.first].lists;
+    for (std::int64_t m = segment.first; m < segment.last; ++m) plan.members[m].lists += segment.ranges;
+    tasks += segment.blocks * segment.ranges;
+  }
+  plan.tasks = context.arena.take<Task>(tasks);
+  plan.task_count = 0;
+  for (std::int64_t m = 0; m < plan.member_count; ++m) {
+    Member& member = plan.members[m];
+    if (member.lists < 2) continue;
+    member.found = context.arena.take<std::int32_t>(member.lists * 2 * member.args->k);
+    member.counts = context.arena.take<std::int64_t>(member.lists);
+  }
+}
+
+void add_tasks(Plan& plan, const Segment& segment) {
+  const std::int64_t members = segment.last - segment.first, pages = segment.end - segment.page;
+  for (std::int64_t b = 0; b < segment.blocks; ++b)
+    for (std::int64_t r = 0; r < segment.ranges; ++r)
+      plan.tasks[plan.task_count++] = Task{segment.first + members * b / segment.blocks,
+                                           segment.first + members * (b + 1) / segment.blocks,
+                                           segment.page + pages * r / segment.ranges,
+                                           segment.page + pages * (r + 1) / segment.ranges,
+                                           segment.list + r,
+                                           0};
+}
+
+Plan make_plan(Context& context, const TopkArgs* jobs, int count) {
+  std::int64_t tokens = 0;
+  for (int j = 0; j < count; ++j) tokens += jobs[j].n;
+  Plan plan{context.arena.take<Member>(tokens), context.arena.take<Segment>(2 * count), nullptr, 0, 0, 0, true};
+  auto* share = context.arena.take<Share>(count);
+  for (int j = 0; j < count; ++j) share[j] = gather(jobs[j], plan);
+  add_segments(jobs, count, share, plan);
+  cut(context, plan);
+  for (std::int64_t s = 0; s < plan.segment_count; ++s) add_tasks(plan, plan.segments[s]);
+  return plan;
+}
+
+// ---------------------------------------------------------------- doing it
 
 struct Token {
   Query query;
   Best best;
-  std::int64_t number, visible;
+  const Member* member;
 };
 
-void finish(Task& task, const Token& token) {
-  const TopkArgs& args = *task.args;
-  if (task.ranges == 1) return write_chosen(args, token.number, token.best.index, token.best.count);
-  const std::int64_t slot = (token.number - task.token) * task.ranges + task.range;
-  std::int32_t* to = task.found + slot * 2 * args.k;
-  std::memcpy(to, token.best.order, static_cast<std::size_t>(token.best.count) * 4);
-  std::memcpy(to + args.k, token.best.index, static_cast<std::size_t>(token.best.count) * 4);
-  task.counts[slot] = token.best.count;
+// Asks for a page ahead of its use: pages lie anywhere, so the machine cannot foresee where the next begins.
+FOVEAL_INLINE void fetch(const Packs& keys, std::int64_t page, std::int64_t bytes) {
+  if (page * keys.shape.keys >= keys.count) return;
+  const std::uint8_t* at = keys.packs[page] + keys.offset;
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
 }
 
-void run_task(Context& context, Task& task, int thread) {
-  const TopkArgs& args = *task.args;
+void finish(Token& token, std::int64_t list) {
+  compact(token.best);
+  const Member& member = *token.member;
+  const auto bytes = static_cast<std::size_t>(token.best.count) * sizeof(std::int32_t);
+  if (member.lists == 1) return write_chosen(*member.args, member.token, token.best.index, token.best.count);
+  std::int32_t* to = member.found + list * 2 * member.args->k;
+  std::memcpy(to, token.best.order, bytes);
+  std::memcpy(to + member.args->k, token.best.index, bytes);
+  member.counts[list] = token.best.count;
+}
+
+void run_task(Context& context, const Plan& plan, Task& task, int thread) {
   Arena& arena = context.own(thread);
   const Arena::Scope scope(arena);
-  const Job job{args.query, args.weights, args.heads, &args.keys, task.layout, context.precision};
-  auto* tokens = arena.take<Token>(task.tokens);
-  std::int64_t count = 0, end = 0;
-  for (std::int64_t t = task.token; t < task.token + task.tokens; ++t) {
-    const std::int64_t visible = visible_of(args, t);
-    if (visible <= args.k) continue;
-    auto* memory = arena.take<std::int32_t>(2 * capacity_for(args.k));
-    tokens[count++] = Token{prepare(job, t, arena), make_best(memory, args.k), t, visible};
-    end = most(end, shares(visible, args.keys.shape.keys));
+  const Packs& packs = plan.members[task.first].args->keys;
+  const Job job = job_of(context, *plan.members[task.first].args);
+  const std::int64_t count = task.last - task.first, keys = packs.shape.keys;
+  auto* tokens = arena.take<Token>(count);
+  std::int64_t deepest = 0;
+  for (std::int64_t t = 0; t < count; ++t) {
+    const Member& member = plan.members[task.first + t];
+    auto* memory = arena.take<std::int32_t>(2 * capacity_for(member.args->k));
+    tokens[t] = Token{prepare(job, *member.args, member.token, arena), make_best(memory, member.args->k), &member};
+    deepest = most(deepest, member.visible);
   }
-  end = least(end, task.end);
+  const std::int64_t end = least(shares(deepest, keys), task.end), ahead = most(1, kFetchAhead / job.layout.bytes);
   Page page(job, count, arena);
-  const std::int64_t keys = args.keys.shape.keys, ahead = most(1, 8192 / task.layout.bytes);
   for (std::int64_t p = task.page; p < end; ++p) {
-    fetch(args.keys, p + ahead, task.layout.bytes);
+    if (p + ahead < end) fetch(packs, p + ahead, job.layout.bytes);
     page.open(p);
-    const std::int64_t first = p * keys;
     for (std::int64_t t = 0; t < count; ++t) {
-      const std::int64_t valid = least(keys, tokens[t].visible - first);
+      const std::int64_t valid = least(keys, tokens[t].member->visible - p * keys);
       if (valid <= 0) continue;
       F score[kGroups];
       page.score(tokens[t].query, score);
-      offer(tokens[t].best, score, first, valid);
+      offer(tokens[t].best, score, p * keys, valid);
       task.scored += valid;
     }
   }
-  for (std::int64_t t = 0; t < count; ++t) {
-    compact(tokens[t].best);
-    finish(task, tokens[t]);
-  }
+  for (std::int64_t t = 0; t < count; ++t) finish(tokens[t], task.list);
 }
 
-// The best of all ranges of a token.
-void merge(Context& context, const Task& task, std::int64_t token, int thread) {
-  const TopkArgs& args = *task.args;
+// The best of all lists of a member.
+void merge(Context& context, const Member& member, int thread) {
   Arena& arena = context.own(thread);
   const Arena::Scope scope(arena);
-  const std::int64_t room = shares(task.ranges * args.k, kLanes) * kLanes + kLanes;
+  const std::int64_t k = member.args->k, room = (shares(member.lists * k, kLanes) + 1) * kLanes;
   auto* memory = arena.take<std::int32_t>(2 * room);
-  Best best{memory, memory + room, 0, args.k, 0.0f, true};
-  for (std::int64_t range = 0; range < task.ranges; ++range) {
-    const std::int64_t slot = (token - task.token) * task.ranges + range, count = task.counts[slot];
-    const std::int32_t* from = task.found + slot * 2 * args.k;
-    std::memcpy(best.order + best.count, from, static_cast<std::size_t>(count) * 4);
-    std::memcpy(best.index + best.count, from + args.k, static_cast<std::size_t>(count) * 4);
-    best.count += count;
+  Best best{memory, memory + room, 0, k, 0.0f, true};
+  for (std::int64_t list = 0; list < member.lists; ++list) {
+    const auto bytes = static_cast<std::size_t>(member.counts[list]) * sizeof(std::int32_t);
+    std::memcpy(best.order + best.count, member.found + list * 2 * k, bytes);
+    std::memcpy(best.index + best.count, member.found + list * 2 * k + k, bytes);
+    best.count += member.counts[list];
   }
   compact(best);
-  write_chosen(args, token, best.index, best.count);
-}
-
-// How one job is cut up.
-struct Cutting {
-  std::int64_t tokens;  // of a block
-  std::int64_t blocks;
-  std::int64_t pages;   // up to the last visible key
-  std::int64_t ranges;
-};
-
-FOVEAL_INLINE std::int64_t work_of(const TopkArgs& args, std::int64_t* pages) {
-  std::int64_t total = 0, deepest = 0;
-  for (std::int64_t t = 0; t < args.n; ++t) {
-    const std::int64_t visible = visible_of(args, t);
-    if (visible <= args.k || args.k == 0) continue;
-    total += visible;
-    deepest = most(deepest, visible);
-  }
-  *pages = shares(deepest, args.keys.shape.keys);
-  return total * args.heads * args.keys.shape.width;
-}
-
-void cut(const TopkArgs* jobs, int count, int threads, Cutting* cuttings, bool* small) {
-  std::int64_t blocks = 0, work = 0;
-  for (int j = 0; j < count; ++j) {
-    Cutting& cutting = cuttings[j];
-    work += work_of(jobs[j], &cutting.pages);
-    cutting.blocks = shares(jobs[j].n, kBlockTokens);
-    cutting.tokens = cutting.blocks > 0 ? shares(jobs[j].n, cutting.blocks) : 1;
-    if (cutting.pages > 0) blocks += cutting.blocks;
-  }
-  *small = threads == 1 || work < kSmallWork;
-  const std::int64_t ranges = *small || blocks == 0 ? 1 : shares(threads * kTasksPerThread, blocks);
-  for (int j = 0; j < count; ++j)
-    cuttings[j].ranges = most(1, least(ranges, cuttings[j].pages / kLeastPages));
-}
-
-std::int64_t make_tasks(Context& context, const TopkArgs& args, const Cutting& cutting, Task* tasks) {
-  std::int64_t made = 0;
-  if (cutting.pages == 0) return made;
-  for (std::int64_t token = 0; token < args.n; token += cutting.tokens) {
-    const std::int64_t tokens = least(cutting.tokens, args.n - token), ranges = cutting.ranges;
-    const bool split = ranges > 1;
-    auto* found = split ? context.arena.take<std::int32_t>(tokens * ranges * 2 * args.k) : nullptr;
-    auto* counts = split ? context.arena.take<std::int64_t>(tokens * ranges) : nullptr;
-    for (std::int64_t r = 0; r < ranges; ++r)
-      tasks[made++] = Task{&args, pack_layout(args.keys.shape), token, tokens, cutting.pages * r / ranges,
-                           cutting.pages * (r + 1) / ranges, r, ranges, found, counts, 0};
-  }
-  return made;
+  write_chosen(*member.args, member.token, best.index, best.count);
 }
 
 template <class Body>
@@ -328,45 +254,31 @@ FOVEAL_INLINE void for_each(Context& context, bool small, std::int64_t count, co
 
 void index_topk(Context& context, const TopkArgs* jobs, int count, IndexCounters* counters) {
   const Arena::Scope scope(context.arena);
-  auto* cuttings = context.arena.take<Cutting>(count);
-  bool small;
-  cut(jobs, count, context.pool.threads(), cuttings, &small);
-  std::int64_t room = 0, made = 0;
-  for (int j = 0; j < count; ++j) room += cuttings[j].blocks * cuttings[j].ranges;
-  auto* tasks = context.arena.take<Task>(room);
-  for (int j = 0; j < count; ++j) {
-    for (std::int64_t t = 0; t < jobs[j].n; ++t) {
-      choose_all(jobs[j], t);
-      if (counters != nullptr) counters->seen += visible_of(jobs[j], t);
-    }
-    made += make_tasks(context, jobs[j], cuttings[j], tasks + made);
-  }
-  for_each(context, small, made, [&](std::int64_t i, int thread) { run_task(context, tasks[i], thread); });
-  for (std::int64_t i = 0; i < made; ++i) {
-    if (counters != nullptr) counters->scored += tasks[i].scored;
-    const Task& task = tasks[i];
-    if (task.ranges == 1 || task.range != 0) continue;
-    for_each(context, task.tokens == 1, task.tokens, [&](std::int64_t t, int thread) {
-      const TopkArgs& args = *task.args;
-      if (visible_of(args, task.token + t) > args.k) merge(context, task, task.token + t, thread);
-    });
-  }
+  const Plan plan = make_plan(context, jobs, count);
+  for_each(context, plan.small, plan.task_count,
+           [&](std::int64_t i, int thread) { run_task(context, plan, plan.tasks[i], thread); });
+  for_each(context, plan.small || plan.member_count < 4, plan.member_count, [&](std::int64_t i, int thread) {
+    if (plan.members[i].lists > 1) merge(context, plan.members[i], thread);
+  });
+  if (counters == nullptr) return;
+  for (int j = 0; j < count; ++j)
+    for (std::int64_t t = 0; t < jobs[j].n; ++t) counters->seen += visible_of(jobs[j], t);
+  for (std::int64_t i = 0; i < plan.task_count; ++i) counters->scored += plan.tasks[i].scored;
 }
 
 // ---------------------------------------------------------------- all scores
 
 void index_scores(Context& context, const TopkArgs& args, float* scores) {
-  const PackLayout layout = pack_layout(args.keys.shape);
+  const Job job = job_of(context, args);
   const std::int64_t keys = args.keys.shape.keys, pages = shares(args.keys.count, keys);
   const std::int64_t blocks = shares(args.n, kBlockTokens);
-  const bool small = args.n * args.keys.count * args.heads * layout.width < kSmallWork;
+  const bool small = args.n * args.keys.count * args.heads * job.layout.width < kSmallWork;
   for_each(context, small, blocks, [&](std::int64_t block, int thread) {
     Arena& arena = context.own(thread);
     const Arena::Scope scope(arena);
-    const Job job{args.query, args.weights, args.heads, &args.keys, layout, context.precision};
     const std::int64_t first = block * kBlockTokens, tokens = least(kBlockTokens, args.n - first);
     auto* queries = arena.take<Query>(tokens);
-    for (std::int64_t t = 0; t < tokens; ++t) queries[t] = prepare(job, first + t, arena);
+    for (std::int64_t t = 0; t < tokens; ++t) queries[t] = prepare(job, args, first + t, arena);
     Page page(job, tokens, arena);
     for (std::int64_t p = 0; p < pages; ++p) {
       page.open(p);

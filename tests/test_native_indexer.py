@@ -172,6 +172,27 @@ def test_jobs_together_give_what_each_gives(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sequences_on_one_base_choose_what_each_would_alone(isa: str, threads: int) -> None:
+    rt = runtime(isa, threads)
+    _, _, common = problem(1, 4, 64, 2500, "fp4", seed=20)
+    base = pack(rt, common, "fp4")
+    jobs, wants = [], []
+    for seed, (n, more, k) in enumerate(
+        [(1, 0, 128), (1, 70, 128), (3, 500, 30), (40, 1, 5), (2, 10, 9000), (1, 5000, 64)]
+    ):
+        query, weights, own = problem(n, 4, 64, more, "fp4", seed + 30)
+        fork = base.forked(rt, own, more, codec="f32")
+        assert fork.count == 2496 + more
+        plain = pack(rt, torch.cat([common[:2496], own]), "fp4")
+        visible = torch.full((n,), fork.count) - torch.arange(n) * 20
+        wants.append(topk(rt, query, weights, plain, visible, k))
+        jobs.append((query, weights, fork, visible, torch.full((n, k), -7, dtype=torch.int32)))
+    _native.index_topk(rt, jobs)
+    assert all(torch.equal(job[4], want) for job, want in zip(jobs, wants, strict=True))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("width", [32, 64, 96, 31])
 def test_integer_sums_are_the_float_sums(isa: str, width: int) -> None:
     query, weights, keys = problem(4, 4, width, 200, "fp4", seed=width)
