@@ -61,8 +61,8 @@ Layout layout_of(const std::string& name, std::int64_t width, std::int64_t rotar
 
 void require_bytes(const auto& rows, std::int64_t count, const Layout& layout) {
   require(size(rows, 0) == count && size(rows, 1) == layout.bytes,
-          "the bytes are [" + std::to_string(size(rows, 0)) + ", " + std::to_string(size(rows, 1)) + "]; they must be [" +
-              std::to_string(count) + ", " + std::to_string(layout.bytes) + "]");
+          "the bytes are [" + std::to_string(size(rows, 0)) + ", " + std::to_string(size(rows, 1)) +
+              "]; they must be [" + std::to_string(count) + ", " + std::to_string(layout.bytes) + "]");
 }
 
 // Rows of the step, and (unless None) a ring of past rows, of which there must be a power of two.
@@ -165,10 +165,10 @@ void bind_compress(nb::module_& module) {
              strict("kv"), strict("gate"), nb::arg("length"), nb::arg("first"), nb::arg("last"), nb::arg("ratio"),
              nb::arg("overlap"), strict("norm"), nb::arg("eps"), strict("frequencies"), nb::arg("finish"),
              nb::arg("codec"), strict("out"),
-             "Entries [first, last) -> their bytes, uint8 [last - first, bytes of one]. kv and gate [rows, width] stand at\n"
-             "positions `length` and on; past_kv and past_gate (or None) are rings of the positions before. width is e\n"
-             "(HCA) or 2 e (CSA, `overlap`). finish: \"plain\", \"kv\" or \"index\"; codec: \"f32\", \"bf16\", \"kv_fp8\",\n"
-             "\"index_fp4\" or \"index_fp8\". Raises ValueError for wrong shapes or when rows are missing.");
+             "Entries [first, last) -> their bytes, uint8 [last - first, bytes of one]. kv and gate [rows, width]\n"
+             "stand at positions `length` and on; past_kv and past_gate (or None) are rings of the positions before.\n"
+             "width is e (HCA) or 2 e (CSA, `overlap`). finish: \"plain\", \"kv\" or \"index\"; codec: \"f32\", \"bf16\",\n"
+             "\"kv_fp8\", \"index_fp4\" or \"index_fp8\". Raises ValueError for wrong shapes or missing rows.");
   module.def("add_position_bias", &add_position_bias, nb::arg("runtime"), strict("gate"), strict("ape"),
              nb::arg("position"), "gate [n, width] in place: adds ape[(position + i) % ratio]; ape [ratio, width].");
   module.def("encode_entries", &encode, nb::arg("runtime"), nb::arg("codec"), strict("entries"), nb::arg("rotary"),

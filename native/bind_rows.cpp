@@ -127,7 +127,8 @@ void finish_query(Runtime& runtime, const Out<float, 3>& x, const Integers& posi
 
 // rows: float32 [n, c], or uint16 or bfloat16 [n, c] for BF16.
 void finish_kv(Runtime& runtime, const Floats2& x, const Integers& positions, const Floats1& frequencies,
-               const Floats1& weight, float eps, bool quantize, const nb::ndarray<nb::c_contig, nb::device::cpu>& rows) {
+               const Floats1& weight, float eps, bool quantize,
+               const nb::ndarray<nb::c_contig, nb::device::cpu>& rows) {
   const std::int64_t n = size(x, 0), c = size(x, 1);
   require_shape(positions, {n}, "positions");
   require_shape(weight, {c}, "weight");
@@ -183,7 +184,8 @@ void bind_hyper(nb::module_& module) {
              strict("scale"), nb::arg("eps"), nb::arg("norm_eps"), strict("norm").none(), strict("x"),
              "Streams [n, S, d] -> x [n, d] that the LM head reads. fn [S, S * d], base [S], scale [1].");
   module.def("hyper_post", &hyper_post, nb::arg("runtime"), strict("out"), strict("post"), strict("comb"),
-             strict("streams"), "Streams [n, S, d] in place: destination k gets post_k * out + sum of comb[j, k] * stream_j.");
+             strict("streams"),
+             "Streams [n, S, d] in place: destination k gets post_k * out + sum of comb[j, k] * stream_j.");
 }
 
 void bind_quantization(nb::module_& module) {
@@ -209,7 +211,8 @@ void bind_rows(nb::module_& module) {
              "`quantize` the Hadamard rotation and FP4.");
   module.def("finish_kv", &finish_kv, nb::arg("runtime"), strict("x"), strict("positions"), strict("frequencies"),
              strict("weight"), nb::arg("eps"), nb::arg("quantize"), strict("rows"),
-             "x [n, c]: RMS norm times weight, rotation, with `quantize` the FP8 of KV rows -> rows [n, c], float32 or BF16.");
+             "x [n, c]: RMS norm times weight, rotation, with `quantize` the FP8 of KV rows -> rows [n, c], float32,\n"
+             "bfloat16 or (BF16 bits) uint16.");
   module.def("rotate", &rotate, nb::arg("runtime"), strict("x"), strict("positions"), strict("frequencies"),
              nb::arg("inverse"), "Rotates the last channels of x [n, heads, c] in place, as interleaved pairs.");
   bind_quantization(module);

@@ -1,7 +1,7 @@
 // The compressors: a softmax over a window's rows for each channel, then norm, rotation, rounding, and into the page.
 //
-// What is special here: rows are read where they lie (ring or step), in blocks of channels wide enough that a row's visit
-// is worth it; each entry is one task from its rows to its bytes, so nothing is stored in between.
+// What is special here: rows are read where they lie (ring or step), in blocks of channels wide enough that a row's
+// visit is worth it; each entry is one task from its rows to its bytes, so nothing is stored in between.
 #include "compress.h"
 
 #include "compress_codec.h"
@@ -10,8 +10,8 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-constexpr int kBlock = 4;  // vectors of channels worked on together
-constexpr std::int64_t kEntryFloats = 4;  // work of one slot's channel, in numbers touched
+constexpr int kBlock = kPieces == 1 ? 4 : 2;  // vectors of channels worked on together
+constexpr std::int64_t kEntryFloats = 4;       // work of one slot's channel, in numbers touched
 
 // What is weighed for one entry: for each slot the rows of kv and gate, already at the half that counts.
 struct Slots {
@@ -41,21 +41,24 @@ Slots find_slots(const CompressArgs& args, std::int64_t entry, Arena& arena) {
   return slots;
 }
 
-// Whole vectors of channels [i, i + V * 16): two passes, the largest gate, then weights and sum.
+// V pieces of channels from i on: two passes, the largest gate, then weights and sum.
 template <int V>
 FOVEAL_INLINE void weigh(const Slots& slots, std::int64_t i, float* to) {
-  F top[V], total[V], acc[V];
-  for (int v = 0; v < V; ++v) top[v] = load(slots.gate[0] + i + v * kLanes);
+  P top[V], total[V], acc[V];
+  for (int v = 0; v < V; ++v) top[v] = load_as<P>(slots.gate[0] + i + v * kPieceLanes);
   for (std::int64_t s = 1; s < slots.count; ++s)
-    for (int v = 0; v < V; ++v) top[v] = max(top[v], load(slots.gate[s] + i + v * kLanes));
-  for (int v = 0; v < V; ++v) total[v] = acc[v] = zero();
+    for (int v = 0; v < V; ++v) top[v] = max(top[v], load_as<P>(slots.gate[s] + i + v * kPieceLanes));
+  for (int v = 0; v < V; ++v) total[v] = acc[v] = P{};
   for (std::int64_t s = 0; s < slots.count; ++s)
     for (int v = 0; v < V; ++v) {
-      const F weight = exp(load(slots.gate[s] + i + v * kLanes) - top[v]);
+      const P weight = exp(load_as<P>(slots.gate[s] + i + v * kPieceLanes) - top[v]);
       total[v] = total[v] + weight;
-      acc[v] = fma(weight, load(slots.kv[s] + i + v * kLanes), acc[v]);
+      acc[v] = fma(weight, load_as<P>(slots.kv[s] + i + v * kPieceLanes), acc[v]);
     }
-  for (int v = 0; v < V; ++v) store(to + i + v * kLanes, acc[v] / total[v]);
+  for (int v = 0; v < V; ++v) {
+    const P entry = acc[v] / total[v];
+    std::memcpy(to + i + v * kPieceLanes, &entry, sizeof entry);
+  }
 }
 
 // The last channels, fewer than 16, in the same order.
@@ -72,8 +75,8 @@ void weigh_some(const Slots& slots, std::int64_t i, std::int64_t some, float* to
 
 void weigh_all(const Slots& slots, std::int64_t width, float* to) {
   std::int64_t i = 0;
-  for (; i + kBlock * kLanes <= width; i += kBlock * kLanes) weigh<kBlock>(slots, i, to);
-  for (; i + kLanes <= width; i += kLanes) weigh<1>(slots, i, to);
+  for (; i + kBlock * kPieceLanes <= width; i += kBlock * kPieceLanes) weigh<kBlock>(slots, i, to);
+  for (; i + kPieceLanes <= width; i += kPieceLanes) weigh<1>(slots, i, to);
   if (i < width) weigh_some(slots, i, width - i, to);
 }
 

@@ -1,7 +1,7 @@
 // Cache entries to bytes and back.
 //
-// What is special here: codes are computed with vector arithmetic on fp32 bits, without tables, and are bit for bit those
-// of foveal.cache.codec: whatever one side writes the other reads.
+// What is special here: codes are computed with vector arithmetic on fp32 bits, without tables, and are bit for bit
+// those of foveal.cache.codec: whatever one side writes the other reads.
 #include "compress_codec.h"
 
 #include "rounding.h"

@@ -75,7 +75,8 @@ FOVEAL_INLINE float scale_of(std::uint32_t amax) {
 template <class Grid>
 FOVEAL_INLINE F round_to_grid(F v) {
   const U least = splat_bits((std::uint32_t)(Grid::kLeastExponent + 127) << 23);
-  const F magic = from_bits(max_bits(as_bits(v) & 0x7f800000u, least)) * splat(1.5f * (float)(1 << (23 - Grid::kMantissa)));
+  const F binade = from_bits(max_bits(as_bits(v) & 0x7f800000u, least));
+  const F magic = binade * splat(1.5f * (float)(1 << (23 - Grid::kMantissa)));
   const U rounded = as_bits((v + magic) - magic);
   return from_bits((rounded & 0x7fffffffu) | (as_bits(v) & 0x80000000u));
 }
@@ -198,8 +199,7 @@ FOVEAL_INLINE void quantize_index_vectors(float* x, float factor) {
   hadamard_vectors<count>(v);
   for (int i = 0; i < count; ++i) v[i] = v[i] * splat(factor);
   for (int i = 0; i < count; i += 2) {
-    const U magnitude = splat_bits(0x7fffffffu);
-    const float scale = scale_of<E2M1>(largest_bits(max_bits(as_bits(v[i]) & magnitude, as_bits(v[i + 1]) & magnitude)));
+    const float scale = scale_of<E2M1>(largest_bits(max_bits(as_bits(abs(v[i])), as_bits(abs(v[i + 1])))));
     const F inverse = splat(1.0f / scale), forward = splat(scale);
     store(x + i * kLanes, to_grid<E2M1>(v[i] * inverse) * forward);
     store(x + (i + 1) * kLanes, to_grid<E2M1>(v[i + 1] * inverse) * forward);

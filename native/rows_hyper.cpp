@@ -1,8 +1,8 @@
 // Hyper-connections: mixing coefficients from all streams, Sinkhorn, weighted sums.
 //
-// What is special here: the coefficients' product (a few rows over all streams) keeps one accumulator of 16 lanes for each
-// output, whatever the tile it is computed in, so few tokens may be split over rows and many over tokens with the same
-// bits. With four streams the mixing matrix of a token is one register, and Sinkhorn runs in it.
+// What is special here: the coefficients' product (a few rows over all streams) keeps one accumulator of 16 lanes for
+// each output, whatever the tile it is computed in, so few tokens may be split over rows and many over tokens with the
+// same bits. With four streams the mixing matrix of a token is one register, and Sinkhorn runs in it.
 #include "rows_hyper.h"
 
 #include "rowwise.h"
@@ -10,65 +10,83 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-constexpr std::int64_t kChunk = 1024;      // columns worked on at a time: 24 rows of them stay in the cache
-constexpr std::int64_t kTokens = 16;       // tokens of one task
-constexpr std::int64_t kSplit = 131072;    // products from which few tokens are split over rows
+constexpr std::int64_t kChunk = 1024;    // columns worked on at a time: 24 rows of them stay in the cache
+constexpr std::int64_t kTokens = 16;     // tokens of one task
+constexpr std::int64_t kSplit = 131072;  // products from which few tokens are split over rows
 
-// What a product of flat streams [n, width] with fn [rows, width] works on; acc [n, rows] are its accumulators.
+// A tile's accumulators and the operands of one step fit the registers (32 or 16).
+#if FOVEAL_AVX512
+constexpr int kTileTokens = 4, kTileRows = 6, kLoneRows = 12;
+#else
+constexpr int kTileTokens = 2, kTileRows = 4, kLoneRows = 8;
+#endif
+
+// What a product of flat streams [n, width] with fn [rows, width] works on; acc [n, rows, 16] are its accumulators.
 struct Mix {
   const float* flat;
   const float* fn;
-  F* acc;
+  float* acc;
   std::int64_t rows, width;
 };
 
-// Columns [from, to) of T tokens by R rows.
+// Columns [from, to) of T tokens by R rows, for one piece of the lanes: what is left over goes into lanes in order.
 template <int T, int R>
-FOVEAL_INLINE void mix_tile(const Mix& mix, std::int64_t token, std::int64_t row, std::int64_t from, std::int64_t to) {
-  const float* x[T];
-  const float* w[R];
-  F acc[T][R];
-  for (int t = 0; t < T; ++t) x[t] = mix.flat + (token + t) * mix.width;
-  for (int r = 0; r < R; ++r) w[r] = mix.fn + (row + r) * mix.width;
+FOVEAL_INLINE void mix_lanes(const float* const* x, const float* const* w, std::int64_t from, std::int64_t to,
+                             std::int64_t stride, float* lanes) {
+  P acc[T][R];
   for (int t = 0; t < T; ++t)
-    for (int r = 0; r < R; ++r) acc[t][r] = mix.acc[(token + t) * mix.rows + row + r];
-  std::int64_t i = from;
-  for (; i + kLanes <= to; i += kLanes) {
-    F v[T];
-    for (int t = 0; t < T; ++t) v[t] = load(x[t] + i);
+    for (int r = 0; r < R; ++r) acc[t][r] = load_as<P>(lanes + t * stride + r * kLanes);
+  for (std::int64_t i = from; i + kLanes <= to; i += kLanes) {
+    P v[T];
+    for (int t = 0; t < T; ++t) v[t] = load_as<P>(x[t] + i);
     for (int r = 0; r < R; ++r) {
-      const F f = load(w[r] + i);
+      const P f = load_as<P>(w[r] + i);
       for (int t = 0; t < T; ++t) acc[t][r] = fma(v[t], f, acc[t][r]);
     }
   }
-  if (i < to)
-    for (int r = 0; r < R; ++r) {
-      const F f = load_some(w[r] + i, to - i);
-      for (int t = 0; t < T; ++t) acc[t][r] = fma(load_some(x[t] + i, to - i), f, acc[t][r]);
-    }
   for (int t = 0; t < T; ++t)
-    for (int r = 0; r < R; ++r) mix.acc[(token + t) * mix.rows + row + r] = acc[t][r];
+    for (int r = 0; r < R; ++r) std::memcpy(lanes + t * stride + r * kLanes, &acc[t][r], sizeof(P));
+}
+
+template <int T, int R>
+FOVEAL_INLINE void mix_tile(const Mix& mix, std::int64_t token, std::int64_t row, std::int64_t from, std::int64_t to) {
+  float* const lanes = mix.acc + (token * mix.rows + row) * kLanes;
+  const std::int64_t stride = mix.rows * kLanes;
+  for (int piece = 0; piece < kPieces; ++piece) {
+    const float* x[T];
+    const float* w[R];
+    for (int t = 0; t < T; ++t) x[t] = mix.flat + (token + t) * mix.width + piece * kPieceLanes;
+    for (int r = 0; r < R; ++r) w[r] = mix.fn + (row + r) * mix.width + piece * kPieceLanes;
+    mix_lanes<T, R>(x, w, from, to, stride, lanes + piece * kPieceLanes);
+  }
+  const std::int64_t done = from + (to - from) / kLanes * kLanes;
+  if (done == to) return;
+  for (int t = 0; t < T; ++t)
+    for (int r = 0; r < R; ++r) {
+      float* const own = lanes + t * stride + r * kLanes;
+      const F v = load_some(mix.flat + (token + t) * mix.width + done, to - done);
+      store(own, fma(v, load_some(mix.fn + (row + r) * mix.width + done, to - done), load(own)));
+    }
 }
 
 template <int R>
 void mix_tokens(const Mix& mix, std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t from,
                 std::int64_t to) {
   std::int64_t token = first;
-  for (; token + 4 <= last; token += 4) mix_tile<4, R>(mix, token, row, from, to);
+  for (; token + kTileTokens <= last; token += kTileTokens) mix_tile<kTileTokens, R>(mix, token, row, from, to);
   for (; token < last; ++token) mix_tile<1, R>(mix, token, row, from, to);
 }
 
 // Tokens [first, last) by rows [row, end): accumulators only.
 void mix_block(const Mix& mix, std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t end) {
   for (std::int64_t t = first; t < last; ++t)
-    for (std::int64_t r = row; r < end; ++r) mix.acc[t * mix.rows + r] = zero();
+    for (std::int64_t i = row * kLanes; i < end * kLanes; ++i) mix.acc[t * mix.rows * kLanes + i] = 0;
   for (std::int64_t from = 0; from < mix.width; from += kChunk) {
     const std::int64_t to = least(mix.width, from + kChunk);
     std::int64_t r = row;
     if (last - first == 1)
-      for (; r + 12 <= end; r += 12) mix_tile<1, 12>(mix, first, r, from, to);
-    for (; r + 6 <= end; r += 6) mix_tokens<6>(mix, first, last, r, from, to);
-    for (; r + 4 <= end; r += 4) mix_tokens<4>(mix, first, last, r, from, to);
+      for (; r + kLoneRows <= end; r += kLoneRows) mix_tile<1, kLoneRows>(mix, first, r, from, to);
+    for (; r + kTileRows <= end; r += kTileRows) mix_tokens<kTileRows>(mix, first, last, r, from, to);
     for (; r < end; ++r) mix_tokens<1>(mix, first, last, r, from, to);
   }
 }
@@ -118,8 +136,8 @@ FOVEAL_INLINE void sinkhorn4(F* logits, int iterations, float eps) {
   for (int t = 0; t < T; ++t) logits[t] = m[t];
 }
 
-// The 24 coefficients of T tokens with four streams, from their mixes [T, 24]. Lanes 0-3 of the first register are `pre`,
-// 4-7 `post`.
+// The 24 coefficients of T tokens with four streams, from their mixes [T, 24]. Lanes 0-3 of the first register are
+// `pre`, 4-7 `post`.
 template <int T>
 FOVEAL_INLINE void coefficients4(const HyperArgs& hyper, const float* mix, const Coefficients* to) {
   const float a = hyper.scale[0], b = hyper.scale[1];
@@ -231,11 +249,11 @@ struct Call {
 
 constexpr int kGroup = 4;  // tokens whose coefficients are computed side by side
 
-// Accumulators [rows] of one token -> its mixes.
-void finish_mix(const Call& call, const F* acc, const float* flat, float* mix) {
+// Accumulators [rows, 16] of one token -> its mixes.
+void finish_mix(const Call& call, const float* acc, const float* flat, float* mix) {
   const std::int64_t width = call.hyper.streams * call.hyper.d;
   const float factor = rms_factor(sum_of_squares(flat, width), width, call.hyper.norm_eps);
-  for (std::int64_t r = 0; r < call.rows; ++r) mix[r] = sum(acc[r]) * factor;
+  for (std::int64_t r = 0; r < call.rows; ++r) mix[r] = sum(load(acc + r * kLanes)) * factor;
 }
 
 void coefficients(const Call& call, const float* mix, const Coefficients* to, std::int64_t count) {
@@ -250,8 +268,8 @@ void coefficients(const Call& call, const float* mix, const Coefficients* to, st
   }
 }
 
-// The first n tokens from their accumulators acc [n, rows].
-void finish_tokens(const Call& call, Arena& arena, const F* acc, std::int64_t n) {
+// The first n tokens from their accumulators acc [n, rows, 16].
+void finish_tokens(const Call& call, Arena& arena, const float* acc, std::int64_t n) {
   Arena::Scope scope(arena);
   const std::int64_t s = call.hyper.streams, d = call.hyper.d;
   float* const mix = arena.take<float>(kGroup * call.rows);
@@ -260,7 +278,7 @@ void finish_tokens(const Call& call, Arena& arena, const F* acc, std::int64_t n)
   for (std::int64_t token = 0; token < n; token += kGroup) {
     const std::int64_t count = least(kGroup, n - token);
     for (std::int64_t t = 0; t < count; ++t) {
-      finish_mix(call, acc + (token + t) * call.rows, call.streams + (token + t) * s * d, mix + t * call.rows);
+      finish_mix(call, acc + (token + t) * call.rows * kLanes, call.streams + (token + t) * s * d, mix + t * call.rows);
       to[t] = {pre + t * s, call.post ? call.post + (token + t) * s : nullptr,
                call.comb ? call.comb + (token + t) * s * s : nullptr};
     }
@@ -288,7 +306,7 @@ Call part_of(const Call& call, std::int64_t first) {
 }
 
 Mix make_mix(const Call& call, Arena& arena, std::int64_t n) {
-  F* const acc = static_cast<F*>(arena.take_bytes((std::size_t)(n * call.rows) * sizeof(F)));
+  float* const acc = arena.take<float>(n * call.rows * kLanes);
   return {call.streams, call.hyper.fn, acc, call.rows, call.hyper.streams * call.hyper.d};
 }
 

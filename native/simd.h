@@ -170,26 +170,67 @@ FOVEAL_INLINE float largest(F v) {
 #endif
 }
 
-// e^v to about 1 ulp; 0 below -87.3, so that -inf gives 0. NaN stays NaN.
-FOVEAL_INLINE F exp(F v) {
-  const F low = splat(-87.3f), high = splat(88.3f);
-  const I tiny = v < low;
-  const F x = min(max(v, low), high);
-  const F n = round(x * splat(1.44269504f));
-  F r = fma(n, splat(-0.693359375f), x);
-  r = fma(n, splat(2.12194440e-4f), r);
-  F p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + splat(1.0f);
-  const I exponent = __builtin_convertvector(n, I);
-  const F result = p * from_bits((U)((exponent + 127) << 23));
-  const F nan_kept = v == v ? result : v;
-  return tiny ? zero() : nan_kept;
+// ---------------------------------------------------------------- pieces
+
+// The widest vector this machine computes with at once: F itself, a half or a quarter. The compiler keeps wider ones in
+// memory, so loops that carry accumulators are written with these, piece by piece: every lane sees the same operations.
+#if FOVEAL_AVX512
+constexpr int kPieceBytes = 64;
+#elif FOVEAL_AVX2
+constexpr int kPieceBytes = 32;
+#else
+constexpr int kPieceBytes = 16;
+#endif
+constexpr int kPieceLanes = kPieceBytes / 4;
+constexpr int kPieces = kLanes / kPieceLanes;
+typedef float P __attribute__((vector_size(kPieceBytes)));
+typedef std::int32_t PI __attribute__((vector_size(kPieceBytes)));
+typedef std::uint32_t PU __attribute__((vector_size(kPieceBytes)));
+
+FOVEAL_INLINE P piece(float x) { return P{} + x; }
+#if !FOVEAL_AVX512
+FOVEAL_INLINE P fma(P a, P b, P c) {
+#if FOVEAL_AVX2
+  return (P)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA)
+  P r;
+  for (int i = 0; i < kPieceLanes; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return r;
+#else
+  return a * b + c;
+#endif
 }
+FOVEAL_INLINE P max(P a, P b) { return a > b ? a : b; }
+FOVEAL_INLINE P min(P a, P b) { return a < b ? a : b; }
+#endif
+
+// e^v to about 1 ulp; 0 below -87.3, so that -inf gives 0. NaN stays NaN.
+FOVEAL_INLINE P exp(P v) {
+  const P low = piece(-87.3f), high = piece(88.3f), magic = piece(12582912.0f);
+  const P x = min(max(v, low), high);
+  const P n = (x * piece(1.44269504f) + magic) - magic;  // rounded, as round() does
+  P r = fma(n, piece(-0.693359375f), x);
+  r = fma(n, piece(2.12194440e-4f), r);
+  P p = piece(1.9875691500e-4f);
+  p = fma(p, r, piece(1.3981999507e-3f));
+  p = fma(p, r, piece(8.3334519073e-3f));
+  p = fma(p, r, piece(4.1665795894e-2f));
+  p = fma(p, r, piece(1.6666665459e-1f));
+  p = fma(p, r, piece(5.0000001201e-1f));
+  p = fma(p, r * r, r) + piece(1.0f);
+  const PI exponent = __builtin_convertvector(n, PI);
+  const P result = p * (P)((exponent + 127) << 23);
+  const P nan_kept = v == v ? result : v;
+  return v < low ? P{} : nan_kept;
+}
+#if !FOVEAL_AVX512
+FOVEAL_INLINE F exp(F v) {
+  P pieces[kPieces];
+  std::memcpy(pieces, &v, sizeof v);
+  for (P& x : pieces) x = exp(x);
+  return load_as<F>(pieces);
+}
+#endif
 
 // ---------------------------------------------------------------- BF16
 
