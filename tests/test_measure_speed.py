@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from cli_support import write_model
 
 from foveal.api import Engine
 from foveal.cache import CacheFormat
-from foveal.measure import MeasureError, OtherWork, Settings, openable, peak_bytes
+from foveal.measure import MeasureError, OtherWork, Settings, cores, openable, peak_bytes
 from foveal.measure.speed import Meter, Profiler, prefill_start
 
 
@@ -155,6 +156,15 @@ def test_a_model_without_a_tokenizer_can_be_opened(tmp_path: Path) -> None:
         assert folder != bare
         assert Engine.open(folder, threads=1).config.vocab_size == 4096
     assert not folder.exists() and (bare / "config.json").exists()
+
+
+def test_threads_of_one_core_count_once(tmp_path: Path) -> None:
+    for cpu in os.sched_getaffinity(0):
+        folder = tmp_path / f"cpu{cpu}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text("0-999\n")
+    assert cores(tmp_path) == 1
+    assert cores(tmp_path / "nothing") == len(os.sched_getaffinity(0)) >= cores()
 
 
 def test_the_mark_and_the_others_are_told() -> None:

@@ -17,11 +17,19 @@ from typing import Any
 from foveal.cache.machines import this_machine
 
 
-def cores() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Physical cores this process may run on: two CPUs that are threads of one core count once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len({_core_of(root, cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _core_of(root: Path, cpu: int) -> str:
+    """The CPUs that share a core with `cpu`, as the system lists them; `cpu` alone where it does not."""
+    try:
+        return (root / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
 
 
 def machine_facts() -> dict[str, Any]:
