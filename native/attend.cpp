@@ -80,6 +80,7 @@ FOVEAL_INLINE void fetch(const std::uint8_t* const* rows, std::int64_t count, st
 struct Operand {
   RowShape shape;
   bool pairs, rounded;
+  std::int64_t padded;            // with few heads: BF16 numbers between two rows of the queries; else 0
   const std::uint32_t *query, *low;
 };
 
@@ -127,33 +128,56 @@ void clear(const Work& work, const Partial& partial, std::int64_t lane, std::int
 }
 
 // Queries as 4-byte elements [elements, lanes].
-void spread_queries(const Work& work, const std::uint32_t* rows, std::int64_t elements, std::uint32_t* to) {
+void spread_queries(const Work& work, const std::uint32_t* rows, std::int64_t stride, std::int64_t elements,
+                    std::uint32_t* to) {
   std::memset(to, 0, static_cast<std::size_t>(elements * work.lanes) * sizeof(std::uint32_t));
-  for (std::int64_t i = 0; i < elements; ++i)
-    for (std::int64_t lane = 0; lane < work.count; ++lane) to[i * work.lanes + lane] = rows[lane * elements + i];
+  constexpr std::int64_t kPatch = 16;  // square patches, so that what is read stays near
+  for (std::int64_t start = 0; start < elements; start += kPatch)
+    for (std::int64_t from = 0; from < work.count; from += kPatch)
+      for (std::int64_t i = start; i < least(start + kPatch, elements); ++i)
+        for (std::int64_t lane = from; lane < least(from + kPatch, work.count); ++lane)
+          to[i * work.lanes + lane] = rows[lane * stride + i];
+}
+
+// Query rows as BF16 numbers `padded` apart, and what rounding took from them if `low` is wanted; zeros between.
+void narrow_queries(const Work& work, std::int64_t padded, std::uint16_t* high, std::uint16_t* low) {
+  const std::int64_t width = work.args->width;
+  for (std::int64_t lane = 0; lane < work.count; ++lane) {
+    const float* from = work.args->query + (work.row + lane) * width;
+    for (std::int64_t c = 0; c < padded; c += kLanes) {
+      const F x = load_some(from + c, most(0, least(kLanes, width - c)));
+      store_narrow(high + lane * padded + c, x);
+      if (low != nullptr) store_narrow(low + lane * padded + c, x - widen(high + lane * padded + c));
+    }
+  }
+}
+
+// Whether vectors across the channels are better than vectors across the heads: a matter of the model, not of the batch.
+FOVEAL_INLINE bool few_heads(const AttendArgs& args) {
+  const std::int64_t across_channels = args.heads * (args.width + 96) / 32, across_heads = shares(args.heads, 16) * args.width / 2;
+  return 4 * across_channels < 3 * across_heads;
 }
 
 void prepare_pairs(const Work& work, Arena& arena, Operand& operand) {
-  const std::int64_t width = work.args->width, elements = shares(width, 2);
-  const bool two = work.args->precision == Precision::kFP32;
-  auto* query = arena.take<std::uint32_t>(elements * work.lanes);
-  auto* low = two ? arena.take<std::uint32_t>(elements * work.lanes) : nullptr;
+  const std::int64_t width = work.args->width, elements = shares(width, 2), padded = round_up(width, 32);
+  const bool two = work.args->precision == Precision::kFP32, few = few_heads(*work.args);
+  const std::int64_t room = few ? work.lanes * padded / 2 : elements * work.lanes;
+  auto* query = arena.take<std::uint32_t>(room);
+  auto* low = two ? arena.take<std::uint32_t>(room) : nullptr;
   operand.query = query;
   operand.low = low;
-  const Arena::Scope scope(arena);
-  auto* high_rows = arena.take<std::uint16_t>(2 * elements * work.count + kLanes);
-  auto* low_rows = arena.take<std::uint16_t>(2 * elements * work.count + kLanes);
-  for (std::int64_t lane = 0; lane < work.count; ++lane) {
-    const float* from = work.args->query + (work.row + lane) * width;
-    for (std::int64_t c = 0; c < width; c += kLanes) {
-      const F x = load_some(from + c, least(kLanes, width - c));
-      const std::int64_t at = lane * 2 * elements + c;
-      store_narrow(high_rows + at, x);
-      if (two) store_narrow(low_rows + at, x - widen(high_rows + at));
-    }
+  if (few) {
+    operand.padded = padded;
+    std::memset(query, 0, static_cast<std::size_t>(room) * sizeof(std::uint32_t));
+    if (two) std::memset(low, 0, static_cast<std::size_t>(room) * sizeof(std::uint32_t));
+    return narrow_queries(work, padded, reinterpret_cast<std::uint16_t*>(query), reinterpret_cast<std::uint16_t*>(low));
   }
-  spread_queries(work, reinterpret_cast<const std::uint32_t*>(high_rows), elements, query);
-  if (two) spread_queries(work, reinterpret_cast<const std::uint32_t*>(low_rows), elements, low);
+  const Arena::Scope scope(arena);
+  auto* high_rows = arena.take<std::uint16_t>(padded * work.count);
+  auto* low_rows = two ? arena.take<std::uint16_t>(padded * work.count) : nullptr;
+  narrow_queries(work, padded, high_rows, low_rows);
+  spread_queries(work, reinterpret_cast<const std::uint32_t*>(high_rows), padded / 2, elements, query);
+  if (two) spread_queries(work, reinterpret_cast<const std::uint32_t*>(low_rows), padded / 2, elements, low);
 }
 
 void prepare_floats(const Work& work, Arena& arena, Operand& operand) {
@@ -168,11 +192,11 @@ void prepare_floats(const Work& work, Arena& arena, Operand& operand) {
     for (std::int64_t i = 0; i < work.count * width; ++i) copy[i] = widen_one(narrow_one(rows[i]));
     rows = copy;
   }
-  spread_queries(work, reinterpret_cast<const std::uint32_t*>(rows), width, query);
+  spread_queries(work, reinterpret_cast<const std::uint32_t*>(rows), width, width, query);
 }
 
 Operand operand_of(const Work& work, Arena& arena, Codec codec, std::int64_t rotary) {
-  Operand operand{{codec, work.args->width, rotary}, false, false, nullptr, nullptr};
+  Operand operand{{codec, work.args->width, rotary}, false, false, 0, nullptr, nullptr};
   const bool plain = codec == Codec::kF32;
 #if FOVEAL_AVX512
   operand.pairs = !plain;
@@ -265,21 +289,23 @@ void soften(const Work& work, const Operand& operand, const Partial& partial, st
     const std::int64_t there = least(kLanes, lane + count - at);
     const F before = load(partial.peak + at);
     const I from = load_as<I>(work.from + at), to = load_as<I>(work.to + at);
-    F peak = before;
+    F highest = splat(kLowest);
     for (std::int64_t r = first; r < last; ++r) {
       float* logit = work.logits + r * work.lanes + at;
-      F x = load(logit) * factor;
-      const I row = splat_int(static_cast<std::int32_t>(r));
-      if (masked) x = (row >= from) & (row < to) ? x : splat(kLowest);
-      store(logit, x);
-      peak = max(peak, x);
+      F x = load(logit);
+      if (masked) {
+        const I row = splat_int(static_cast<std::int32_t>(r));
+        x = (row >= from) & (row < to) ? x : splat(kLowest);
+        store(logit, x);
+      }
+      highest = max(highest, x);
     }
-    const F scale = exp(before - peak);
+    const F peak = max(before, highest * factor), scale = weight_of(before - peak);
     F total = load(partial.total + at) * scale;
     for (std::int64_t r = first; r < last; r += Kind::kNumbers) {
       F weight[Kind::kNumbers];
       for (std::int64_t i = 0; i < Kind::kNumbers; ++i) {
-        weight[i] = exp(load(work.logits + (r + i) * work.lanes + at) - peak);
+        weight[i] = weight_of(fma(load(work.logits + (r + i) * work.lanes + at), factor, -peak));
         total = total + weight[i];
       }
       const std::int64_t step = r / Kind::kNumbers * work.lanes + at;
@@ -291,16 +317,37 @@ void soften(const Work& work, const Operand& operand, const Partial& partial, st
   }
 }
 
+// Logits of lanes [lane, lane + count) and rows [first, last).
+template <class Kind>
+void multiply(const Work& work, const Operand& operand, const Tile& tile, std::int64_t lane, std::int64_t count,
+              std::int64_t first, std::int64_t last) {
+  float* logits = work.logits + lane;
+  bool fresh = true;
+  const std::uint32_t* const terms[2] = {operand.query, operand.low};
+  for (const std::uint32_t* query : terms) {
+    if (query == nullptr) continue;
+#if FOVEAL_AVX512
+    if (operand.padded > 0) {
+      const auto* from = reinterpret_cast<const std::uint16_t*>(query) + lane * operand.padded;
+      add_logits_few(tile, first, last, work.args->width, from, operand.padded, work.lanes, count, fresh, logits);
+      fresh = false;
+      continue;
+    }
+#endif
+    const std::int64_t elements = shares(work.args->width, Kind::kNumbers);
+    add_logits<Kind>(tile, first, last, elements, query + lane, work.lanes, count, fresh, logits);
+    fresh = false;
+  }
+}
+
 // Rows of one tile, of which [first, last) are looked at by some lane; a null row is 0 and masked.
 template <class Kind>
 void run_tile_of(const Work& work, const Operand& operand, const Partial& partial, const std::uint8_t* const* rows,
                  std::int64_t lane, std::int64_t count, std::int64_t first, std::int64_t last, bool masked) {
   Tile tile;
   make_tile(Kind{}, rows, first, last, operand.shape, work.memory, tile);
-  const std::int64_t width = work.args->width, elements = shares(width, Kind::kNumbers);
-  add_logits<Kind>(tile, first, last, elements, operand.query + lane, work.lanes, count, true, work.logits + lane);
-  if (operand.low != nullptr)
-    add_logits<Kind>(tile, first, last, elements, operand.low + lane, work.lanes, count, false, work.logits + lane);
+  const std::int64_t width = work.args->width;
+  multiply<Kind>(work, operand, tile, lane, count, first, last);
   soften<Kind>(work, operand, partial, lane, count, first, last, masked);
   float* sums = partial.sums + lane * kBlock;
   add_sums<Kind>(tile, first, last, width, work.weights + lane, work.lanes, count, work.scale + lane, sums, work.block_stride());
@@ -597,11 +644,8 @@ void keep_logits(const Work& work, const Operand& operand, const std::uint8_t* c
     Tile tile;
     const auto add = [&](auto kind) {
       using Kind = decltype(kind);
-      const std::int64_t elements = shares(work.args->width, Kind::kNumbers);
       make_tile(kind, part, 0, last, operand.shape, work.memory, tile);
-      add_logits<Kind>(tile, 0, last, elements, operand.query, work.lanes, work.count, true, work.logits);
-      if (operand.low != nullptr)
-        add_logits<Kind>(tile, 0, last, elements, operand.low, work.lanes, work.count, false, work.logits);
+      multiply<Kind>(work, operand, tile, 0, work.count, 0, last);
     };
 #if FOVEAL_AVX512
     if (operand.pairs)

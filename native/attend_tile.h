@@ -23,6 +23,27 @@ FOVEAL_INLINE std::int64_t round_up(std::int64_t a, std::int64_t b) { return sha
 
 // ---------------------------------------------------------------- one machine vector
 
+// e^v for v that is not far above 0; exactly 1 for 0 and 0 for -inf, NaN for NaN.
+FOVEAL_INLINE F weight_of(F v) {
+#if FOVEAL_AVX512
+  const __m512 x = _mm512_max_ps(_mm512_set1_ps(-110.0f), (__m512)v);  // the second operand if one is NaN
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  const F m = (F)n;
+  F r = fma(m, splat(-0.693359375f), (F)x);
+  r = fma(m, splat(2.12194440e-4f), r);
+  F p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + splat(1.0f);
+  return (F)_mm512_scalef_ps((__m512)p, n);
+#else
+  return exp(v);
+#endif
+}
+
 #if FOVEAL_AVX512
 typedef F Wide;
 FOVEAL_INLINE Wide repeat(const void* from) { return (Wide)_mm512_set1_epi32(load_as<std::int32_t>(from)); }
@@ -128,6 +149,61 @@ void add_logits(const Tile& tile, std::int64_t first, std::int64_t last, std::in
 #endif
   }
 }
+
+#if FOVEAL_AVX512
+// The sums of 16 vectors, in order: halves and pairs of quarters of a lane group, then groups 0 + 1 and 2 + 3.
+FOVEAL_INLINE F sums_of(const F (&x)[16]) {
+  __m512 pairs[8], fours[4], eights[2];
+  for (int i = 0; i < 8; ++i) {
+    const auto a = (__m512)x[2 * i], b = (__m512)x[2 * i + 1];
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  for (int i = 0; i < 2; ++i)
+    eights[i] = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x88),
+                              _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xdd));
+  return (F)_mm512_add_ps(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88),
+                          _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
+}
+
+// As `add_logits`, with vectors across the channels: for heads too few to fill a vector. `query` [lanes, padded] BF16,
+// zeros behind `width`, with rows up to a multiple of 4 behind the last lane.
+void add_logits_few(const Tile& tile, std::int64_t first, std::int64_t last, std::int64_t width,
+                    const std::uint16_t* query, std::int64_t padded, std::int64_t lanes, std::int64_t count, bool fresh,
+                    float* logits) {
+  for (std::int64_t r = first; r < last; r += 4)
+    for (std::int64_t lane = 0; lane < count; lane += 4) {
+      F sum[16] = {};
+      const std::uint16_t* q = query + lane * padded;
+      std::int64_t c = 0;
+      const auto step = [&](const H (&x)[4]) __attribute__((always_inline)) {
+        for (int l = 0; l < 4; ++l) {
+          const H y = load_as<H>(q + l * padded + c);
+          for (int i = 0; i < 4; ++i) sum[4 * i + l] = dot_bf16(sum[4 * i + l], y, x[i]);
+        }
+      };
+      for (; c + 32 <= width; c += 32) {
+        H x[4];
+        for (int i = 0; i < 4; ++i) x[i] = load_as<H>(tile.key[r + i] + 2 * c);
+        step(x);
+      }
+      if (c < width) {
+        H x[4];
+        for (int i = 0; i < 4; ++i) x[i] = (H)load_bytes(tile.key[r + i] + 2 * c, 2 * (width - c));
+        step(x);
+      }
+      const F all = sums_of(sum);
+      for (int i = 0; i < 4; ++i) {
+        float* to = logits + (r + i) * lanes + lane;
+        const __m128 part = load_as<__m128>(reinterpret_cast<const float*>(&all) + 4 * i);
+        _mm_storeu_ps(to, fresh ? part : _mm_add_ps(_mm_loadu_ps(to), part));
+      }
+    }
+}
+#endif
 
 // ---------------------------------------------------------------- weighted sums
 

@@ -21,13 +21,13 @@ ISAS = _native.available_isas()
 EXACT = {"f32": 2e-5, "bf16": 5e-5, "fp8": 5e-5}
 """Largest error against fp32 for numbers of about 1, `exact`: fp32 sums, or BF16 numbers in two terms."""
 ROUNDED = 2.0**-8
-"""For queries that are BF16 numbers, relative to the largest value: each weight is rounded to BF16 (2^-9, and rotation may
-add two errors)."""
+"""For queries that are BF16 numbers, relative to the largest value: each weight is rounded to BF16 (2^-9, and rotation
+may add two errors)."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of one job: tokens, heads, channels, window, entries per token (0: none), chosen (0: all), first position."""
+    """Sizes of one job: tokens, heads, channels, window, ratio (0: no entries), chosen (0: all), first position."""
 
     n: int
     heads: int

@@ -1,7 +1,7 @@
 """Attention on the native kernels, for rows and entries that lie in plain tensors.
 
-What is special here: nothing is copied when the tensors are contiguous; rows in fp32 are multiplied as such, rows in BF16
-as the cache's. No gradient.
+What is special here: nothing is copied when the tensors are contiguous; rows in fp32 are multiplied as such, rows in
+BF16 as the cache's. No gradient.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from foveal.ops.interface import AttendInput, Mass
 def attend(x: AttendInput, *, trace: int = 0) -> tuple[Tensor, Mass | None]:
     """Softmax over {window positions, entries, sink}; the sink only enters the denominator (report section 2.3).
 
-    Shapes as in `AttendInput`; `window` and `entries` any float dtype (BF16 stays as it is, others become fp32). Returns
-    fp32 [n, H, c] and, with `trace` > 0, the weights of the last `trace` tokens summed over heads, fp32. Raises
+    Shapes as in `AttendInput`; `window` and `entries` any float dtype (BF16 stays as it is, others become fp32).
+    Returns fp32 [n, H, c] and, with `trace` > 0, the weights of the last `trace` tokens summed over heads, fp32. Raises
     `ValueError` when the shapes do not fit.
     """
     query = x.query.detach().float().contiguous()
