@@ -68,7 +68,7 @@ struct Best {
 };
 
 FOVEAL_INLINE std::int64_t capacity_for(std::int64_t k) {
-  const std::int64_t slack = k > 256 ? k : 256;
+  const std::int64_t slack = k > 256 ? k / 2 : 128;
   return (k + slack + kPageScores + 15) / 16 * 16 + 16;
 }
 FOVEAL_INLINE Best make_best(std::int32_t* memory, std::int64_t k) {
