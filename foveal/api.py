@@ -18,8 +18,8 @@ from typing import Any, Literal, Self
 import torch
 
 from foveal import cache
-from foveal.checkpoint import fingerprint as model_fingerprint
 from foveal.checkpoint import Checkpoint, open_checkpoint
+from foveal.checkpoint import fingerprint as model_fingerprint
 from foveal.config import ModelConfig
 from foveal.engine import (
     GREEDY,
@@ -266,7 +266,7 @@ def default_format(numerics: Numerics) -> cache.CacheFormat:
 
 
 def describe(numerics: Numerics, backend: Backend) -> str:
-    """The arithmetic in words, for the fingerprint. Native kernels round activations to BF16 where official code does."""
+    """The arithmetic in words, for the fingerprint. The native kernels round activations to BF16."""
     simulated = [name for name, on in dataclasses.asdict(numerics).items() if on]
     precision = "bf16" if backend == "native" and numerics.activations else "fp32"
     return f"{precision} activations, simulating {'+'.join(simulated) or 'nothing'}"

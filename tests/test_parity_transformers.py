@@ -3,26 +3,55 @@
 Greatest allowed difference of a logit: 1e-4 where logits are of the size of 4. Configurations come from seeds; another
 range of them runs with FOVEAL_PARITY_SEED=1000 in the environment. With an indexer that drops entries a wrong pick
 shows as a difference of 0.01 to 1, so the tests use 32 or more indexer heads: then no two scores are equal.
+Every test runs on the reference, on the native operations one by one, and on the network in one native call.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from helpers.hugging_face import transformers_config, transformers_logits, transformers_model
-from helpers.networks import forward, logits, pieces, random_config, random_network, random_tokens, tiny_config
+from helpers.networks import (
+    cpu_logits,
+    forward,
+    native_logits,
+    pieces,
+    random_config,
+    random_network,
+    random_tokens,
+    tiny_config,
+)
+from helpers.networks import logits as reference_logits
 
 from foveal.config import ModelConfig, YarnScaling
-from foveal.model import PlainState, Segment, load_transformer, named_weights
+from foveal.model import PlainState, Segment, Transformer, load_transformer, named_weights
 from foveal.model.rope import rotation_of
 from foveal.ops import Numerics
 
 TOLERANCE = 1e-4
 FIRST_SEED = int(os.environ.get("FOVEAL_PARITY_SEED", "0"))
+
+
+_RUN = {"reference": reference_logits, "ops.cpu": cpu_logits, "native": native_logits}
+_backend = "reference"
+
+
+@pytest.fixture(params=list(_RUN), autouse=True)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `logits` runs on."""
+    monkeypatch.setattr(sys.modules[__name__], "_backend", request.param)
+    return str(request.param)
+
+
+def logits(model: Transformer, tokens: torch.Tensor, cuts: Sequence[int] = ()) -> torch.Tensor:
+    """Logits [n, V] of a new sequence, fed in the pieces that `cuts` makes, on the test's backend."""
+    return _RUN[_backend](model, tokens, cuts)
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, what: object = "") -> None:

@@ -38,7 +38,8 @@ class NativeNetwork:
         self.model = model
         self.config: ModelConfig = model.config
         self.numerics: Numerics = model.numerics
-        self.runtime = _native.Runtime(threads=threads, isa=isa, exact=not model.numerics.activations if exact is None else exact)
+        exact = not model.numerics.activations if exact is None else exact
+        self.runtime = _native.Runtime(threads=threads, isa=isa, exact=exact)
         self._network = _native.Network(self.runtime, _shape(model))
         for block in model.layers:
             assert isinstance(block, Block)

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.cache import CacheFormat, CacheLayout, PagePool
+from foveal.cache import Sequence as CachedSequence
 from foveal.config import ModelConfig, YarnScaling
+from foveal.engine.native import NativeNetwork
 from foveal.formats import Weight
 from foveal.model import PlainState, Segment, SequenceState, Transformer
-from foveal.ops import Backend, Numerics, reference
+from foveal.ops import Backend, Numerics, cpu, reference
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -152,6 +155,29 @@ def logits(model: Transformer, tokens: Tensor, cuts: Sequence[int] = ()) -> Tens
     """Logits [n, V] of a new sequence, fed in the pieces that `cuts` makes."""
     with torch.inference_mode():
         return model.logits(forward(model, tokens, PlainState(model.config), cuts))
+
+
+def cpu_logits(model: Transformer, tokens: Tensor, cuts: Sequence[int] = ()) -> Tensor:
+    """The same with the operations of `foveal.ops.cpu`, one by one."""
+    parts = [module for module in model.modules() if hasattr(module, "ops")]
+    before = [module.ops for module in parts]
+    for module in parts:
+        module.ops = cpu
+    try:
+        return logits(model, tokens, cuts)
+    finally:
+        for module, ops in zip(parts, before, strict=True):
+            module.ops = ops
+
+
+def native_logits(model: Transformer, tokens: Tensor, cuts: Sequence[int] = ()) -> Tensor:
+    """The same in one native call a piece, on a sequence in fp32 pages."""
+    network = NativeNetwork(model)
+    layout = CacheLayout(model.config, CacheFormat(kv="fp32", index="fp32"))
+    state = CachedSequence(PagePool(layout), dtype=torch.float32)
+    with torch.inference_mode():
+        parts = tokens.split(pieces(len(tokens), cuts))
+        return torch.cat([network.logits(network(part, [Segment(state, len(part))])) for part in parts])
 
 
 def same_weight(one: Weight, other: Weight) -> bool:

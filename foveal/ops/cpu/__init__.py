@@ -13,9 +13,9 @@ from foveal.ops.cpu.rows import (
     hyper_head,
     hyper_post,
     hyper_pre,
-    query,
     quantize_index,
     quantize_kv,
+    query,
     rms_norm,
     rotate,
 )

@@ -1,0 +1,32 @@
+"""Writes foveal/_native.pyi from the built module: python native/make_stub.py. Arrays are typed as torch tensors."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+TARGET = Path(__file__).resolve().parent.parent / "foveal" / "_native.pyi"
+ARRAY = re.compile(r"Annotated\[NDArray(?:\[[^\]]*\])?, dict\((?:[^()]|\([^()]*\))*\)\]")
+BARE = {"dict": "dict[str, Any]", "list": "list[Any]", "tuple": "tuple[Any, ...]"}
+
+
+def main() -> None:
+    """Generate, then name the arrays."""
+    out = TARGET.with_suffix(".tmp")
+    subprocess.run([sys.executable, "-m", "nanobind.stubgen", "-m", "foveal._native", "-q", "-o", str(out)], check=True)
+    text = out.read_text(encoding="utf-8")
+    out.unlink()
+    text = ARRAY.sub("Tensor", text).replace("import numpy\nfrom numpy.typing import NDArray\n", "")
+    text = re.sub(
+        r"(?<=: |> |\w\[)(dict|list|tuple)(?=[,:)]|$)", lambda match: BARE[match[1]], text, flags=re.MULTILINE
+    )
+    text = text.replace("from typing import Annotated\n", "from typing import Any\n\nfrom torch import Tensor\n")
+    TARGET.write_text(text, encoding="utf-8")
+    for command in (["format", "-q"], ["check", "--fix", "-q"]):
+        subprocess.run([sys.executable, "-m", "ruff", *command, str(TARGET)], check=True)
+
+
+if __name__ == "__main__":
+    main()
