@@ -261,7 +261,7 @@ def index_scores(runtime: Runtime, query: Tensor, weights: Tensor, keys: IndexKe
     Scores of queries [n, I, ci] with weights [n, I] over all keys into out [n, keys], fp32.
     """
 
-def index_topk(runtime: Runtime, jobs: Sequence[tuple]) -> tuple[Any, ...]:
+def index_topk(runtime: Runtime, jobs: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     """
     For every job (query [n, I, ci], weights [n, I], keys, visible [n] int64, chosen [n, k] int32): the k best of
     the first visible[i] keys, ascending, then -1; ties take the lowest index. Returns how many keys were visible

@@ -20,7 +20,7 @@ def main() -> None:
     out.unlink()
     text = ARRAY.sub("Tensor", text).replace("import numpy\nfrom numpy.typing import NDArray\n", "")
     text = re.sub(
-        r"(?<=: |> |.\[)(dict|list|tuple)(?=[,:)]|$)", lambda match: BARE[match[1]], text, flags=re.MULTILINE
+        r"(?<=: |> |.\[)(dict|list|tuple)(?=[],:)]|$)", lambda match: BARE[match[1]], text, flags=re.MULTILINE
     )
     text = text.replace("from typing import Annotated\n", "from typing import Any\n\nfrom torch import Tensor\n")
     TARGET.write_text(text, encoding="utf-8")
