@@ -75,12 +75,16 @@ void group(const Job& job, const Decoded<Arithmetic>& decoded, std::int64_t row,
 
 FOVEAL_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
+FOVEAL_INLINE std::int64_t decoded_rows(std::int64_t row_bytes) {
+  const std::int64_t rows = kDecodedBytes / row_bytes / kRowGroup * kRowGroup;
+  return rows < kRowGroup ? kRowGroup : rows;
+}
+
 template <class D, class Arithmetic, int Terms>
 void many_tokens(const Job& job) {
   using Element = typename D::Element;
   const std::int64_t steps = (job.weight.columns + kStep - 1) / kStep;
-  std::int64_t rows = kDecodedBytes / (steps * kStep * (std::int64_t)sizeof(Element)) / kRowGroup * kRowGroup;
-  rows = smaller(rows < kRowGroup ? kRowGroup : rows, (job.last - job.first + 3) / 4 * 4);
+  const std::int64_t rows = smaller(decoded_rows(steps * kStep * (std::int64_t)sizeof(Element)), (job.last - job.first + 3) / 4 * 4);
   Arena::Scope scope(job.scratch);
   Decoded<Arithmetic> decoded{job.scratch.take<Element>(rows * steps * kStep), steps, 0};
   F* waiting = job.scratch.take<F>(kRowGroup * kTokenGroup);
@@ -126,6 +130,8 @@ void multiply(const Matrix& weight, std::int64_t first, std::int64_t last, const
   }
 }
 
+std::int64_t block_rows(const Layout& layout) { return decoded_rows(layout.steps() * layout.step_bytes() / layout.terms); }
+
 std::int64_t weight_row_bytes(const Matrix& weight) {
   switch (weight.format) {
     case Format::kF32: return 4 * weight.columns;
@@ -136,10 +142,12 @@ std::int64_t weight_row_bytes(const Matrix& weight) {
   return 0;
 }
 
+// Rates that a core reaches when the weight lies in its caches.
 std::int64_t product_cost(const Matrix& weight, std::int64_t rows, std::int64_t n, const Layout& layout) {
-  constexpr std::int64_t kBytesANanosecond = 20, kProductsANanosecond = 60;
-  const std::int64_t reading = rows * weight_row_bytes(weight) / kBytesANanosecond;
-  const std::int64_t adding = rows * weight.columns * n * layout.terms / (layout.half ? kProductsANanosecond : kProductsANanosecond / 3);
+  const std::int64_t bytes_a_nanosecond = weight.format == Format::kFP4 ? 35 : weight.format == Format::kFP8 ? 60 : 90;
+  const std::int64_t products_a_nanosecond = layout.half ? 150 / layout.terms : 50;
+  const std::int64_t reading = rows * weight_row_bytes(weight) / bytes_a_nanosecond;
+  const std::int64_t adding = rows * weight.columns * n / products_a_nanosecond;
   return reading > adding ? reading : adding;
 }
 

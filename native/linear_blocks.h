@@ -63,6 +63,9 @@ struct Output {
 void multiply(const Matrix& weight, std::int64_t first, std::int64_t last, const Layout& layout, const Input& x,
               std::int64_t n, const Output& y, Arena& scratch);
 
+// Rows that are decoded at a time for many tokens: less at once would read the activations more often than necessary.
+std::int64_t block_rows(const Layout& layout);
+
 // Bytes of one weight row, and about how long one core needs for `rows` of them times n tokens, in nanoseconds.
 std::int64_t weight_row_bytes(const Matrix& weight);
 std::int64_t product_cost(const Matrix& weight, std::int64_t rows, std::int64_t n, const Layout& layout);

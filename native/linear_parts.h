@@ -7,7 +7,7 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-constexpr std::int64_t kInlineNanoseconds = 12000;  // less work than this is not worth waking another thread
+constexpr std::int64_t kInlineNanoseconds = 6000;  // less work than this is not worth waking another thread
 constexpr std::int64_t kTaskNanoseconds = 10000;
 
 FOVEAL_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -37,13 +37,15 @@ FOVEAL_INLINE void run_tasks(Context& context, std::int64_t tasks, std::int64_t 
 FOVEAL_INLINE void run_parts(Context& context, Part* parts, std::int64_t count, std::int64_t n) {
   std::int64_t cost = 0, tasks = 0;
   for (std::int64_t i = 0; i < count; ++i) cost += product_cost(*parts[i].weight, parts[i].rows, n, parts[i].layout);
-  // Enough tasks to even out the threads' speeds, few enough to keep streams long and decoded blocks busy.
-  const std::int64_t wanted = at_least(kTaskNanoseconds, at_most(cost / (8 * context.pool.threads()), 16 * kTaskNanoseconds));
+  // Enough tasks to even out the threads' speeds; long streams for few tokens, whole decoded blocks for many.
+  const std::int64_t share = cost / (8 * context.pool.threads());
+  const std::int64_t wanted = at_least(kTaskNanoseconds, n > kFewTokens ? share : at_most(share, 16 * kTaskNanoseconds));
   for (std::int64_t i = 0; i < count; ++i) {
     Part& part = parts[i];
     const std::int64_t mine = at_least(1, product_cost(*part.weight, part.rows, n, part.layout));
-    part.block = at_least(8, part.rows * wanted / mine / 8 * 8);
-    if (n > kFewTokens) part.block = at_most(part.block, 128);
+    const std::int64_t multiple = n > kFewTokens ? 16 : 8;
+    part.block = at_least(multiple, part.rows * wanted / mine / multiple * multiple);
+    if (n > kFewTokens) part.block = at_most(part.block, block_rows(part.layout));
     part.tasks = ceil_div(part.rows, part.block);
     tasks += part.tasks;
   }

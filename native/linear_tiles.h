@@ -179,20 +179,22 @@ FOVEAL_INLINE void decode_rows(const Matrix& weight, std::int64_t row, std::int6
   using V = typename D::V;
   D d(weight, row);
   const std::int64_t whole = weight.columns / kStep;
-  for (std::int64_t s = 0; s < to.steps; ++s) {
-    D::enter(d, s);
-    const std::int64_t chunk = s / to.kChunkSteps;
-    typename D::Element* out = to.at(chunk, place) + s % to.kChunkSteps * kStep;
-    const std::int64_t stride = to.chunk_steps(chunk) * kStep;
+  for (std::int64_t chunk = 0; chunk < to.chunks(); ++chunk) {
+    const std::int64_t first = chunk * to.kChunkSteps, steps = to.chunk_steps(chunk);
+    typename D::Element* out = to.at(chunk, place);
+    for (std::int64_t s = 0; s < steps; ++s, out += kStep) {
+      D::enter(d, first + s);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      V w[D::kVectors];
-      if (s < whole)
-        D::load_step(d, r, s, w);
-      else
-        D::load_tail(d, r, s, w);
+      for (int r = 0; r < R; ++r) {
+        V w[D::kVectors];
+        if (first + s < whole)
+          D::load_step(d, r, first + s, w);
+        else
+          D::load_tail(d, r, first + s, w);
 #pragma GCC unroll 4
-      for (int v = 0; v < D::kVectors; ++v) std::memcpy(out + r * stride + v * D::kElements, &w[v], sizeof w[v]);
+        for (int v = 0; v < D::kVectors; ++v)
+          std::memcpy(out + r * steps * kStep + v * D::kElements, &w[v], sizeof w[v]);
+      }
     }
   }
 }
