@@ -1,7 +1,7 @@
 // Rows of the cache made ready for a tile: decoded where they must be, and laid out for the weighted sums.
 //
-// What is special here: BF16 rows are multiplied with the queries where they lie in the cache; only the weighted sums get a
-// copy, in which the numbers of two rows alternate. Machines without BF16 dot products work on fp32 copies of the rows.
+// What is special here: BF16 rows are multiplied with the queries where they lie in the cache; only the weighted sums
+// get a copy, in which the numbers of two rows alternate. Machines without BF16 dot products work on fp32 copies.
 #pragma once
 
 #include "attend_tile.h"
@@ -73,10 +73,13 @@ FOVEAL_INLINE bool decode_block(const std::uint8_t* from, std::uint8_t e8m0, std
   const __m512i seven = _mm512_set1_epi8(0x7f);
   if (_mm512_cmpeq_epi8_mask(_mm512_and_si512(raw, seven), seven) != 0) return false;
   const __m512i code = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), raw);
-  const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kE4M3.low), code, _mm512_load_si512(kE4M3.low + 64));
-  const __m512i plain = _mm512_permutex2var_epi8(_mm512_load_si512(kE4M3.high), code, _mm512_load_si512(kE4M3.high + 64));
+  const auto look_up = [&](const std::uint8_t* table) __attribute__((always_inline)) {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), code, _mm512_load_si512(table + 64));
+  };
+  const __m512i low = look_up(kE4M3.low), plain = look_up(kE4M3.high);
   const __m512i high = _mm512_ternarylogic_epi32(code, _mm512_set1_epi8(-128), plain, 0xea);  // (a & b) | c
-  const __m512i power = _mm512_set1_epi16(static_cast<short>((e8m0 - 127) * 128)), magnitude = _mm512_set1_epi16(0x7fff);
+  const __m512i power = _mm512_set1_epi16(static_cast<short>((e8m0 - 127) * 128));
+  const __m512i magnitude = _mm512_set1_epi16(0x7fff);
   const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
   _mm512_storeu_si512(to, _mm512_mask_add_epi16(first, _mm512_test_epi16_mask(first, magnitude), first, power));
   _mm512_storeu_si512(to + 32, _mm512_mask_add_epi16(second, _mm512_test_epi16_mask(second, magnitude), second, power));
@@ -113,7 +116,8 @@ FOVEAL_INLINE F widen_part(const std::uint16_t* from, std::int64_t count) {
 }
 
 // A row into blocks [width / 64 rounded up][kTileRows][64] at row `at`; channels from `width` on are 0.
-void spread_floats(const std::uint8_t* from, const RowShape& shape, std::uint16_t* decoded, std::int64_t at, float* to) {
+void spread_floats(const std::uint8_t* from, const RowShape& shape, std::uint16_t* decoded, std::int64_t at,
+                   float* to) {
   const std::int64_t padded = round_up(shape.width, kBlock);
   const bool plain = shape.codec == Codec::kF32;
   if (shape.codec == Codec::kKvFP8 && from != nullptr) {
@@ -146,8 +150,8 @@ void make_tile(Floats, const std::uint8_t* const* rows, std::int64_t first, std:
 #if FOVEAL_AVX512
 // Rows a and b alternating, 64 channels of each, `count` of them there.
 FOVEAL_INLINE void interleave(const std::uint16_t* a, const std::uint16_t* b, std::int64_t count, std::uint8_t* to) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,  //
+                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (std::int64_t half = 0; half < 2 && 32 * half < count; ++half) {
     const std::int64_t there = least(32, count - 32 * half);

@@ -1,8 +1,9 @@
 // The two products of attention over one tile of rows: logits and weighted sums, and the softmax between them.
 //
-// What is special here: vectors run across the query heads of one or more tokens ("lanes"), so that a row of the cache is
-// multiplied where it lies, two BF16 channels at a time, and no sum ever crosses a vector. Every number is summed in one
-// order: over channels for a logit, over rows for an output, whatever else is computed beside it.
+// What is special here: vectors run across the query heads of one or more tokens ("lanes"), so that a row of the cache
+// is multiplied where it lies, two BF16 channels at a time, and no sum crosses a vector (but with very few heads).
+// Every number is summed in one order, over channels for a logit and over rows for an output, whatever else is computed
+// beside it.
 #pragma once
 
 #include "attend.h"
@@ -124,8 +125,8 @@ FOVEAL_INLINE void logits_rows(const Tile& tile, std::int64_t first, std::int64_
     logits_patch<Kind, R, N>(tile.key + r, offset, steps, query, lanes, fresh, logits + r * lanes);
 }
 
-// logits[r, lane] (+)= key r . query lane for rows [first, last), both multiples of kGroup, and vectors of 16 lanes that
-// cover `count` of them. `query` [elements, lanes] holds `elements` 4-byte elements of each lane.
+// logits[r, lane] (+)= key r . query lane for rows [first, last), both multiples of kGroup, and vectors of 16 lanes
+// that cover `count` of them. `query` [elements, lanes] holds `elements` 4-byte elements of each lane.
 template <class Kind>
 void add_logits(const Tile& tile, std::int64_t first, std::int64_t last, std::int64_t elements,
                 const std::uint32_t* query, std::int64_t lanes, std::int64_t count, bool fresh, float* logits) {
@@ -245,7 +246,8 @@ constexpr int kSumLanes = 2;
 #endif
 
 // sums[block, lane, 64] = sums * scale[lane] + sum over rows [first, last) of weight * value, for `count` lanes and the
-// blocks that hold `width` channels. `weights` [kTileRows / Kind::kNumbers, lanes]; block b of the sums begins at b * stride.
+// blocks that hold `width` channels. `weights` [kTileRows / Kind::kNumbers, lanes]; block b of the sums is at b *
+// stride.
 template <class Kind>
 void add_sums(const Tile& tile, std::int64_t first, std::int64_t last, std::int64_t width, const std::uint32_t* weights,
               std::int64_t lanes, std::int64_t count, const float* scale, float* sums, std::int64_t stride) {
@@ -257,7 +259,8 @@ void add_sums(const Tile& tile, std::int64_t first, std::int64_t last, std::int6
     std::int64_t m = 0;
     for (; m + kSumLanes <= count; m += kSumLanes)
       sums_lanes<Kind, kSumLanes>(weights + m, lanes, from, to, value, vectors, scale + m, out + m * kBlock);
-    for (; m < count; ++m) sums_lanes<Kind, 1>(weights + m, lanes, from, to, value, vectors, scale + m, out + m * kBlock);
+    for (; m < count; ++m)
+      sums_lanes<Kind, 1>(weights + m, lanes, from, to, value, vectors, scale + m, out + m * kBlock);
   }
 }
 

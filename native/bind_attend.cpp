@@ -1,7 +1,7 @@
 // Attention for Python: a job as an object that checks its arrays once, and jobs run together.
 //
-// What is special here: a job takes rows as the network has them (a ring and fresh rows, entries in pages), so that tests
-// reach the kernels' addressing; a plain tensor is the fresh rows of an empty past, and one page.
+// What is special here: a job takes rows as the network has them (a ring and fresh rows, entries in pages), so that
+// tests reach the kernels' addressing; a plain tensor is the fresh rows of an empty past, and one page.
 #include <nanobind/stl/optional.h>
 
 #include <map>
@@ -72,8 +72,9 @@ class AttendJob {
     const std::int64_t bytes = row_bytes(args.window_codec, args.width, 0), end = args.position + args.n;
     require(length >= 0 && length <= args.position, "`length` must be from 0 to the position of the first token");
     require(size(fresh_.nbytes()) == (end - length) * bytes,
-            "the fresh rows have " + text(size(fresh_.nbytes())) + " bytes; positions " + text(length) + " to " + text(end) +
-                " of " + text(args.width) + " channels as " + codec + " take " + text((end - length) * bytes));
+            "the fresh rows have " + text(size(fresh_.nbytes())) + " bytes; positions " + text(length) + " to " +
+                text(end) + " of " + text(args.width) + " channels as " + codec + " take " +
+                text((end - length) * bytes));
     const std::int64_t rows = past_ ? size(past_->nbytes()) / bytes : 0;
     const std::int64_t oldest = std::max<std::int64_t>(0, args.position - window_size + 1);
     require(!past_ || (size(past_->nbytes()) == rows * bytes && rows > 0 && (rows & (rows - 1)) == 0),
@@ -102,9 +103,8 @@ class AttendJob {
     entries.pages = pages_.data();
     args.ratio = ratio;
     if (!indices_) {
-      require(args.n == 0 || ratio == 0 || (args.position + args.n) / ratio <= count,
-              "the last token sees " + text(ratio == 0 ? 0 : (args.position + args.n) / ratio) + " entries; there are " +
-                  text(count));
+      const std::int64_t seen = args.n == 0 || ratio == 0 ? 0 : (args.position + args.n) / ratio;
+      require(seen <= count, "the last token sees " + text(seen) + " entries; there are " + text(count));
       return;
     }
     require(size(indices_->shape(0)) == args.n, "`indices` must have one row a token");
@@ -156,13 +156,14 @@ void attend(Runtime& runtime, const std::vector<const AttendJob*>& jobs) {
 constexpr const char* kJobText =
     "Attention of n consecutive tokens of one sequence: `query` [n, H, c] fp32, rotated; the first token stands at\n"
     "`position`; `out` [n, H, c]; `sink` [H]; `frequencies` [R / 2], radians a position.\n"
-    "Raw rows (`window_codec` \"f32\" or \"bf16\"): `fresh` holds positions `length` to position + n; older ones lie in\n"
-    "the ring `past`, position p in row p modulo its rows (a power of two). A token looks at the last `window_size`.\n"
-    "Entries (`entry_codec` \"f32\", \"bf16\" or \"fp8\"): entry s is slot s % per_page, from byte `offset` on, of pages[s //\n"
-    "per_page]; `count` of them, `rotary` rotary channels in FP8 ones. A token looks at its row of `indices` [n, k] int32\n"
-    "(ascending, then -1), else at the first (p + 1) // ratio (ratio 0: none).\n"
-    "`entry_mass` [trace, k or count] and `window_mass` [trace, W] get the weight summed over heads for the last `trace`\n"
-    "tokens. Raises ValueError for sizes that do not fit.";
+    "Raw rows (`window_codec` \"f32\" or \"bf16\"): `fresh` holds positions `length` to position + n; older ones lie\n"
+    "in the ring `past`, position p in row p modulo its rows (a power of two). A token looks at the last\n"
+    "`window_size`.\n"
+    "Entries (`entry_codec` \"f32\", \"bf16\" or \"fp8\"): entry s is slot s % per_page, from byte `offset` on, of\n"
+    "pages[s // per_page]; `count` of them, `rotary` rotary channels in FP8 ones. A token looks at its row of\n"
+    "`indices` [n, k] int32 (ascending, then -1), else at the first (p + 1) // ratio (ratio 0: none).\n"
+    "`entry_mass` [trace, k or count] and `window_mass` [trace, W] get the weight summed over heads for the last\n"
+    "`trace` tokens. Raises ValueError for sizes that do not fit.";
 
 }  // namespace
 
