@@ -52,22 +52,6 @@ FOVEAL_INLINE F relu(F v) { return max(zero(), v); }
 
 // ---------------------------------------------------------------- relu of the dot products of N heads with 64 keys
 
-// acc + sum of four products of bytes; on AVX2 products of pairs fit 16 bits: 2 * 192 * 48 < 32768.
-FOVEAL_INLINE I dot_small(I acc, B key, B query) {
-#if FOVEAL_AVX2
-  __m256i x[2], y[2], r[2];
-  std::memcpy(x, &key, 64);
-  std::memcpy(y, &query, 64);
-  std::memcpy(r, &acc, 64);
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int k = 0; k < 2; ++k)
-    r[k] = _mm256_add_epi32(r[k], _mm256_madd_epi16(_mm256_maddubs_epi16(x[k], y[k]), ones));
-  return load_as<I>(r);
-#else
-  return dot_int8(acc, key, query);
-#endif
-}
-
 // The sums of N heads with 64 keys: their start, and one step of them.
 template <int N>
 FOVEAL_INLINE void start(const Query& query, std::int64_t head, I (&acc)[N][kGroups]) {
@@ -79,11 +63,36 @@ FOVEAL_INLINE void add_step(const B (&key)[kGroups], const std::uint8_t* numbers
                             I (&acc)[N][kGroups]) {
   for (int h = 0; h < N; ++h) {
     const B q = (B)splat_int(load_as<std::int32_t>(numbers + (h * steps + step) * 4));
-    for (int g = 0; g < kGroups; ++g) acc[h][g] = dot_small(acc[h][g], key[g], q);
+    for (int g = 0; g < kGroups; ++g) acc[h][g] = dot_int8(acc[h][g], key[g], q);
   }
 }
 FOVEAL_INLINE F relu_float(I v) { return to_float(v > 0 ? v : I{}); }
 
+#if FOVEAL_AVX2
+// In half vectors, which this machine has: products of bytes in pairs fit 16 bits (2 * 192 * 48 < 32768).
+struct Integers {
+  template <int N>
+  FOVEAL_INLINE void dots(const std::uint8_t* keys, std::int64_t steps, const Query& query, std::int64_t head,
+                          F (&out)[N][kGroups]) {
+    static_assert(N == 1);
+    const __m256i ones = _mm256_set1_epi16(1);
+    const std::uint8_t* numbers = query.numbers + head * 4 * steps;
+    __m256i acc[2 * kGroups];
+    for (__m256i& sum : acc) sum = _mm256_set1_epi32(query.bias[head]);
+    for (std::int64_t s = 0; s < steps; ++s) {
+      const __m256i q = _mm256_set1_epi32(load_as<std::int32_t>(numbers + s * 4));
+      for (int i = 0; i < 2 * kGroups; ++i) {
+        const __m256i key = _mm256_loadu_si256((const __m256i*)(keys + s * kStepBytes) + i);
+        acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(_mm256_maddubs_epi16(key, q), ones));
+      }
+    }
+    __m256 sums[2 * kGroups];
+    for (int i = 0; i < 2 * kGroups; ++i)
+      sums[i] = _mm256_cvtepi32_ps(_mm256_max_epi32(acc[i], _mm256_setzero_si256()));
+    std::memcpy(&out[0], sums, sizeof sums);
+  }
+};
+#else
 struct Integers {
   template <int N>
   FOVEAL_INLINE void dots(const std::uint8_t* keys, std::int64_t steps, const Query& query, std::int64_t head,
@@ -100,6 +109,7 @@ struct Integers {
       for (int g = 0; g < kGroups; ++g) out[h][g] = relu_float(acc[h][g]);
   }
 };
+#endif
 
 struct Pairs {
   template <int N>
@@ -201,22 +211,15 @@ FOVEAL_INLINE bool least_scales(const std::uint8_t* pack, std::int64_t blocks, B
 #endif
 }
 
-// The bytes of 16 keys, each four times.
-FOVEAL_INLINE B spread(const B& bytes, int group) {
-#if FOVEAL_AVX512
-  const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)&bytes + group));
-  return (B)_mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x01010101));
-#else
-  U lanes;
-  for (int i = 0; i < kLanes; ++i) lanes[i] = bytes[group * kLanes + i] * 0x01010101u;
-  return (B)lanes;
-#endif
-}
-
 FOVEAL_INLINE F key_scale(const B& least, int group) {
 #if FOVEAL_AVX512
   const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)&least + group));
   return (F)_mm512_slli_epi32(lanes, 23);
+#elif FOVEAL_AVX2
+  const __m128i bytes = _mm_loadu_si128((const __m128i*)&least + group);
+  const __m256i lanes[2] = {_mm256_slli_epi32(_mm256_cvtepu8_epi32(bytes), 23),
+                            _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)), 23)};
+  return load_as<F>(lanes);
 #else
   U lanes;
   for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<std::uint32_t>(least[group * kLanes + i]) << 23;
@@ -249,7 +252,11 @@ FOVEAL_INLINE void unpack_pair(const std::uint8_t* from, const B (&shift)[kGroup
     _mm512_store_si512(to + kStepBytes + g * 64, _mm512_permutexvar_epi8(high, table));
   }
 }
-FOVEAL_INLINE B shift_of(const B& difference, int group) { return spread(difference << 4, group); }
+// The differences of 16 keys where a table index has them, each four times.
+FOVEAL_INLINE B shift_of(const B& difference, int group) {
+  const __m512i lanes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)&difference + group));
+  return (B)_mm512_mullo_epi32(lanes, _mm512_set1_epi32(0x10101010));
+}
 
 // For one token with one tile of heads: keys go from the pack through registers into the sums, bit for bit as by way of
 // memory. False (and nothing) when the page has other keys than integers.
@@ -288,35 +295,44 @@ FOVEAL_INLINE bool score_packed(const PackLayout& layout, const std::uint8_t* pa
   return true;
 }
 #else
-// Twice the value of each nibble, plus 12.
-FOVEAL_INLINE B look_up(B nibbles) {
+// Values shifted as numbers from 0 to 24, then given their bias: nothing crosses from one byte into the next.
 #if FOVEAL_AVX2
-  const __m256i table = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
-  __m256i halves[2];
-  std::memcpy(halves, &nibbles, 64);
-  for (__m256i& half : halves) half = _mm256_shuffle_epi8(table, half);
-  return load_as<B>(halves);
-#else
-  B values;
-  for (int i = 0; i < 64; ++i) values[i] = static_cast<std::uint8_t>(12 + kTwice[nibbles[i]]);
-  return values;
-#endif
+FOVEAL_INLINE void unpack_half(const std::uint8_t* from, __m256i shift, std::uint8_t* to) {
+  const __m256i table =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m256i nibble = _mm256_set1_epi8(15), raw = _mm256_loadu_si256((const __m256i*)from);
+  const __m256i zero_at = _mm256_sllv_epi32(_mm256_set1_epi32(0x0c0c0c0c), shift);
+  const __m256i bias = _mm256_sub_epi8(_mm256_set1_epi8(kKeyBias), zero_at);
+  const __m256i low = _mm256_shuffle_epi8(table, _mm256_and_si256(raw, nibble));
+  const __m256i high = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi32(raw, 4), nibble));
+  _mm256_storeu_si256((__m256i*)to, _mm256_add_epi8(_mm256_sllv_epi32(low, shift), bias));
+  _mm256_storeu_si256((__m256i*)(to + kStepBytes), _mm256_add_epi8(_mm256_sllv_epi32(high, shift), bias));
 }
-
-// Values shifted as numbers from 0 to 24: nothing crosses from one byte into the next.
 FOVEAL_INLINE void unpack_pair(const std::uint8_t* from, const B (&shift)[kGroups], std::uint8_t* to) {
-  for (int g = 0; g < kGroups; ++g) {
-    const B raw = load_as<B>(from + g * 64);
-    const U by = (U)shift[g] & 0xffu;
-    const B bias = (B)((kKeyBias - (12u << by)) * 0x01010101u);
-    const B low = (B)((U)look_up(raw & 15) << by) + bias;
-    const B high = (B)((U)look_up(raw >> 4) << by) + bias;
-    std::memcpy(to + g * 64, &low, 64);
-    std::memcpy(to + kStepBytes + g * 64, &high, 64);
-  }
+  __m256i by[2 * kGroups];
+  std::memcpy(by, shift, sizeof by);
+  for (int i = 0; i < 2 * kGroups; ++i) unpack_half(from + i * 32, by[i], to + i * 32);
 }
-FOVEAL_INLINE B shift_of(const B& difference, int group) { return spread(difference, group); }
+FOVEAL_INLINE B shift_of(const B& difference, int group) {
+  const __m128i bytes = _mm_loadu_si128((const __m128i*)&difference + group);
+  const __m256i lanes[2] = {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
+  return load_as<B>(lanes);
+}
+#else
+FOVEAL_INLINE void unpack_pair(const std::uint8_t* from, const B (&shift)[kGroups], std::uint8_t* to) {
+  for (int g = 0; g < kGroups; ++g)
+    for (int i = 0; i < 64; ++i) {
+      const int code = from[g * 64 + i], by = shift[g][i & ~3];
+      to[g * 64 + i] = static_cast<std::uint8_t>(kKeyBias + kTwice[code & 15] * (1 << by));
+      to[kStepBytes + g * 64 + i] = static_cast<std::uint8_t>(kKeyBias + kTwice[code >> 4] * (1 << by));
+    }
+}
+FOVEAL_INLINE B shift_of(const B& difference, int group) {
+  U lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = difference[group * kLanes + i];
+  return (B)lanes;
+}
+#endif
 template <int N>
 FOVEAL_INLINE bool score_packed(const PackLayout&, const std::uint8_t*, const Query&, F (&)[kGroups]) {
   return false;
