@@ -2,8 +2,7 @@
 //
 // What is special here: scoring and choosing are one pass; there is no matrix of scores. Keys are scored out of a *pack*,
 // a derived copy of a page's keys in the order the dot products want (FP4 keys as int8 operands, else as BF16 or fp32),
-// made when the keys are written and never saved. A pack also holds bounds of its keys, by which whole pages are passed
-// over when nothing in them can be among the best.
+// made when the keys are written and never saved. No key is passed over by bounds: docs/indexer.md says why.
 #pragma once
 
 #include "core.h"
@@ -40,7 +39,7 @@ struct TopkArgs {
   std::int32_t* chosen;  // [n, k] ascending, then -1
 };
 
-// How much of the work the bounds saved, in keys, since the counters were reset.
+// Keys that tokens could see, and those that were scored (a token that sees no more than k scores none).
 struct IndexCounters {
   std::int64_t seen;    // visible keys of all tokens
   std::int64_t scored;
@@ -48,7 +47,7 @@ struct IndexCounters {
 
 struct IndexOps {
   // Writes keys [first, last) of a page (slots, last <= shape.keys) into its pack from their bytes in the page
-  // (`page.at(slot)`, one page), and brings the bounds up to date. Slots are written in order; `first` 0 starts anew.
+  // (`page.at(slot)`, one page). Slots are written in order; `first` 0 starts anew.
   void (*pack)(const PackShape& shape, const Entries& page, std::int64_t first, std::int64_t last, std::uint8_t* pack);
   // The k best-scored visible keys, score = sum over heads of weight * relu(q . key); exact; ties take the lowest index.
   void (*topk)(Context& context, const TopkArgs* jobs, int count, IndexCounters* counters);

@@ -306,8 +306,9 @@ def test_closing_the_stream_cancels() -> None:
     assert list(engine.events(request)) == []
 
 
-def test_a_failing_request_does_not_take_others_down() -> None:
-    engine = BatchEngine(MockNetwork(counting))
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_failing_request_does_not_take_others_down(batched: bool) -> None:
+    engine = BatchEngine(MockNetwork(counting), batched=batched)
     bad = engine.submit(MockState(limit=3), ids("ab"), SamplingParams(max_tokens=9))
     good = engine.submit(MockState(), ids("ab"), SamplingParams(max_tokens=4))
     events = list(engine.events(bad))

@@ -255,17 +255,6 @@ def test_negative_scores_are_chosen_before_hidden_ones() -> None:
     assert chosen.tolist() == [[0, 2]]
 
 
-def test_native_top_k_agrees() -> None:
-    """The compiled selection, where it is built, picks what the reference picks."""
-    native = pytest.importorskip("foveal._native")
-    scores = torch.randint(-3, 4, (40, 90), generator=torch.Generator().manual_seed(0)).to(torch.float32)
-    visible = torch.randint(0, 91, (40,), generator=torch.Generator().manual_seed(1))
-    for k in (1, 7, 90):
-        ours = reference.index_topk(*exact_scores(scores), visible, k)
-        theirs = torch.as_tensor(np.asarray(native.topk_lowest(scores.numpy(), visible.numpy(), k)))
-        assert torch.equal(ours, theirs.to(torch.int64))
-
-
 # ---------------------------------------------------------------------- routing and experts
 
 

@@ -146,7 +146,8 @@ class BatchEngine:
         return _Result(logits, tuple(observer.traces) if observer is not None else ())
 
     def _run_together(self, plan: list[Work]) -> list[_Result]:
-        """All requests in one pass; for backends with batch-invariant kernels. A failure is everybody's."""
+        """All requests in one pass; for backends with batch-invariant kernels. After a failure, which leaves all states
+        as they were, each runs alone, so that it hits only those it concerns."""
         if not plan:
             return []
         observer = Observer() if any(work.last and work.request.trace for work in plan) else None
@@ -154,8 +155,8 @@ class BatchEngine:
             streams = self._forward(plan, observer)
             ends = torch.tensor([len(work.tokens) for work in plan]).cumsum(0) - 1
             logits = self.network.logits(streams[ends.to(streams.device)])
-        except Exception as error:
-            return [_Result(error=error) for _ in plan]
+        except Exception:
+            return [self._run_alone(work) for work in plan]
         return [
             _Result(
                 logits[place] if work.last else None,
