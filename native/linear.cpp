@@ -28,8 +28,8 @@ struct Layouts {
   }
 };
 
-void linear_chunk(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Product* products, int count,
-                  std::int64_t start, bool exact) {
+void linear_chunk(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Product* products,
+                  int count, std::int64_t start, bool exact) {
   const Arena::Scope scope(context.arena);
   Part* parts = context.arena.take<Part>(count);
   Layouts layouts;
@@ -37,15 +37,24 @@ void linear_chunk(Context& context, const float* x, std::int64_t n, std::int64_t
     const Product& product = products[i];
     const Layout layout = layout_for(*product.weight, product.simulate, product.precision, exact);
     const int which = layouts.add(layout);
-    parts[i] = {product.weight, 0, product.weight->rows, layout, {nullptr, which, nullptr}, {product.y + start * product.y_stride, product.y_stride, nullptr, false}, 0, 0};
+    parts[i] = {product.weight,
+                0,
+                product.weight->rows,
+                layout,
+                {nullptr, which, nullptr},
+                {product.y + start * product.y_stride, product.y_stride, nullptr, false},
+                0,
+                0};
   }
-  for (int i = 0; i < layouts.count; ++i) layouts.rows[i] = context.arena.take<std::uint8_t>(n * layouts.list[i].row_bytes());
+  for (int i = 0; i < layouts.count; ++i)
+    layouts.rows[i] = context.arena.take<std::uint8_t>(n * layouts.list[i].row_bytes());
   prepare_rows(context, x, n, x_stride, layouts.list, layouts.rows, layouts.count);
   for (int i = 0; i < count; ++i) parts[i].x = {layouts.rows[parts[i].x.stride], parts[i].layout.row_bytes(), nullptr};
   run_parts(context, parts, count, n);
 }
 
-void linear_as(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Product* products, int count, bool exact) {
+void linear_as(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Product* products,
+               int count, bool exact) {
   if (count == 0) return;
   for (std::int64_t start = 0; start < n; start += kChunk)
     linear_chunk(context, x + start * x_stride, at_most(kChunk, n - start), x_stride, products, count, start, exact);
@@ -60,8 +69,14 @@ void group_down(Context& context, const GroupedArgs& args, const float* heads, s
   prepare_rows(context, heads, n * args.groups, width, &layout, &prepared, 1);
   Part* parts = context.arena.take<Part>(args.groups);
   for (std::int64_t g = 0; g < args.groups; ++g)
-    parts[g] = {args.wo_a, g * rows, rows, layout, {prepared + g * layout.row_bytes(), args.groups * layout.row_bytes(), nullptr},
-                {latent + g * rows, args.wo_a->rows, nullptr, false}, 0, 0};
+    parts[g] = {args.wo_a,
+                g * rows,
+                rows,
+                layout,
+                {prepared + g * layout.row_bytes(), args.groups * layout.row_bytes(), nullptr},
+                {latent + g * rows, args.wo_a->rows, nullptr, false},
+                0,
+                0};
   run_parts(context, parts, args.groups, n);
 }
 
@@ -82,7 +97,8 @@ void grouped_output(Context& context, const GroupedArgs& args) {
 FOVEAL_INLINE float affinity_of(float x) { return __builtin_sqrtf(x > 20.0f ? x : ::log1pf(::expf(x))); }
 
 // The `active` largest of affinity + bias, descending, the lowest expert first among equals.
-void choose_best(const float* affinity, const float* bias, std::int64_t experts, std::int64_t active, std::int32_t* chosen) {
+void choose_best(const float* affinity, const float* bias, std::int64_t experts, std::int64_t active,
+                 std::int32_t* chosen) {
   for (std::int64_t a = 0; a < active; ++a) {
     std::int64_t best = -1;
     float most = 0.0f;
@@ -119,13 +135,15 @@ void route(Context& context, const RouteArgs& args) {
   linear_as(context, args.y, args.n, args.gate->columns, &product, 1, true);
   const std::int64_t each = 25 * experts, together = at_least(1, kTaskNanoseconds / each);
   run_tasks(context, ceil_div(args.n, together), args.n * each, [&](std::int64_t task, int) {
-    for (std::int64_t t = task * together; t < at_most(args.n, (task + 1) * together); ++t) route_token(args, t, affinity + t * experts);
+    for (std::int64_t t = task * together; t < at_most(args.n, (task + 1) * together); ++t)
+      route_token(args, t, affinity + t * experts);
   });
 }
 
 }  // namespace
 
-void linear(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Product* products, int count) {
+void linear(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Product* products,
+            int count) {
   linear_as(context, x, n, x_stride, products, count, false);
 }
 

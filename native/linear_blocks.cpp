@@ -54,7 +54,8 @@ void few_tokens(const Job& job) {
   rows = rows < 8 ? 8 : rows;
   for (std::int64_t row = job.first; row < job.last; row += rows) {
     const std::int64_t last = row + rows < job.last ? row + rows : job.last;
-    by_fours(0, job.n, [&](auto tokens, std::int64_t t) { stream_tokens<D, Terms, decltype(tokens)::value>(job, row, last, t); });
+    by_fours(0, job.n,
+             [&](auto tokens, std::int64_t t) { stream_tokens<D, Terms, decltype(tokens)::value>(job, row, last, t); });
   }
 }
 
@@ -68,8 +69,8 @@ void group(const Job& job, const Decoded<Arithmetic>& decoded, std::int64_t row,
       const std::uint8_t* x[kTokens];
       float* y[kTokens];
       pointers<kTokens>(job, t, x, y);
-      chunk_tile<Arithmetic, Terms, kTokens>(decoded, chunk, first, last, count, x, waiting + (t - start) * kRowGroup, y,
-                                             row - job.first, job.y.add);
+      chunk_tile<Arithmetic, Terms, kTokens>(decoded, chunk, first, last, count, x, waiting + (t - start) * kRowGroup,
+                                             y, row - job.first, job.y.add);
     });
 }
 
@@ -84,7 +85,8 @@ template <class D, class Arithmetic, int Terms>
 void many_tokens(const Job& job) {
   using Element = typename D::Element;
   const std::int64_t steps = (job.weight.columns + kStep - 1) / kStep;
-  const std::int64_t rows = smaller(decoded_rows(steps * kStep * (std::int64_t)sizeof(Element)), (job.last - job.first + 3) / 4 * 4);
+  const std::int64_t rows =
+      smaller(decoded_rows(steps * kStep * (std::int64_t)sizeof(Element)), (job.last - job.first + 3) / 4 * 4);
   Arena::Scope scope(job.scratch);
   Decoded<Arithmetic> decoded{job.scratch.take<Element>(rows * steps * kStep), steps, 0};
   F* waiting = job.scratch.take<F>(kRowGroup * kTokenGroup);
@@ -109,35 +111,48 @@ void multiply_as(const Job& job) {
 
 }  // namespace
 
-void multiply(const Matrix& weight, std::int64_t first, std::int64_t last, const Layout& layout, const Input& x, std::int64_t n,
-              const Output& y, Arena& scratch) {
+void multiply(const Matrix& weight, std::int64_t first, std::int64_t last, const Layout& layout, const Input& x,
+              std::int64_t n, const Output& y, Arena& scratch) {
   if (n == 0 || first >= last) return;
   const Job job{weight, first, last, x, n, y, scratch};
 #if FOVEAL_AVX512
   if (layout.half) switch (weight.format) {
-      case Format::kFP4: return layout.terms == 2 ? multiply_as<HalfFP4, Half, 2>(job) : multiply_as<HalfFP4, Half, 1>(job);
-      case Format::kFP8: return layout.terms == 2 ? multiply_as<HalfFP8, Half, 2>(job) : multiply_as<HalfFP8, Half, 1>(job);
-      default: return layout.terms == 2 ? multiply_as<HalfBF16, Half, 2>(job) : multiply_as<HalfBF16, Half, 1>(job);
+      case Format::kFP4:
+        return layout.terms == 2 ? multiply_as<HalfFP4, Half, 2>(job) : multiply_as<HalfFP4, Half, 1>(job);
+      case Format::kFP8:
+        return layout.terms == 2 ? multiply_as<HalfFP8, Half, 2>(job) : multiply_as<HalfFP8, Half, 1>(job);
+      default:
+        return layout.terms == 2 ? multiply_as<HalfBF16, Half, 2>(job) : multiply_as<HalfBF16, Half, 1>(job);
     }
 #else
   (void)layout;
 #endif
   switch (weight.format) {
-    case Format::kF32: return multiply_as<WideF32, Wide, 1>(job);
-    case Format::kBF16: return multiply_as<WideBF16, Wide, 1>(job);
-    case Format::kFP8: return multiply_as<WideFP8, Wide, 1>(job);
-    case Format::kFP4: return multiply_as<WideFP4, Wide, 1>(job);
+    case Format::kF32:
+      return multiply_as<WideF32, Wide, 1>(job);
+    case Format::kBF16:
+      return multiply_as<WideBF16, Wide, 1>(job);
+    case Format::kFP8:
+      return multiply_as<WideFP8, Wide, 1>(job);
+    case Format::kFP4:
+      return multiply_as<WideFP4, Wide, 1>(job);
   }
 }
 
-std::int64_t block_rows(const Layout& layout) { return decoded_rows(layout.steps() * layout.step_bytes() / layout.terms); }
+std::int64_t block_rows(const Layout& layout) {
+  return decoded_rows(layout.steps() * layout.step_bytes() / layout.terms);
+}
 
 std::int64_t weight_row_bytes(const Matrix& weight) {
   switch (weight.format) {
-    case Format::kF32: return 4 * weight.columns;
-    case Format::kBF16: return 2 * weight.columns;
-    case Format::kFP8: return weight.columns;
-    case Format::kFP4: return weight.columns / 2 + (weight.columns + 31) / 32;
+    case Format::kF32:
+      return 4 * weight.columns;
+    case Format::kBF16:
+      return 2 * weight.columns;
+    case Format::kFP8:
+      return weight.columns;
+    case Format::kFP4:
+      return weight.columns / 2 + (weight.columns + 31) / 32;
   }
   return 0;
 }

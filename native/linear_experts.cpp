@@ -1,7 +1,8 @@
 // The experts: tokens sorted by expert, two parallel regions, no weight of an expert that nobody chose is touched.
 //
-// What is special here: the first region takes w1 and w3 together and leaves SwiGLU's result already quantised and permuted
-// for w2; the second lets one thread own some output channels of all tokens, so that experts add up in ascending order.
+// What is special here: the first region takes w1 and w3 together and leaves SwiGLU's result already quantised and
+// permuted for w2; the second lets one thread own some output channels of all tokens, so that experts add up in
+// ascending order.
 #include "linear.h"
 #include "linear_parts.h"
 
@@ -18,7 +19,7 @@ struct Group {
   const std::int32_t* tokens;   // of this group, or null: all
   const float* weights;         // one for each, or null: 1
   std::int64_t count;
-  std::uint8_t* z;              // [count] rows for w2
+  std::uint8_t* z;  // [count] rows for w2
   std::int64_t tasks;
 };
 
@@ -76,9 +77,9 @@ void outer(const Group* groups, std::int64_t count, std::int64_t first, std::int
 }
 
 struct Sorted {
-  std::int32_t* tokens;   // [n * A], by expert, then by token
-  float* weights;         // [n * A]
-  std::int64_t* starts;   // [E + 1]
+  std::int32_t* tokens;  // [n * A], by expert, then by token
+  float* weights;        // [n * A]
+  std::int64_t* starts;  // [E + 1]
 };
 
 // A counting sort: stable, so that an expert sees its tokens in order.
@@ -86,7 +87,8 @@ Sorted sort_by_expert(Context& context, const ExpertsArgs& args, std::int64_t st
   const std::int64_t pairs = n * args.active;
   const std::int32_t* chosen = args.chosen + start * args.active;
   const float* weights = args.weights + start * args.active;
-  Sorted sorted{context.arena.take<std::int32_t>(pairs), context.arena.take<float>(pairs), context.arena.take<std::int64_t>(args.experts + 1)};
+  Sorted sorted{context.arena.take<std::int32_t>(pairs), context.arena.take<float>(pairs),
+                context.arena.take<std::int64_t>(args.experts + 1)};
   std::int64_t* next = context.arena.take<std::int64_t>(args.experts + 1);
   for (std::int64_t e = 0; e <= args.experts; ++e) sorted.starts[e] = 0;
   for (std::int64_t i = 0; i < pairs; ++i) ++sorted.starts[chosen[i] + 1];
@@ -100,13 +102,22 @@ Sorted sort_by_expert(Context& context, const ExpertsArgs& args, std::int64_t st
   return sorted;
 }
 
-Group make_group(Context& context, const ExpertsArgs& args, Prepared& prepared, const Matrix* w1, const Matrix* w2, const Matrix* w3,
-                 const std::int32_t* tokens, const float* weights, std::int64_t count, std::int64_t n) {
-  Group group{w1, w2, w3,
+Group make_group(Context& context, const ExpertsArgs& args, Prepared& prepared, const Matrix* w1, const Matrix* w2,
+                 const Matrix* w3, const std::int32_t* tokens, const float* weights, std::int64_t count,
+                 std::int64_t n) {
+  Group group{w1,
+              w2,
+              w3,
               layout_for(*w1, args.simulate, args.precision, false),
               layout_for(*w3, args.simulate, args.precision, false),
               layout_for(*w2, args.simulate, args.precision, false),
-              nullptr, nullptr, tokens, weights, count, nullptr, ceil_div(w1->rows, kQuantBlock)};
+              nullptr,
+              nullptr,
+              tokens,
+              weights,
+              count,
+              nullptr,
+              ceil_div(w1->rows, kQuantBlock)};
   group.x1 = prepared.find(context, group.in1, n);
   group.x3 = prepared.find(context, group.in3, n);
   group.z = context.arena.take<std::uint8_t>(count * group.mid.row_bytes());
@@ -122,7 +133,8 @@ std::int64_t region_cost(const Group* groups, std::int64_t count, bool first) {
   return cost;
 }
 
-void run_groups(Context& context, const ExpertsArgs& args, const Group* groups, std::int64_t count, std::int64_t n, float* out) {
+void run_groups(Context& context, const ExpertsArgs& args, const Group* groups, std::int64_t count, std::int64_t n,
+                float* out) {
   std::int64_t tasks = 0;
   for (std::int64_t g = 0; g < count; ++g) tasks += groups[g].tasks;
   run_tasks(context, tasks, region_cost(groups, count, true), [&](std::int64_t task, int thread) {
@@ -148,11 +160,12 @@ void experts_chunk(Context& context, const ExpertsArgs& args, std::int64_t start
   for (std::int64_t e = 0; e < args.experts; ++e) {
     const std::int64_t first = sorted.starts[e], mine = sorted.starts[e + 1] - first;
     if (mine > 0)
-      groups[count++] = make_group(context, args, prepared, args.w1 + e, args.w2 + e, args.w3 + e, sorted.tokens + first,
-                                   sorted.weights + first, mine, n);
+      groups[count++] = make_group(context, args, prepared, args.w1 + e, args.w2 + e, args.w3 + e,
+                                   sorted.tokens + first, sorted.weights + first, mine, n);
   }
   if (args.shared1)
-    groups[count++] = make_group(context, args, prepared, args.shared1, args.shared2, args.shared3, nullptr, nullptr, n, n);
+    groups[count++] =
+        make_group(context, args, prepared, args.shared1, args.shared2, args.shared3, nullptr, nullptr, n, n);
   if (count == 0) return;
   const std::int64_t d = groups[0].w1->columns;
   prepare_rows(context, args.y + start * d, n, d, prepared.list, prepared.rows, prepared.count);

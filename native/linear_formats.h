@@ -1,8 +1,8 @@
 // How weights become vectors: one decoder for each format and arithmetic.
 //
 // What is special here: a decoder delivers 64 columns of a row a step, in whatever order is cheapest, scales included;
-// activations are permuted to that order once instead (linear_input.h). FP8 and FP4 codes are looked up in tables of BF16
-// numbers that already carry the block's scale, so that scaling costs nothing and zero stays zero.
+// activations are permuted to that order once instead (linear_input.h). FP8 and FP4 codes are looked up in tables of
+// BF16 numbers that already carry the block's scale, so that scaling costs nothing and zero stays zero.
 #pragma once
 
 #include "linear_blocks.h"
@@ -292,7 +292,8 @@ struct HalfFP8 : Half {
   FOVEAL_INLINE void decode(const HalfFP8& d, __m512i codes, H* w) {
     const __m512i magnitude = _mm512_permutex2var_epi8(d.high0, codes, d.high1);  // looks at 7 bits of a code
     const __m512i low = _mm512_permutex2var_epi8(d.low0, codes, d.low1);
-    const __m512i high = _mm512_ternarylogic_epi32(codes, _mm512_set1_epi8((char)0x80), magnitude, 0xea);  // (a & b) | c
+    const __m512i high =
+        _mm512_ternarylogic_epi32(codes, _mm512_set1_epi8((char)0x80), magnitude, 0xea);  // (a & b) | c
     w[0] = (H)_mm512_unpacklo_epi8(low, high);
     w[1] = (H)_mm512_unpackhi_epi8(low, high);
   }
@@ -322,9 +323,9 @@ struct HalfFP4 : Half {
   FOVEAL_INLINE void enter(const HalfFP4&, std::int64_t) {}
   FOVEAL_INLINE void decode(__m256i codes, std::uint8_t first, std::uint8_t second, H* w) {
     const __m512i words = _mm512_cvtepu8_epi16(codes);
-    const __m512i table = _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm256_load_si256((const __m256i*)kFP4Tables.words[first])),
-        _mm256_load_si256((const __m256i*)kFP4Tables.words[second]), 1);
+    const __m512i table =
+        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_load_si256((const __m256i*)kFP4Tables.words[first])),
+                           _mm256_load_si256((const __m256i*)kFP4Tables.words[second]), 1);
     const __m512i upper = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);  // second block's half
     const __m512i even = _mm512_ternarylogic_epi32(words, _mm512_set1_epi16(15), upper, 0xea);   // (a & b) | c
     const __m512i odd = _mm512_or_si512(_mm512_srli_epi16(words, 4), upper);

@@ -136,7 +136,9 @@ void prepare(const Layout& layout, const float* x, std::int64_t first, std::int6
     if (layout.simulate || layout.round || here < kQuantBlock) {
       for (int v = 0; v < 8; ++v) {
         const std::int64_t some = here - kLanes * v;
-        store(block + kLanes * v, some >= kLanes ? load(from + kLanes * v) : some > 0 ? load_some(from + kLanes * v, some) : zero());
+        store(block + kLanes * v, some >= kLanes ? load(from + kLanes * v)
+                                  : some > 0     ? load_some(from + kLanes * v, some)
+                                                 : zero());
       }
       if (layout.simulate) quantize_block(block, 8);
       if (layout.round)

@@ -39,7 +39,8 @@ FOVEAL_INLINE void run_parts(Context& context, Part* parts, std::int64_t count, 
   for (std::int64_t i = 0; i < count; ++i) cost += product_cost(*parts[i].weight, parts[i].rows, n, parts[i].layout);
   // Enough tasks to even out the threads' speeds; long streams for few tokens, whole decoded blocks for many.
   const std::int64_t share = cost / (8 * context.pool.threads());
-  const std::int64_t wanted = at_least(kTaskNanoseconds, n > kFewTokens ? share : at_most(share, 16 * kTaskNanoseconds));
+  const std::int64_t wanted =
+      at_least(kTaskNanoseconds, n > kFewTokens ? share : at_most(share, 16 * kTaskNanoseconds));
   for (std::int64_t i = 0; i < count; ++i) {
     Part& part = parts[i];
     const std::int64_t mine = at_least(1, product_cost(*part.weight, part.rows, n, part.layout));
@@ -61,8 +62,8 @@ FOVEAL_INLINE void run_parts(Context& context, Part* parts, std::int64_t count, 
 }
 
 // Prepares rows t of x (x_stride floats apart) for each layout: to[i] + t * layouts[i].row_bytes().
-FOVEAL_INLINE void prepare_rows(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Layout* layouts,
-                                std::uint8_t* const* to, std::int64_t count) {
+FOVEAL_INLINE void prepare_rows(Context& context, const float* x, std::int64_t n, std::int64_t x_stride,
+                                const Layout* layouts, std::uint8_t* const* to, std::int64_t count) {
   constexpr std::int64_t kNumbersANanosecond = 4;
   const std::int64_t each = at_least(1, layouts[0].columns * count / kNumbersANanosecond);
   const std::int64_t together = at_least(1, kTaskNanoseconds / each);
@@ -75,7 +76,8 @@ FOVEAL_INLINE void prepare_rows(Context& context, const float* x, std::int64_t n
 
 }  // namespace
 
-void linear(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Product* products, int count);
+void linear(Context& context, const float* x, std::int64_t n, std::int64_t x_stride, const Product* products,
+            int count);
 void experts(Context& context, const ExpertsArgs& args);
 
 }  // namespace foveal::FOVEAL_ISA

@@ -9,8 +9,8 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-// acc[r * T + t]: row r of the decoder times token t, over `steps` whole steps and, with `tail`, one that is cut short; on
-// top of `from` unless that is null. `ahead` rows further on, what will be needed next is fetched.
+// acc[r * T + t]: row r of the decoder times token t, over `steps` whole steps and, with `tail`, one that is cut short;
+// on top of `from` unless that is null. `ahead` rows further on, what will be needed next is fetched.
 template <class D, int Terms, int R, int T>
 FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint8_t* const* tokens, std::int64_t ahead,
                             const F* from, F* acc) {
@@ -40,8 +40,8 @@ FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint
         for (int t = 0; t < T; ++t)
 #pragma GCC unroll 2
           for (int term = 0; term < Terms; ++term)
-            sums[r * T + t] = D::dot(sums[r * T + t], w[v],
-                                     load_as<V>(x[t] + ((s * kVectors + v) * Terms + term) * D::kElements));
+            sums[r * T + t] =
+                D::dot(sums[r * T + t], w[v], load_as<V>(x[t] + ((s * kVectors + v) * Terms + term) * D::kElements));
     }
   };
   for (std::int64_t s = 0; s < steps; ++s) {
@@ -50,7 +50,8 @@ FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint
       D::load_step(d, r, at, w);
     });
   }
-  if (tail) step(steps, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) { D::load_tail(d, r, at, w); });
+  if (tail)
+    step(steps, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) { D::load_tail(d, r, at, w); });
 #pragma GCC unroll 16
   for (int i = 0; i < R * T; ++i) acc[i] = sums[i];
 }
@@ -133,7 +134,7 @@ FOVEAL_INLINE std::int64_t stream_tile(const Matrix& weight, std::int64_t row, s
   F acc[R * T];
   D d(weight, row);
   run_tile<D, Terms, R, T>(d, weight.columns / kStep, weight.columns % kStep != 0, x, row + 2 * R <= last ? R : 0,
-                            nullptr, acc);
+                           nullptr, acc);
   put<R, T>(acc, R, y, row - first, add);
   return row + R;
 }
@@ -154,8 +155,8 @@ void stream(const Matrix& weight, std::int64_t first, std::int64_t row, std::int
   }
 }
 
-// Decoded rows, in chunks of columns that fit the first-level cache together with the activations they meet: chunk after
-// chunk, in each row after row, zeros up to whole steps and up to `padded` rows.
+// Decoded rows, in chunks of columns that fit the first-level cache together with the activations they meet: chunk
+// after chunk, in each row after row, zeros up to whole steps and up to `padded` rows.
 template <class Arithmetic>
 struct Decoded {
   using Element = typename Arithmetic::Element;
@@ -175,7 +176,8 @@ struct Decoded {
 
 // Decodes R rows from `row` on into places `place` and following.
 template <class D, class Arithmetic, int R>
-FOVEAL_INLINE void decode_rows(const Matrix& weight, std::int64_t row, std::int64_t place, const Decoded<Arithmetic>& to) {
+FOVEAL_INLINE void decode_rows(const Matrix& weight, std::int64_t row, std::int64_t place,
+                               const Decoded<Arithmetic>& to) {
   using V = typename D::V;
   D d(weight, row);
   const std::int64_t whole = weight.columns / kStep;
@@ -215,15 +217,17 @@ void decode_block(const Matrix& weight, std::int64_t row, std::int64_t count, co
       std::memset(to.at(chunk, i), 0, (std::size_t)(to.chunk_steps(chunk) * kStep) * sizeof(*to.data));
 }
 
-// One chunk of columns: decoded rows [first, last) times T tokens. Sums wait in `waiting` from one chunk to the next, and
-// after the last one go to y.
+// One chunk of columns: decoded rows [first, last) times T tokens. Sums wait in `waiting` from one chunk to the next,
+// and after the last one go to y.
 template <class Arithmetic, int Terms, int T>
-void chunk_tile(const Decoded<Arithmetic>& rows, std::int64_t chunk, std::int64_t first, std::int64_t last, std::int64_t count,
-                const std::uint8_t* const* x, F* waiting, float* const* y, std::int64_t at, bool add) {
+void chunk_tile(const Decoded<Arithmetic>& rows, std::int64_t chunk, std::int64_t first, std::int64_t last,
+                std::int64_t count, const std::uint8_t* const* x, F* waiting, float* const* y, std::int64_t at,
+                bool add) {
   using Element = typename Arithmetic::Element;
   const std::int64_t steps = rows.chunk_steps(chunk);
   const std::uint8_t* tokens[T];
-  for (int t = 0; t < T; ++t) tokens[t] = x[t] + chunk * rows.kChunkSteps * kStep * Terms * (std::int64_t)sizeof(Element);
+  for (int t = 0; t < T; ++t)
+    tokens[t] = x[t] + chunk * rows.kChunkSteps * kStep * Terms * (std::int64_t)sizeof(Element);
   for (std::int64_t r = first; r < last; r += 4, waiting += 4 * T) {
     Ready<Arithmetic> ready(rows.at(chunk, r), steps * kStep);
     if (chunk + 1 < rows.chunks()) {
