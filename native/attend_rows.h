@@ -66,10 +66,10 @@ constexpr Bytes128 make_e4m3() {
 }
 constexpr Bytes128 kE4M3 = make_e4m3();
 
-// 64 codes times a power of two to BF16; false (and nothing) where a code or the scale is out of the ordinary.
-FOVEAL_INLINE bool decode_block(const std::uint8_t* from, std::uint8_t e8m0, std::uint16_t* to) {
+// 1 to 64 codes times a power of two to BF16; false (and nothing) where a code or the scale is out of the ordinary.
+FOVEAL_INLINE bool decode_block(const std::uint8_t* from, std::int64_t count, std::uint8_t e8m0, std::uint16_t* to) {
   if (e8m0 < 27 || e8m0 > 227) return false;
-  const __m512i raw = _mm512_loadu_si512(from);
+  const auto raw = (__m512i)load_bytes(from, count);
   const __m512i seven = _mm512_set1_epi8(0x7f);
   if (_mm512_cmpeq_epi8_mask(_mm512_and_si512(raw, seven), seven) != 0) return false;
   const __m512i code = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), raw);
@@ -81,8 +81,11 @@ FOVEAL_INLINE bool decode_block(const std::uint8_t* from, std::uint8_t e8m0, std
   const __m512i power = _mm512_set1_epi16(static_cast<short>((e8m0 - 127) * 128));
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);
   const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
-  _mm512_storeu_si512(to, _mm512_mask_add_epi16(first, _mm512_test_epi16_mask(first, magnitude), first, power));
-  _mm512_storeu_si512(to + 32, _mm512_mask_add_epi16(second, _mm512_test_epi16_mask(second, magnitude), second, power));
+  const __mmask64 there = count >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << count) - 1;
+  _mm512_mask_storeu_epi16(to, static_cast<__mmask32>(there),
+                           _mm512_mask_add_epi16(first, _mm512_test_epi16_mask(first, magnitude), first, power));
+  _mm512_mask_storeu_epi16(to + 32, static_cast<__mmask32>(there >> 32),
+                           _mm512_mask_add_epi16(second, _mm512_test_epi16_mask(second, magnitude), second, power));
   return true;
 }
 #endif
@@ -94,7 +97,7 @@ FOVEAL_INLINE void decode_kv(const std::uint8_t* from, const RowShape& shape, st
   for (std::int64_t c = 0; c < plain; c += 64) {
     const std::int64_t count = least(64, plain - c);
 #if FOVEAL_AVX512
-    if (count == 64 && decode_block(from + c, scales[c / 64], to + c)) continue;
+    if (decode_block(from + c, count, scales[c / 64], to + c)) continue;
 #endif
     const F scale = splat(scale_of(scales[c / 64]));
     for (std::int64_t i = 0; i < count; i += kLanes) {
