@@ -118,8 +118,8 @@ def test_interrupted_reading_is_kept_and_goes_on(foveal: Foveal, source: Path, m
 
     whole = foveal.json("read", str(source), "-n", "whole")
     assert whole["tokens"] == rest["tokens"]
-    for file in ("pages.bin", "tokens.bin"):
-        assert (foveal.store / "s" / file).read_bytes() == (foveal.store / "whole" / file).read_bytes()
+    shared = {memory["name"]: memory["shared_bytes"] for memory in foveal.json("ls")["memories"]}
+    assert shared["s"] == shared["whole"] > 100_000, "they are the same pages"
 
 
 def test_standard_input_and_single_files_are_read(foveal: Foveal, source: Path) -> None:
@@ -223,7 +223,7 @@ def test_ls_show_and_rm(foveal: Foveal, source: Path) -> None:
     shown = foveal.json("show", "s", "--verify")
     assert listed["tokens"] == shown["tokens"] == read["tokens"] and shown["verified"]
     assert listed.items() <= shown.items()
-    assert sum(shown["disk_files"].values()) == listed["disk_bytes"]
+    assert listed["own_bytes"] + listed["shared_bytes"] == listed["disk_bytes"] > 0
     assert "s" in foveal("ls").stdout and str(source) in foveal("show", "s").stdout
     assert foveal.json("rm", "s") == {"removed": ["s"], "problems": {}}
     assert foveal.json("ls")["memories"] == []
@@ -236,18 +236,80 @@ def test_rm_deletes_what_it_can_and_reports_the_rest(foveal: Foveal, source: Pat
     assert foveal.json("ls")["memories"] == []
 
 
-def test_a_flipped_byte_is_noticed(foveal: Foveal, source: Path) -> None:
+def test_a_flipped_byte_is_noticed_and_mended(foveal: Foveal, source: Path) -> None:
+    (source / "long.py").write_text("".join(f"value_{i} = {i * i}\n" for i in range(100)))
     foveal.json("read", str(source), "-n", "s")
-    pages = foveal.store / "s" / "pages.bin"
-    data = bytearray(pages.read_bytes())
-    data[100] ^= 1
-    pages.write_bytes(data)
-    for arguments in (("show", "s", "--verify"), ("recall", "s", "def")):
+    right = foveal.json("recall", "s", "def alpha(", "--max-tokens", "8")
+    (pack,) = (foveal.store / "packs").iterdir()
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.write_bytes(data)
+    shown = foveal("show", "s", "--verify")
+    assert shown.exit_code == 1 and "damaged" in shown.stderr and shown.stderr.count("\n") == 1
+    found = foveal("verify", "--json")
+    assert found.exit_code == 1 and json.loads(found.stdout)["problems"][0]["memories"] == ["s"]
+    again = foveal.json("recall", "s", "def alpha(", "--max-tokens", "8")
+    assert again | {"seconds": 0} == right | {"seconds": 0}
+    assert foveal.json("verify")["sound"]
+
+
+# ---------------------------------------------------------------------- the store
+
+
+def test_fork_log_du_pin(foveal: Foveal, source: Path) -> None:
+    tokens = foveal.json("read", str(source), "-n", "s")["tokens"]
+    assert foveal.json("fork", "s", "twin") == {"name": "twin", "parent": "s", "forked_at": tokens, "tokens": tokens}
+    assert foveal.json("fork", "twin", "half", "--at", "10")["tokens"] == 10
+    assert not foveal.json("show", "half")["complete"] and foveal.json("show", "half")["parent"] == "twin"
+    tree = foveal.json("log", "half")
+    assert tree["name"] == "s" and tree["forks"][0]["forks"][0]["name"] == "half"
+    assert "    half" in foveal("log", "s").stdout
+    foveal.json("rm", "s")
+    assert foveal.json("log", "twin")["tokens"] is None and "deleted" in foveal("log", "half").stdout
+    assert foveal.json("recall", "twin", "def alpha(", "--max-tokens", "2")["tokens"] in (2, 3)
+    assert {memory["name"] for memory in foveal.json("du")["memories"]} == {"twin", "half"}
+    assert "twin" in foveal("du").stdout
+    assert foveal.json("pin", "twin")["pinned"] and not foveal.json("pin", "twin", "--off")["pinned"]
+    for arguments, said in (
+        (("fork", "nope", "x"), "no memory"),
+        (("fork", "twin", "half"), "already"),
+        (("fork", "twin", "../x"), "not a name"),
+        (("fork", "twin", "x", "--at", "1M"), "--at"),
+        (("log", "nope"), "no memory"),
+        (("verify", "nope"), "no memory"),
+    ):
         result = foveal(*arguments)
-        assert result.exit_code == 1 and "pages.bin" in result.stderr and result.stderr.count("\n") == 1
-    (foveal.store / "s" / "manifest.json").write_text("{}")
-    (listed,) = foveal.json("ls")["memories"]
-    assert listed["problem"] and "damaged" in foveal("ls").stdout
+        assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_export_and_import(foveal: Foveal, source: Path, tmp_path: Path, model: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    right = foveal.json("recall", "s", "def alpha(", "--max-tokens", "8")
+    file = tmp_path / "s.memory"
+    assert foveal("export", "s", str(file)).exit_code == 0 and file.stat().st_mode & 0o777 == 0o600
+    other = Foveal(tmp_path / "other", model)
+    assert other.json("import", str(file), "-n", "t")["name"] == "t"
+    again = other.json("recall", "t", "def alpha(", "--max-tokens", "8")
+    assert again | {"seconds": 0, "memory": "s"} == right | {"seconds": 0}
+    data = bytearray(file.read_bytes())
+    data[1000] ^= 4
+    file.write_bytes(data)
+    refused = other("import", str(file), "-n", "u")
+    assert refused.exit_code == 1 and "damaged" in refused.stderr
+    assert [memory["name"] for memory in other.json("ls")["memories"]] == ["t"]
+
+
+def test_gc_and_limits(foveal: Foveal, source: Path) -> None:
+    (source / "long.py").write_text("".join(f"value_{i} = {i * i}\n" for i in range(200)))
+    foveal.json("read", str(source), "-n", "s")
+    right = foveal.json("recall", "s", "def alpha(", "--max-tokens", "8")
+    told = foveal.json("gc", "--limit", "50k")
+    assert told["evicted_pages"] > 0 and told["within_limit"] and told["bytes"] < 60_000 + told["freed"]
+    again = foveal.json("recall", "s", "def alpha(", "--max-tokens", "8")
+    assert again | {"seconds": 0} == right | {"seconds": 0}
+    assert foveal("gc", "--limit", "1").exit_code == 1
+    foveal.json("rm", "s")
+    assert foveal.json("gc")["bytes"] < 10_000
 
 
 # ---------------------------------------------------------------------- a real process

@@ -30,7 +30,7 @@ def test_the_python_block_runs(
         code = code.replace(shown, real)
     exec(compile(code, "README.md", "exec"), {})
     assert "config.py:" in capsys.readouterr().out
-    assert (tmp_path / "store" / "project" / "manifest.json").is_file()
+    assert (tmp_path / "store" / "index.sqlite").is_file()
 
 
 def commands() -> list[list[str]]:

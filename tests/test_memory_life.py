@@ -24,7 +24,6 @@ from foveal.checkpoint import random_weights, write_checkpoint
 from foveal.config import PRESETS, ModelConfig
 from foveal.engine import BatchEngine, ParameterError, Scheduler
 from foveal.memory import (
-    CorruptMemory,
     FingerprintMismatch,
     InvalidName,
     Memory,
@@ -33,11 +32,13 @@ from foveal.memory import (
     ReadError,
     StoreError,
     delete_memory,
-    files,
     list_memories,
-    memory_path,
+    memory_info,
+    open_store,
     store_root,
 )
+from foveal.memory.reading import TailEvery
+from foveal.memory.store import contexts, gc
 from foveal.model import load_transformer
 from foveal.sources import SourceError
 from foveal.text import Tokenizer
@@ -205,11 +206,8 @@ def test_resume_after_changes_equals_a_fresh_read(engine: Engine, project: Path,
             assert same(memory.sequence, fresh.sequence)
 
 
-def test_going_back_uses_kept_tails(
-    engine: Engine, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(foveal.memory.memory, "TAIL_EVERY", 2 * CHUNK)
-    with Memory.read(engine, project) as memory:
+def test_going_back_uses_kept_tails(engine: Engine, project: Path, tmp_path: Path) -> None:
+    with Memory.read(engine, project, tail_every=2 * CHUNK) as memory:
         memory.save(tmp_path / "m")
         (project / "m5.py").write_text("other = 1\n")
         with Memory.load(engine, tmp_path / "m") as loaded, Memory.read(engine, project) as fresh:
@@ -366,46 +364,8 @@ def test_a_new_process_goes_on_exactly(project: Path, tmp_path: Path) -> None:
 def saved(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     with Memory.read(engine, write_project(folder / "project")) as memory:
-        return memory.save(folder / "memory")
-
-
-def test_files_are_private_and_complete(saved: Path) -> None:
-    assert sorted(path.name for path in saved.iterdir()) == [
-        "manifest.json",
-        "pages.bin",
-        "source.bin",
-        "tail.safetensors",
-        "tokens.bin",
-    ]
-    assert stat.S_IMODE(saved.stat().st_mode) == 0o700
-    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in saved.iterdir())
-    assert [path.name for path in saved.parent.iterdir() if path.name.startswith(".")] == []
-    assert json.loads((saved / "manifest.json").read_text())["totals"]["complete"] is True
-
-
-@pytest.mark.parametrize("name", ["manifest.json", "pages.bin", "source.bin", "tail.safetensors", "tokens.bin"])
-def test_any_damage_is_refused_and_named(engine: Engine, saved: Path, tmp_path: Path, name: str) -> None:
-    data = (saved / name).read_bytes()
-    dice = random.Random(name)
-    places = [0, len(data) - 1, *(dice.randrange(len(data)) for _ in range(12))]
-    damaged: list[bytes | None] = [None, b"", data[:-1], data + b"\0", data[: len(data) // 2]]
-    for place in places:
-        flipped = bytearray(data)
-        flipped[place] ^= 1 << dice.randrange(8)
-        damaged.append(bytes(flipped))
-    copy = tmp_path / "copy"
-    shutil.copytree(saved, copy)
-    live = engine.pool.live
-    for content in damaged:
-        (copy / name).unlink(missing_ok=True)
-        if content is not None:
-            (copy / name).write_bytes(content)
-        with pytest.raises(CorruptMemory) as caught:
-            Memory.load(engine, copy)
-        assert caught.value.file == name
-        assert engine.pool.live == live
-    (copy / name).write_bytes(data)
-    Memory.load(engine, copy).free()
+        assert memory.save(folder / "store" / "m") == folder / "store"
+    return folder / "store"
 
 
 def test_loading_with_anything_else_names_the_difference(saved: Path) -> None:
@@ -417,35 +377,45 @@ def test_loading_with_anything_else_names_the_difference(saved: Path) -> None:
         (make_engine(TINY.replace(index_topk=8)), ("architecture",)),
     ]:
         with pytest.raises(FingerprintMismatch, match=differing[0]) as caught:
-            Memory.load(other, saved)
+            Memory.load(other, saved / "m")
         assert caught.value.differing == differing and other.pool.live == 0
 
 
-def test_a_manifest_that_is_whole_but_wrong_is_refused(engine: Engine, saved: Path, tmp_path: Path) -> None:
-    """Not a flipped bit: somebody wrote another manifest with a right checksum."""
-    good = files.read_manifest(saved)
-    for change in ({"format": 2}, {"tokens": 3}, {"tokens": "x"}, {"fingerprint": {}}, {"totals": {}}, {"files": {}}):
-        copy = tmp_path / "copy"
-        shutil.copytree(saved, copy)
-        (copy / "manifest.json").write_bytes(files._manifest_bytes(good | change))
-        with pytest.raises(CorruptMemory):
-            Memory.load(engine, copy)
-        shutil.rmtree(copy)
+def test_damage_is_computed_again_by_the_network(engine: Engine, saved: Path, tmp_path: Path) -> None:
+    with Memory.load(engine, saved / "m") as memory:
+        expected = memory.recall("def f2_1(x", max_tokens=8, ignore_eos=True)
+        reader = make_engine()
+        size = (saved / "packs" / "0000000001.pack").stat().st_size
+        dice = random.Random(5)
+        for turn in range(6):
+            copy = shutil.copytree(saved, tmp_path / f"copy{turn}")
+            with open(copy / "packs" / "0000000001.pack", "r+b") as file:
+                place = dice.randrange(200, size)
+                file.seek(place)
+                value = file.read(1)[0]
+                file.seek(place)
+                file.write(bytes([value ^ 1 << dice.randrange(8)]))
+            with Memory.load(reader, copy / "m") as loaded:
+                assert same(loaded.sequence, memory.sequence)
+                assert loaded.recall("def f2_1(x", max_tokens=8, ignore_eos=True) == expected
 
 
-@pytest.mark.parametrize("exchange", [True, False])
-def test_saving_over_an_old_one_replaces_it_whole(
-    engine: Engine, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
-) -> None:
-    if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+def test_what_was_evicted_is_computed_again_by_the_network(engine: Engine, saved: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    reader = make_engine()
+    assert gc.evict(open_store(copy), 0).pages > 0
+    with Memory.load(engine, saved / "m") as memory, Memory.load(reader, copy / "m") as loaded:
+        assert same(loaded.sequence, memory.sequence)
+
+
+def test_saving_over_an_old_one_replaces_it_whole(engine: Engine, project: Path, tmp_path: Path) -> None:
     with Memory.read(engine, project, should_stop=stop_after(2)) as memory:
         memory.save(tmp_path / "m")
         memory.resume()
         memory.save(tmp_path / "m")
         with Memory.load(engine, tmp_path / "m") as loaded:
             assert same(loaded.sequence, memory.sequence)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "project"]
+        assert [info.name for info in list_memories(tmp_path)] == ["m"]
 
 
 def test_a_failed_save_leaves_the_old_one(
@@ -461,34 +431,51 @@ def test_a_failed_save_leaves_the_old_one(
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space"):
             patch.setattr(os, "fsync", full)
             memory.save(tmp_path / "m")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "project"]
     with Memory.load(engine, tmp_path / "m") as loaded:
         assert loaded.length == 2 * CHUNK
 
 
-def test_a_crash_between_the_two_renames_is_mended(engine: Engine, saved: Path, tmp_path: Path) -> None:
-    shutil.copytree(saved, tmp_path / ".m.old-0123456789ab")
-    assert [info.name for info in list_memories(tmp_path)] == ["m"]
-    os.rename(tmp_path / "m", tmp_path / ".m.old-0123456789ab")
-    Memory.load(engine, "m", root=tmp_path).free()
+def test_a_source_that_begins_like_a_stored_one_is_not_read_again(
+    engine: Engine, project: Path, tmp_path: Path
+) -> None:
+    store = open_store(tmp_path / "store")
+    with Memory.read(engine, project, name="one", root=store, tail_every="full") as one:
+        one.save(root=store)
+    (project / "z.py").write_text("behind = everything\n" * 30)
+    reader, run = make_engine(), []
+    with Memory.read(
+        reader, project, root=store, tail_every="full", progress=lambda p: run.append(p.tokens_done if p.exact else 0)
+    ) as two:
+        first = min(done for done in run if done)
+        assert first > 256, "it began behind what the store has"
+        with Memory.read(engine, project) as fresh:
+            assert same(two.sequence, fresh.sequence) and two.places.to_bytes() == fresh.places.to_bytes()
 
 
-def test_leftovers_of_crashed_saves_are_swept_when_old(engine: Engine, project: Path, tmp_path: Path) -> None:
-    for purpose in ("new", "gone", "old"):
-        (tmp_path / f".m[1].{purpose}-0123456789ab").mkdir()
-        (tmp_path / f".m[1].{purpose}-ba9876543210").mkdir()
-        os.utime(tmp_path / f".m[1].{purpose}-0123456789ab", (1, 1))
-    (tmp_path / ".m[1].old-other.old-0123456789ab").mkdir()
-    os.utime(tmp_path / ".m[1].old-other.old-0123456789ab", (1, 1))
-    with Memory.read(engine, project, should_stop=stop_after(1)) as memory:
-        memory.save(tmp_path / "m[1]")
-    left = sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("."))
-    assert left == [
-        ".m[1].gone-ba9876543210",
-        ".m[1].new-ba9876543210",
-        ".m[1].old-ba9876543210",
-        ".m[1].old-other.old-0123456789ab",
-    ]
+@pytest.mark.parametrize("policy", ["auto", "full", "none", 128])
+def test_tail_policies(engine: Engine, project: Path, tmp_path: Path, policy: TailEvery) -> None:
+    with Memory.read(engine, project, tail_every=policy) as memory:
+        memory.save(tmp_path / "m")
+        with Memory.load(make_engine(), tmp_path / "m") as loaded:
+            assert same(loaded.sequence, memory.sequence) and loaded.tail_every == policy
+    with pytest.raises(ReadError, match="tails every"):
+        Memory.read(engine, project, tail_every=0)
+
+
+def test_forks_remember_where_they_come_from(engine: Engine, project: Path, tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store")
+    with Memory.read(engine, project, name="base", root=store) as memory:
+        memory.save(root=store)
+        with memory.fork() as fork:
+            fork.save("fork", root=store)
+            assert fork.length == memory.length
+        info = memory_info("fork", store)
+        assert info.facts["parent"] == "base" and info.facts["forked_at"] == memory.length
+        contexts.fork(store, "base", "part", at=300)
+        with Memory.load(engine, "part", root=store) as part:
+            assert part.length == 300 and not part.complete
+            part.resume()
+            assert part.complete and same(part.sequence, memory.sequence)
 
 
 # ---------------------------------------------------------------------- names
@@ -498,19 +485,16 @@ def test_the_store(engine: Engine, project: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("FOVEAL_STORE", str(tmp_path / "deep" / "store"))
     assert list_memories() == []
     with Memory.read(engine, project, name="b-1.x") as memory:
-        assert memory.save() == tmp_path / "deep" / "store" / "b-1.x"
+        assert memory.save() == tmp_path / "deep" / "store"
         memory.name = "a"
         memory.save()
-    (store_root() / "damaged").mkdir()
-    (store_root() / "damaged" / "manifest.json").write_text("{}")
     infos = list_memories()
-    assert [info.name for info in infos] == ["a", "b-1.x", "damaged"]
+    assert [info.name for info in infos] == ["a", "b-1.x"]
     assert infos[0].facts["totals"]["files"] == 6 and infos[0].problem is None
-    assert "manifest.json" in (infos[2].problem or "")
+    assert infos[0].facts["shared_bytes"] > infos[0].facts["own_bytes"] > 0
     with Memory.load(engine, "a") as loaded:
         assert loaded.name == "a" and loaded.complete
     delete_memory("a")
-    delete_memory("damaged")
     assert [info.name for info in list_memories()] == ["b-1.x"]
     for missing in (delete_memory, lambda name: Memory.load(engine, name)):
         with pytest.raises(MemoryNotFound):
@@ -518,8 +502,27 @@ def test_the_store(engine: Engine, project: Path, tmp_path: Path, monkeypatch: p
     assert stat.S_IMODE(store_root().stat().st_mode) == 0o700
 
 
+def test_a_store_made_anew_at_the_same_place_is_another(engine: Engine, project: Path, tmp_path: Path) -> None:
+    with Memory.read(engine, project, name="m") as memory:
+        memory.save(root=tmp_path / "store")
+        held = open_store(tmp_path / "store")
+        shutil.rmtree(tmp_path / "store")
+        assert list_memories(tmp_path / "store") == []
+        memory.save(root=tmp_path / "store")
+        assert open_store(tmp_path / "store") is not held
+        Memory.load(engine, "m", root=tmp_path / "store").free()
+
+
+def test_folders_of_earlier_versions_are_named(engine: Engine, tmp_path: Path) -> None:
+    open_store(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "manifest.json").write_text("{}")
+    with pytest.raises(MemoryNotFound, match="earlier version"):
+        memory_info("old", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc", ".hidden", "-rf", "a\n", "a\0", "é", "x" * 101])
 def test_names_that_are_paths_are_refused(engine: Engine, tmp_path: Path, name: str) -> None:
-    for use in (memory_path, delete_memory, lambda n: Memory.load(engine, n, root=tmp_path)):
+    for use in (memory_info, delete_memory, lambda n: Memory.load(engine, n, root=tmp_path)):
         with pytest.raises(InvalidName):
             use(name)

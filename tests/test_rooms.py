@@ -17,7 +17,7 @@ PACKAGE = ROOT / "foveal"
 ORDER = (
     "config formats ops model checkpoint cache engine text sources api memory measure server train evals cli".split()
 )
-EXTRAS_OF = {"train": ("train",), "evals": ("evals",), "measure": ("bench",)}
+EXTRAS_OF = {"train": ("train",), "evals": ("evals",), "memory": ("encrypt",), "measure": ("bench",)}
 DISTRIBUTION_OF = {"charset_normalizer": "charset-normalizer", "yaml": "pyyaml"}
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, Store
+from foveal.cli.options import Json, StorePath, opened
 from foveal.cli.output import FAILED, UserError, note, print_json, results, show_bytes, show_seconds, table
 
 if TYPE_CHECKING:
-    from foveal.memory import MemoryInfo
+    from foveal.memory import MemoryInfo, Store
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command()(rm)
 
 
-def list_all(store: Store = None, json: Json = False) -> None:
+def list_all(store: StorePath = None, json: Json = False) -> None:
     """List all memories."""
     from foveal.memory import list_memories, store_root
 
@@ -31,17 +31,18 @@ def list_all(store: Store = None, json: Json = False) -> None:
     if not found:
         note(f"there are no memories in {store_root(store)}; `foveal read PATH --name NAME` makes one")
         return
-    listed = table("name", "tokens>", "files>", "on disk>", "model", "made", "source")
+    listed = table("name", "tokens>", "files>", "own>", "shared>", "model", "made", "source")
     for memory in found:
         if memory["problem"] is not None:
-            listed.add_row(memory["name"], "-", "-", "-", "-", "-", f"damaged: {memory['problem']}")
+            listed.add_row(memory["name"], "-", "-", "-", "-", "-", "-", f"damaged: {memory['problem']}")
             continue
         read = f"{memory['tokens']:,}" + ("" if memory["complete"] else f" of {memory['source_tokens']:,}")
         listed.add_row(
             memory["name"],
             read,
             f"{memory['files']:,}",
-            show_bytes(memory["disk_bytes"]),
+            show_bytes(memory["own_bytes"]),
+            show_bytes(memory["shared_bytes"]),
             memory["model"],
             memory["created"][:16].replace("T", " "),
             memory["source"],
@@ -51,24 +52,23 @@ def list_all(store: Store = None, json: Json = False) -> None:
 
 def show(
     name: Annotated[str, typer.Argument(help="Name of the memory.")],
-    store: Store = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read every file and compare its checksum.")] = False,
+    store: StorePath = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all it is made of and compare the checksums.")] = False,
     json: Json = False,
 ) -> None:
     """Show what one memory holds and what it was made with."""
     from foveal.memory import memory_info
 
-    info = memory_info(name, store)
+    info = memory_info(name, opened(store))
     if info.problem is not None:
         raise UserError(f"memory {name}: {info.problem}")
     if verify:
-        _verify(info)
+        _verify(name, opened(store))
     told = describe(info) | {
         "verified": verify,
         "seconds": info.facts["totals"]["seconds"],
         "text_bytes": info.facts["totals"]["text_bytes"],
         "fingerprint": info.facts["fingerprint"],
-        "disk_files": {name: entry["bytes"] for name, entry in info.facts["files"].items()},
         "skipped": [{"path": path, "reason": reason} for path, reason in info.facts["totals"]["skipped"]],
     }
     if json:
@@ -79,7 +79,7 @@ def show(
 
 def rm(
     names: Annotated[list[str], typer.Argument(help="Names of the memories to delete.")],
-    store: Store = None,
+    store: StorePath = None,
     json: Json = False,
 ) -> None:
     """Delete memories. A name that does not exist is reported; the others are deleted all the same."""
@@ -89,7 +89,7 @@ def rm(
     problems: dict[str, str] = {}
     for name in names:
         try:
-            delete_memory(name, store)
+            delete_memory(name, opened(store))
             removed.append(name)
         except StoreError as error:
             problems[name] = str(error)
@@ -101,11 +101,13 @@ def rm(
         raise typer.Exit(FAILED)
 
 
-def _verify(info: MemoryInfo) -> None:
-    from foveal.memory.files import read_files
+def _verify(name: str, store: Store) -> None:
+    from foveal.memory.store.verify import verify
 
-    for name in info.facts["files"]:  # one at a time: the largest file bounds the memory this takes
-        read_files(info.path, info.facts, [name])
+    problems = verify(store, [name]).problems
+    if problems:
+        more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise UserError(f"memory {name} is damaged: {problems[0]}{more}; `foveal verify {name}` lists all")
 
 
 def describe(info: MemoryInfo) -> dict[str, Any]:
@@ -125,7 +127,12 @@ def describe(info: MemoryInfo) -> dict[str, Any]:
         "source_tokens": facts["totals"]["tokens"],
         "complete": facts["totals"]["complete"],
         "files": facts["totals"]["files"],
-        "disk_bytes": sum(entry["bytes"] for entry in facts["files"].values()),
+        "own_bytes": facts["own_bytes"],
+        "shared_bytes": facts["shared_bytes"],
+        "disk_bytes": facts["own_bytes"] + facts["shared_bytes"],
+        "parent": facts["parent"] or None,
+        "forked_at": facts["forked_at"] or None,
+        "pinned": facts["pinned"],
     }
 
 
@@ -142,16 +149,16 @@ def _print(told: dict[str, Any]) -> None:
         ("reading took", show_seconds(told["seconds"])),
         ("model", told["model"]),
         ("cache format", told["cache"]),
-        ("folder", told["path"]),
-        ("checksums", "all files are as they were written" if told["verified"] else "not compared (--verify does)"),
+        ("forked from", f"{told['parent']} at token {told['forked_at']:,}" if told["parent"] else "-"),
+        ("store", told["path"]),
+        ("on disk", f"{show_bytes(told['own_bytes'])} of its own, {show_bytes(told['shared_bytes'])} shared"),
+        ("pinned", "yes" if told["pinned"] else "no"),
+        ("checksums", "all is as it was written" if told["verified"] else "not compared (--verify does)"),
     ):
         shown.add_row(label, value)
-    parts = table("file", "bytes>")
-    for name, size in told["disk_files"].items():
-        parts.add_row(name, show_bytes(size))
     made = table("made with", "")
     for part, value in told["fingerprint"].items():
         made.add_row(part, value)
-    for block in (shown, parts, made):
+    for block in (shown, made):
         out.print(block)
         out.print()

@@ -11,16 +11,23 @@ from foveal.cli.output import UserError
 
 if TYPE_CHECKING:
     from foveal.api import Engine
-    from foveal.memory import MemoryInfo
+    from foveal.memory import MemoryInfo, Store
 
-Store = Annotated[
-    Path | None, typer.Option("--store", help="Folder of all memories; default $FOVEAL_STORE or ~/.local/share/foveal.")
+StorePath = Annotated[
+    Path | None, typer.Option("--store", help="Folder of the store; default $FOVEAL_STORE or ~/.local/share/foveal.")
 ]
 Model = Annotated[
     str | None, typer.Option("--model", help="nano, or a model directory; default: the memory's own, else nano.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one on each core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def opened(folder: Path | None, *, create: bool = False) -> Store:
+    """The store a command works on. Raises `MemoryNotFound` when it is not there and is not to be made."""
+    from foveal.memory import open_store
+
+    return open_store(folder, create=create)
 
 
 def open_engine(model: str | None, threads: int | None, memory: MemoryInfo | None = None) -> Engine:

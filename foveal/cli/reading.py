@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, Model, Store, Threads, open_engine
+from foveal.cli.options import Json, Model, StorePath, Threads, open_engine, opened
 from foveal.cli.output import (
     INTERRUPTED,
     UserError,
@@ -25,7 +25,8 @@ from foveal.cli.progress import Interruption, ReadingBar
 
 if TYPE_CHECKING:
     from foveal.api import Engine
-    from foveal.memory import Memory, MemoryInfo, Resumed, SourceOptions
+    from foveal.memory import Memory, MemoryInfo, Resumed, SourceOptions, Store
+    from foveal.memory.reading import TailEvery
     from foveal.sources import Skipped
 
 
@@ -38,7 +39,7 @@ def read(
     path: Annotated[str, typer.Argument(help="A folder, a file, or - for standard input.")],
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the memory.")],
     model: Model = None,
-    store: Store = None,
+    store: StorePath = None,
     max_file_size: Annotated[
         str | None, typer.Option(help="Skip larger files (512k, 2M); default 1M inside a folder.")
     ] = None,
@@ -46,12 +47,21 @@ def read(
     exclude: Annotated[list[str] | None, typer.Option(help="Skip what this glob matches (repeatable).")] = None,
     gitignore: Annotated[bool, typer.Option(help="Follow .gitignore files.")] = True,
     replace: Annotated[bool, typer.Option("--replace", help="Start anew, in place of an older memory.")] = False,
+    tail_every: Annotated[
+        str, typer.Option(help="Tokens between places to go back to: a number, auto, full or none (docs/store.md).")
+    ] = "auto",
+    store_limit: Annotated[
+        str | None, typer.Option(help="Bytes the store may take (20G); what is least valuable is evicted.")
+    ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Read a source into memory NAME. Run it again to go on after Ctrl-C, or after files changed."""
     from foveal.memory.reading import source_options
+    from foveal.memory.store.gc import evict
 
+    most = None if store_limit is None else parse_count(store_limit)
+    tails: TailEvery = tail_every if tail_every in ("auto", "full", "none") else parse_count(tail_every)  # type: ignore[assignment]
     limit = None if max_file_size is None else parse_count(max_file_size)
     options = source_options(path, limit, include or (), exclude or (), gitignore)
     old = None if replace else _existing(name, store)
@@ -60,12 +70,14 @@ def read(
     engine = open_engine(model, threads, old)
     bar = ReadingBar()
     with Interruption(bar).watch() as interruption, bar:
-        memory, resumed = _read(engine, old, name, options, bar, interruption)
+        memory, resumed = _read(engine, old, name, options, bar, interruption, opened(store, create=True), tails)
     with memory:
         if memory.length == 0:
             note("interrupted before anything was read")
             raise typer.Exit(INTERRUPTED)
-        folder = memory.save(root=store)
+        folder = memory.save(root=opened(store, create=True))
+        if most is not None and not evict(opened(store), most).within:
+            note(f"the store takes more than {store_limit}: what is left in it is pinned, in use, or tokens")
         if json:
             print_json(report(memory, resumed, folder))
         else:
@@ -79,7 +91,7 @@ def _existing(name: str, store: Path | None) -> MemoryInfo | None:
     from foveal.memory import MemoryNotFound, memory_info
 
     try:
-        return memory_info(name, store)
+        return memory_info(name, opened(store))
     except MemoryNotFound:
         return None
 
@@ -91,6 +103,8 @@ def _read(
     options: SourceOptions,
     bar: ReadingBar,
     stop: Interruption,
+    store: Store,
+    tail_every: TailEvery,
 ) -> tuple[Memory, Resumed | None]:
     """A new memory, or the old one gone on with (under today's filters)."""
     from foveal.memory import Memory
@@ -106,9 +120,11 @@ def _read(
             use_gitignore=options.use_gitignore,
             progress=bar,
             should_stop=stop,
+            root=store,
+            tail_every=tail_every,
         )
         return memory, None
-    memory = Memory.load(engine, old.path)
+    memory = Memory.load(engine, name, root=store)
     memory.options = options
     return memory, memory.resume(progress=bar, should_stop=stop)
 

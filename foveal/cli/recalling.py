@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, Model, Store, Threads, open_engine
+from foveal.cli.options import Json, Model, StorePath, Threads, open_engine, opened
 from foveal.cli.output import print_json, results, table
 
 if TYPE_CHECKING:
@@ -37,13 +37,13 @@ def recall(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the recall; may be repeated.")] = None,
     lines: Annotated[bool, typer.Option("--lines", help="Show the cited lines as the files hold them now.")] = False,
     model: Model = None,
-    store: Store = None,
+    store: StorePath = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Continue CUE out of memory NAME, then list the lines of the source that the text came from."""
     from foveal.engine import SamplingParams
-    from foveal.memory import Memory, memory_info, store_root
+    from foveal.memory import Memory, memory_info
 
     params = SamplingParams(
         temperature=temperature,
@@ -54,8 +54,8 @@ def recall(
         stop=tuple(stop or ()),
         max_tokens=max_tokens,
     )
-    engine = open_engine(model, threads, memory_info(name, store))
-    with Memory.load(engine, name, root=store_root(store)) as memory:
+    engine = open_engine(model, threads, memory_info(name, opened(store)))
+    with Memory.load(engine, name, root=opened(store)) as memory:
         started = time.perf_counter()
         stream = memory.recall_stream(cue, params, max_tokens=max_tokens)
         if json:

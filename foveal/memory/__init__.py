@@ -9,20 +9,24 @@ from foveal.memory.citations import Citation, TokenOrigin, cite, origin_of
 from foveal.memory.errors import (
     CorruptMemory,
     FingerprintMismatch,
+    FormatError,
     InvalidName,
     MemoryNotFound,
     ReadError,
+    StoreBusy,
     StoreError,
 )
 from foveal.memory.memory import Memory
-from foveal.memory.names import MemoryInfo, delete_memory, list_memories, memory_info, memory_path, store_root
+from foveal.memory.names import MemoryInfo, delete_memory, list_memories, memory_info, open_store, store_root
 from foveal.memory.reading import Progress, ReadTotals, Resumed, SourceOptions
 from foveal.memory.recall import Recall, RecallStream
+from foveal.memory.store.store import Store
 
 __all__ = [
     "Citation",
     "CorruptMemory",
     "FingerprintMismatch",
+    "FormatError",
     "InvalidName",
     "Memory",
     "MemoryInfo",
@@ -34,13 +38,15 @@ __all__ = [
     "RecallStream",
     "Resumed",
     "SourceOptions",
+    "Store",
+    "StoreBusy",
     "StoreError",
     "TokenOrigin",
     "cite",
     "delete_memory",
     "list_memories",
     "memory_info",
-    "memory_path",
+    "open_store",
     "origin_of",
     "store_root",
 ]

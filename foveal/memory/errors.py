@@ -16,11 +16,11 @@ class InvalidName(StoreError):
 
 
 class CorruptMemory(StoreError):
-    """A file of a memory is missing, truncated or altered. `file` names it."""
+    """Something of a memory that cannot be computed again is damaged in both its copies. `what` names it."""
 
-    def __init__(self, file: str, problem: str) -> None:
-        super().__init__(f"memory file {file}: {problem}; the memory is damaged, delete it and read its source again")
-        self.file = file
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(f"memory {what}: {problem}; the memory is damaged, delete it and read its source again")
+        self.what = what
 
 
 class FingerprintMismatch(StoreError):
@@ -36,3 +36,18 @@ class FingerprintMismatch(StoreError):
 
 class ReadError(StoreError):
     """A source gave nothing to read, or cannot be read on from where it was left."""
+
+
+class StoreBusy(StoreError):
+    """Another process is writing to the store, and went on for longer than one was willing to wait."""
+
+
+class FormatError(StoreError):
+    """The store has a format this version does not read, or needs a key it was not given."""
+
+
+class IndexDamaged(StoreError):
+    """The store's index is not sound. It holds nothing of its own and is made again from the packs."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the store's index is damaged ({problem}); `foveal verify` makes it again from the packs")

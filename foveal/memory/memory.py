@@ -1,8 +1,9 @@
 """A context that lives: what was read, ready to be recalled from, forked, saved and loaded.
 
 What is special here: a memory is a sequence of the cache together with the map from its tokens to files and lines.
-Recalling never changes it. Saved, it is a folder that is whole or not there, and it is loaded only by an engine with
-the same fingerprint and only when every byte is what was written.
+Recalling never changes it. Saved, it is a context of a store (`foveal.memory.store`), which holds every page once,
+whoever has it; loading it maps those pages. It is loaded only by an engine with the same fingerprint, and what was
+damaged or evicted meanwhile is computed again.
 """
 
 from __future__ import annotations
@@ -15,31 +16,34 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import torch
+
 from foveal import cache
 from foveal.api import Engine, with_settings
 from foveal.engine import GREEDY, Fingerprint, SamplingParams
-from foveal.memory import image
-from foveal.memory.errors import CorruptMemory, FingerprintMismatch
-from foveal.memory.files import MANIFEST, read_files, read_manifest, write_folder
-from foveal.memory.names import check_name, memory_path
+from foveal.memory.errors import CorruptMemory
+from foveal.memory.names import Root, check_name, find
 from foveal.memory.reading import (
-    TAIL_EVERY,
     OnProgress,
     ReadTotals,
     Resumed,
     ShouldStop,
     SourceOptions,
+    TailEvery,
     changed_files,
     gather,
     go_back,
     run_tokens,
     source_options,
+    tail_distance,
 )
 from foveal.memory.recall import DEFAULT_TOKENS, Recall, RecallStream
-from foveal.sources import SourceMap, SourceMapError
-
-FORMAT = 1
-"""Version of the folder's layout."""
+from foveal.memory.store import contexts
+from foveal.memory.store.files import Presence
+from foveal.memory.store.objects import Context
+from foveal.memory.store.prefix import load_prefix
+from foveal.memory.store.store import Store
+from foveal.sources import SourceMap
 
 
 class Memory:
@@ -58,6 +62,7 @@ class Memory:
         *,
         name: str = "",
         created: str = "",
+        tail_every: TailEvery = "auto",
     ) -> None:
         self.engine = engine
         self.sequence = sequence
@@ -66,6 +71,10 @@ class Memory:
         self.totals = totals
         self.name = name
         self.created = created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.tail_every = tail_every
+        self.forked_from: tuple[str, int] = ("", 0)
+        """Name of the memory this one was forked from, and at which token."""
+        self._presence: Presence | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -113,9 +122,13 @@ class Memory:
         stdin: BinaryIO | None = None,
         progress: OnProgress | None = None,
         should_stop: ShouldStop | None = None,
+        root: Root = None,
+        tail_every: TailEvery = "auto",
     ) -> Self:
         """Read a folder, a file or standard input (``-``) into a new memory.
 
+        With a `root`, what that store has of the source's beginning, whatever it was read as, is not read again.
+        `tail_every`: see `TailEvery`.
         `should_stop` is asked between chunks; it and Ctrl-C (once the network runs) end the read early: the memory
         returned then holds what was read, and `complete` is False. Filters are those of `foveal.sources.read_source`.
         Raises `foveal.sources.SourceError` for a source that does not exist, `ReadError` when nothing in it can be
@@ -124,10 +137,12 @@ class Memory:
         options = source_options(str(source), max_file_bytes, include, exclude, use_gitignore)
         if name:
             check_name(name)
-        sequence = engine.new_sequence(tail_every=TAIL_EVERY)
-        memory = cls(engine, sequence, SourceMap(), options, ReadTotals(), name=name)
+        distance = tail_distance(tail_every, engine.pool.layout, engine.batch.scheduler.chunk)
+        sequence = engine.new_sequence(tail_every=distance)
+        memory = cls(engine, sequence, SourceMap(), options, ReadTotals(), name=name, tail_every=tail_every)
         try:
-            memory.resume(stdin=stdin, progress=progress, should_stop=should_stop)
+            store = find(name or "_", root)[0] if root is not None else None
+            memory._resume(stdin, progress, should_stop, store)
         except BaseException:
             memory.free()
             raise
@@ -145,7 +160,18 @@ class Memory:
         Says what was kept, and which files had changed. Interruption and errors are those of `read`; the memory stays
         usable and holds what was read. Standard input has to be given again from its beginning.
         """
+        return self._resume(stdin, progress, should_stop, None)
+
+    def _resume(
+        self,
+        stdin: BinaryIO | None,
+        progress: OnProgress | None,
+        should_stop: ShouldStop | None,
+        store: Store | None,
+    ) -> Resumed:
         found = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
+        if store is not None and not self.length:
+            self._begin_with(store, torch.from_numpy(found.ids))
         before = self.length
         past = self.sequence.tokens.numpy()
         kept = go_back(self.sequence, found.ids, self.engine.batch.scheduler.chunk)
@@ -167,6 +193,14 @@ class Memory:
                 complete=self.length == len(found.ids),
             )
         return Resumed(kept, changed)
+
+    def _begin_with(self, store: Store, tokens: torch.Tensor) -> None:
+        """Start from what the store has of `tokens`, cut where reading cuts."""
+        chunk, distance = self.engine.batch.scheduler.chunk, self.sequence.tail_every
+        found = load_prefix(store, tokens, self.fingerprint, self.engine, chunk=chunk, grain=chunk, tail_every=distance)
+        if found is not None:
+            self.sequence.free()
+            self.sequence = found.sequence
 
     # ------------------------------------------------------------------ recall
 
@@ -208,97 +242,115 @@ class Memory:
 
     def fork(self) -> Memory:
         """A second memory over the same pages; it costs a tail."""
-        return Memory(
-            self.engine, self.sequence.fork(), self.places.copy(), self.options, self.totals, created=self.created
+        fork = Memory(
+            self.engine,
+            self.sequence.fork(),
+            self.places.copy(),
+            self.options,
+            self.totals,
+            created=self.created,
+            tail_every=self.tail_every,
         )
+        fork.forked_from = (self.name, self.length) if self.name else self.forked_from
+        return fork
 
     def free(self) -> None:
         """Give the pages back; the memory cannot be used afterwards. Freeing it again does nothing."""
         self.sequence.free()
+        if self._presence is not None:
+            self._presence.close()
 
     # ------------------------------------------------------------------ saving
 
-    def save(self, place: str | Path | None = None, *, root: str | Path | None = None) -> Path:
-        """Write the memory as a folder, replacing one that is there in one step; returns where it is.
+    def save(self, place: str | Path | None = None, *, root: Root = None) -> Path:
+        """Save the memory in a store, in place of an older one of its name; returns the store's folder.
 
-        `place` is a name in the store (`foveal.memory.store_root`; default: the memory's own name) or, as a `Path` or
-        with a slash, a path. Raises `InvalidName` when there is no plain name, `StoreError` when the disk refuses; an
-        older folder is then untouched.
+        Only the pages that the store has not got are written. `place` is a name (default: the memory's own) or, as a
+        `Path` or with a slash, store and name in one. `root` is the store: its folder, an open `Store`, or None for
+        `foveal.memory.store_root`. Raises `InvalidName` when there is no plain name, `StoreBusy` when another process
+        keeps writing, `StoreError` when the disk refuses; an older memory is then untouched.
         """
-        target = _folder(self.name if place is None else place, root)
-        write_folder(target, image.pack(self.sequence, self.places.to_bytes()), self._facts())
-        return target
+        store, name = find(self.name if place is None else place, root)
+        parent, at = self.forked_from
+        context = contexts.save(
+            store,
+            name,
+            self.sequence,
+            self.fingerprint,
+            places=self.places,
+            facts=self._facts(),
+            created=self.created,
+            parent=parent if parent != name else "",
+            forked_at=at if parent != name else 0,
+            tails=self.tail_every != "none",
+        )
+        self._present(store, context)
+        return store.folder
 
     @classmethod
-    def load(cls, engine: Engine, place: str | Path, *, root: str | Path | None = None) -> Self:
-        """The memory saved at `place`: a name in the store, or a path, as in `save`.
+    def load(cls, engine: Engine, place: str | Path, *, root: Root = None) -> Self:
+        """The memory saved at `place` (see `save`), with its pages mapped from the disk.
 
-        Raises `MemoryNotFound`; `FingerprintMismatch` naming what differs when another model, tokenizer, number format
-        or rotary setting made it; `CorruptMemory` naming the file when any byte is not as it was written.
+        What was damaged or evicted is computed again from its tokens. Raises `MemoryNotFound`; `FingerprintMismatch`
+        naming what differs when another model, tokenizer, number format or rotary setting made it; `CorruptMemory`
+        when what cannot be computed again is damaged in both its copies.
         """
-        folder = _folder(place, root)
-        manifest = read_manifest(folder)
-        facts = _Facts.of(manifest)
-        differing = engine.fingerprint.differing(facts.fingerprint)
-        if differing:
-            raise FingerprintMismatch(differing)
-        files = read_files(folder, manifest, image.FILES)
-        unpacked = image.unpack(files, engine.pool.layout, facts.tokens)
-        try:
-            places = SourceMap.from_bytes(bytes(files[image.SOURCE]))
-        except SourceMapError as error:
-            raise CorruptMemory(image.SOURCE, str(error)) from error
-        if places.tokens != facts.tokens:
-            raise CorruptMemory(image.SOURCE, f"it covers {places.tokens} tokens instead of {facts.tokens}")
-        try:
-            sequence = engine.restore_sequence(unpacked.image, tail_every=TAIL_EVERY)
-        except cache.ImageError as error:
-            raise CorruptMemory(image.TAIL, str(error)) from error
-        for tail in unpacked.tails:
-            sequence.add_tail(tail)
-        return cls(engine, sequence, places, facts.options, facts.totals, name=folder.name, created=facts.created)
+        store, name = find(place, root, create=False)
+        context = store.context(name)
+        contexts.check_fingerprint(context, engine.fingerprint)
+        facts = _Facts.of(context)
+        layout, chunk = engine.pool.layout, engine.batch.scheduler.chunk
+        distance = tail_distance(facts.tail_every, layout, chunk)
+        places = contexts.read_map(store, context)
+        if places.tokens != context.length:
+            raise CorruptMemory(name, "it was saved without a source map")
+        loaded = contexts.load(store, context, engine.fingerprint, engine, chunk=chunk, tail_every=distance)
+        memory = cls(
+            engine,
+            loaded.sequence,
+            places,
+            facts.options,
+            facts.totals,
+            name=name,
+            created=context.created,
+            tail_every=facts.tail_every,
+        )
+        memory._present(store, context)
+        return memory
+
+    def _present(self, store: Store, context: Context) -> None:
+        """While this memory is in use its pages are not evicted."""
+        if self._presence is not None:
+            self._presence.close()
+        self._presence = contexts.presence(store, context.name)
 
     def _facts(self) -> dict[str, Any]:
-        layout = self.engine.pool.layout
+        options = asdict(self.options)
         return {
-            "format": FORMAT,
-            "name": self.name,
-            "created": self.created,
             "model": self.engine.name,
-            "fingerprint": self.fingerprint.to_dict(),
             "cache": str(self.engine.kv),
-            "tokens": self.length,
-            "page_bytes": layout.page_bytes,
-            "source": asdict(self.options)
-            | {"include": list(self.options.include), "exclude": list(self.options.exclude)},
+            "page_bytes": self.engine.pool.layout.page_bytes,
+            "tail_every": self.tail_every,
+            "source": options | {"include": list(self.options.include), "exclude": list(self.options.exclude)},
             "totals": self.totals.to_dict(),
         }
 
 
 class _Facts:
-    """What `Memory.load` needs of a manifest, checked."""
+    """What `Memory.load` needs of a context, checked."""
 
-    def __init__(self, manifest: dict[str, Any]) -> None:
-        if manifest.get("format") != FORMAT:
-            raise CorruptMemory(MANIFEST, f"it has format {manifest.get('format')!r}; this version reads {FORMAT}")
-        self.fingerprint = Fingerprint.from_dict(manifest["fingerprint"])
-        self.tokens = int(manifest["tokens"])
-        self.created = str(manifest["created"])
-        self.totals = ReadTotals.from_dict(manifest["totals"])
-        options = SourceOptions(**manifest["source"])
+    def __init__(self, context: Context) -> None:
+        facts = context.facts
+        self.tail_every: TailEvery = facts["tail_every"]
+        totals = ReadTotals.from_dict(facts["totals"])
+        self.totals = replace(totals, complete=totals.complete and context.length == totals.tokens)
+        options = SourceOptions(**facts["source"])
         self.options = replace(options, include=tuple(options.include), exclude=tuple(options.exclude))
 
     @classmethod
-    def of(cls, manifest: dict[str, Any]) -> Self:
-        """Raises `CorruptMemory` when the manifest, though whole, does not say what it must."""
+    def of(cls, context: Context) -> Self:
+        """Raises `CorruptMemory` when the context was not saved by a memory."""
         try:
-            return cls(manifest)
+            return cls(context)
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptMemory(MANIFEST, f"it lacks or misstates something ({error})") from error
-
-
-def _folder(place: str | Path, root: str | Path | None) -> Path:
-    """A string without a slash is a name in the store; anything else is a path (with `root`: always a name)."""
-    if root is not None or (isinstance(place, str) and "/" not in place):
-        return memory_path(str(place), root)
-    return Path(place).absolute()
+            raise CorruptMemory(context.name, f"it was not saved as a memory ({error})") from error

@@ -1,26 +1,39 @@
-"""Where memories live: one private folder, one sub-folder for each name.
+"""Where memories live: a store, and a plain name in it.
 
-The root is an explicit argument, else the environment variable ``FOVEAL_STORE``, else ``~/.local/share/foveal``.
+The store is an explicit argument, else the environment variable ``FOVEAL_STORE``, else ``~/.local/share/foveal``. The
+key of an encrypted one is given to `open_store`, or stands in ``FOVEAL_STORE_KEY``.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveal.memory.errors import InvalidName, MemoryNotFound, StoreError
-from foveal.memory.files import read_manifest, recover, remove_folder
+from foveal.memory.store import contexts, gc
+from foveal.memory.store.cipher import key_from
+from foveal.memory.store.objects import Context
+from foveal.memory.store.store import ABOUT, Store, read_about
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_SET_ASIDE = re.compile(r"\.(?P<name>.+)\.old-[0-9a-f]{12}")
+_KEY = "FOVEAL_STORE_KEY"
+
+Root = str | Path | Store | None
+"""A store: its folder, or an open one; None for the default."""
+
+_open: weakref.WeakValueDictionary[tuple[Path, bytes | None], Store] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class MemoryInfo:
-    """What a memory's manifest says, without loading it. `problem` is set, and `facts` empty, when it is damaged."""
+    """What a store says of a memory, without loading it. `path` is the store's folder. `problem` is set, and `facts`
+    empty, when its record is damaged."""
 
     name: str
     path: Path
@@ -29,9 +42,24 @@ class MemoryInfo:
 
 
 def store_root(root: str | Path | None = None) -> Path:
-    """The folder of all memories; not made before the first save."""
+    """The folder of the store; not made before the first save."""
     chosen = root or os.environ.get("FOVEAL_STORE") or Path("~/.local/share/foveal")
     return Path(chosen).expanduser()
+
+
+def open_store(root: Root = None, *, create: bool = True) -> Store:
+    """The store at `root`; the same object for as long as somebody holds it. Raises what `Store` does."""
+    if isinstance(root, Store):
+        return root
+    folder = store_root(root).absolute()
+    text = os.environ.get(_KEY)
+    key = key_from(text) if text else None
+    with _lock:
+        store = _open.get((folder, key))
+        about = read_about(folder / ABOUT)
+        if store is None or about is None or about["store"] != store.id.hex():
+            store = _open[folder, key] = Store(folder, key=key, create=create)
+        return store
 
 
 def check_name(name: str) -> str:
@@ -44,38 +72,68 @@ def check_name(name: str) -> str:
     return name
 
 
-def memory_path(name: str, root: str | Path | None = None) -> Path:
-    """The folder of the memory called `name`, whether it exists or not. Raises `InvalidName`."""
-    return store_root(root) / check_name(name)
+def find(place: str | Path, root: Root = None, *, create: bool = True) -> tuple[Store, str]:
+    """Store and name of a memory. A string without a slash is a name; anything else is the store's folder and the name
+    behind it (with a `root`: always a name). Raises `InvalidName`, `MemoryNotFound` without `create`, `StoreError`."""
+    if root is not None or (isinstance(place, str) and "/" not in place):
+        name = check_name(str(place))
+        return open_store(root, create=create), name
+    path = Path(place).absolute()
+    return open_store(path.parent, create=create), check_name(path.name)
 
 
-def list_memories(root: str | Path | None = None) -> list[MemoryInfo]:
-    """All memories, by name; damaged ones too, with their problem. Manifests are verified, other files are not."""
-    folder = store_root(root)
-    if not folder.is_dir():
-        return []
-    for entry in list(folder.iterdir()):
-        if match := _SET_ASIDE.fullmatch(entry.name):
-            recover(folder / match["name"])
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
-    return [memory_info(name, root) for name in names]
-
-
-def memory_info(name: str, root: str | Path | None = None) -> MemoryInfo:
-    """What is known of one memory without loading it. Raises `InvalidName` or `MemoryNotFound`."""
-    path = memory_path(name, root)
+def list_memories(root: Root = None) -> list[MemoryInfo]:
+    """All memories, by name; damaged ones too, with their problem. Records are verified, pages are not."""
     try:
-        return MemoryInfo(name, path, read_manifest(path))
+        store = open_store(root, create=False)
     except MemoryNotFound:
+        return []
+    used = gc.usage(store)
+    return [_info(store, found, used) for found in store.contexts()]
+
+
+def memory_info(name: str, root: Root = None) -> MemoryInfo:
+    """What is known of one memory without loading it. Raises `InvalidName` or `MemoryNotFound`."""
+    store, name = find(check_name(name), root, create=False)
+    try:
+        found: Context | StoreError = store.context(name)
+    except MemoryNotFound as error:
+        if (store.folder / name / "manifest.json").exists():
+            raise MemoryNotFound(
+                f"memory {name} was saved by an earlier version, whose folders are not read any more; delete "
+                f"{store.folder / name} and read its source again"
+            ) from error
         raise
     except StoreError as error:
-        return MemoryInfo(name, path, {}, str(error))
+        return MemoryInfo(name, store.folder, {}, str(error))
+    return _info(store, found, gc.usage(store))
 
 
-def delete_memory(name: str, root: str | Path | None = None) -> None:
-    """Delete a memory. Raises `InvalidName`, `MemoryNotFound`, or `StoreError` when the disk refuses."""
-    path = memory_path(name, root)
-    recover(path)
-    if path.is_symlink() or not path.is_dir():
-        raise MemoryNotFound(f"there is no memory {name!r} in {path.parent}; `foveal ls` lists those there are")
-    remove_folder(path)
+def _info(store: Store, found: Context | StoreError, used: dict[str, gc.Usage]) -> MemoryInfo:
+    if isinstance(found, StoreError):
+        return MemoryInfo("?", store.folder, {}, str(found))
+    usage = used.get(found.name, gc.Usage(0, 0))
+    facts = {
+        **found.facts,
+        "created": found.created,
+        "saved": found.saved,
+        "tokens": found.length,
+        "fingerprint": dict(found.fingerprint),
+        "parent": found.parent,
+        "forked_at": found.forked_at,
+        "pinned": found.pinned,
+        "labels": dict(found.labels),
+        "own_bytes": usage.own,
+        "shared_bytes": usage.shared,
+    }
+    if not {"model", "cache", "source", "totals"} <= set(facts):
+        return MemoryInfo(found.name, store.folder, {}, "it was not saved as a memory")
+    facts["totals"]["complete"] = facts["totals"]["complete"] and found.length == facts["totals"]["tokens"]
+    return MemoryInfo(found.name, store.folder, facts)
+
+
+def delete_memory(name: str, root: Root = None) -> None:
+    """Delete a memory; what others share with it stays. Raises `InvalidName`, `MemoryNotFound`, or `StoreError`."""
+    store, name = find(check_name(name), root, create=False)
+    contexts.delete(store, name)
+    gc.collect(store, threshold=0.5)

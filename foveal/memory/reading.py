@@ -12,21 +12,38 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from foveal import cache
 from foveal.api import Engine
+from foveal.config import PAGE_TOKENS
 from foveal.memory.errors import ReadError
 from foveal.sources import Document, Skipped, SourceMap, read_source, tokenize_source
 from foveal.text import Tokenizer
 
-TAIL_EVERY = 16384
-"""Tokens between two tails kept for going back, when files change. A tail costs about what 1,600 tokens' pages do."""
+TailEvery = int | Literal["auto", "full", "none"]
+"""Tokens between two tails that are kept: how far one goes back when files change, or a fork begins in the middle.
+"auto": tails cost at most a tenth of the pages; "full": one at the end of every chunk; "none": not even at the end, all
+tokens are run again."""
 
 IntArray = npt.NDArray[np.int32]
+
+
+def tail_distance(policy: TailEvery, layout: cache.CacheLayout, chunk: int) -> int | None:
+    """What `foveal.cache.Sequence` takes as `tail_every`. Raises `ReadError` for what is no policy."""
+    if policy == "none":
+        return None
+    if policy == "full":
+        return chunk
+    if policy == "auto":
+        pages = -(-10 * layout.tail_bytes(PAGE_TOKENS * 64) // max(layout.page_bytes, 1))
+        return -(-pages * PAGE_TOKENS // chunk) * chunk
+    if not isinstance(policy, int) or policy < 1:
+        raise ReadError(f"tails every {policy!r}: give a number of tokens, or auto, full or none")
+    return policy
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,237 @@
+"""`foveal fork`, `log`, `pin`, `verify`, `export`, `import`, `gc`, `du`: work on a store. None opens a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from foveal.cli.options import Json, StorePath, opened
+from foveal.cli.output import FAILED, UserError, note, parse_count, print_json, results, show_bytes, table
+
+if TYPE_CHECKING:
+    from foveal.memory.store.objects import Context
+
+Name = Annotated[str, typer.Argument(help="Name of the memory.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    for command in (fork, log, pin, verify, export, gc, du):
+        app.command()(command)
+    app.command("import")(import_)
+
+
+def fork(
+    name: Name,
+    new: Annotated[str, typer.Argument(help="Name of the fork.")],
+    at: Annotated[str | None, typer.Option(help="Tokens the fork begins with (128k); default: all.")] = None,
+    store: StorePath = None,
+    json: Json = False,
+) -> None:
+    """Make a second memory out of the first tokens of NAME. No page is copied; both go on on their own."""
+    from foveal.memory.names import check_name
+    from foveal.memory.store import contexts
+
+    made = contexts.fork(opened(store), name, check_name(new), at=None if at is None else parse_count(at))
+    if json:
+        print_json({"name": made.name, "parent": made.parent, "forked_at": made.forked_at, "tokens": made.length})
+    else:
+        note(f"{made.name} has the first {made.length:,} tokens of {made.parent}")
+
+
+def log(name: Name, store: StorePath = None, json: Json = False) -> None:
+    """Show where NAME was forked from and what was forked from it, as a tree."""
+    tree = _tree(opened(store), name)
+    if json:
+        print_json(tree)
+        return
+    shown = table("memory", "tokens>", "forked at>", "saved")
+    for depth, node in _walk(tree):
+        at = f"{node['forked_at']:,}" if node["forked_at"] is not None else "-"
+        tokens = f"{node['tokens']:,}" if node["tokens"] is not None else "deleted"
+        shown.add_row("  " * depth + node["name"], tokens, at, (node["saved"] or "-")[:16].replace("T", " "))
+    results().print(shown)
+
+
+def pin(
+    name: Name,
+    off: Annotated[bool, typer.Option("--off", help="Let it be evicted again.")] = False,
+    store: StorePath = None,
+    json: Json = False,
+) -> None:
+    """Never evict NAME under a limit."""
+    from foveal.memory.store import contexts
+
+    made = contexts.change(opened(store), name, pinned=not off)
+    if json:
+        print_json({"name": made.name, "pinned": made.pinned})
+
+
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Memories to check; default: the whole store.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    store: StorePath = None,
+    json: Json = False,
+) -> None:
+    """Read everything and compare all checksums and references. Exits with 1 and a list when anything is wrong."""
+    from foveal.memory.store.verify import verify as check
+
+    report = check(opened(store), names or None, repair=repair)
+    problems = [
+        {"what": problem.what, "where": problem.where, "memories": list(problem.contexts), "lost": problem.lost}
+        for problem in report.problems
+    ]
+    if json:
+        counts = {"memories": report.contexts, "objects": report.objects, "bytes": report.nbytes}
+        print_json({"sound": report.sound, **counts, "repaired": repair and not report.sound, "problems": problems})
+    else:
+        for problem in report.problems:
+            results().print(str(problem), markup=False, soft_wrap=True)
+        what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {report.contexts:,} memories"
+        note(f"{what}: {'all as they were written' if report.sound else f'{len(problems)} problems'}")
+    if not report.sound:
+        raise typer.Exit(FAILED)
+
+
+def export(
+    name: Name,
+    file: Annotated[str, typer.Argument(help="File to write, or - for standard output.")],
+    store: StorePath = None,
+) -> None:
+    """Write NAME to one file, checksummed. It is not encrypted, even if the store is."""
+    from foveal.memory.store import transfer
+
+    with _writing(file) as out:
+        size = transfer.export(opened(store), name, out)
+    note(f"{name}: {show_bytes(size)}")
+
+
+def import_(
+    file: Annotated[str, typer.Argument(help="File that `foveal export` wrote, or - for standard input.")],
+    name: Annotated[str | None, typer.Option("--name", "-n", help="Name to give it; default: its own.")] = None,
+    store: StorePath = None,
+    json: Json = False,
+) -> None:
+    """Enter an exported memory. A file of which anything is off is refused whole."""
+    from foveal.memory.names import check_name
+    from foveal.memory.store import transfer
+
+    if name is not None:
+        check_name(name)
+    into = opened(store, create=True)
+    if file == "-":
+        made = transfer.import_file(into, sys.stdin.buffer, name)
+    else:
+        with open(file, "rb") as source:
+            made = transfer.import_file(into, source, name)
+    if json:
+        print_json({"name": made.name, "tokens": made.length})
+    else:
+        note(f"{made.name}: {made.length:,} tokens")
+
+
+def gc(
+    limit: Annotated[
+        str | None, typer.Option(help="Evict what is least valuable until so many bytes are left.")
+    ] = None,
+    store: StorePath = None,
+    json: Json = False,
+) -> None:
+    """Give back the space of what was deleted. With --limit, evict as well; tokens stay, and evicted memories work."""
+    from foveal.memory.store.gc import Evicted, collect, disk_bytes, evict
+
+    into = opened(store)
+    before = disk_bytes(into)
+    evicted = Evicted(0, 0, True) if limit is None else evict(into, parse_count(limit))
+    collect(into, threshold=0.0)
+    after = disk_bytes(into)
+    if json:
+        told = {"bytes": after, "freed": before - after, "evicted_pages": evicted.pages, "evicted_tails": evicted.tails}
+        print_json({**told, "within_limit": evicted.within})
+    else:
+        note(f"{show_bytes(before - after)} given back, {show_bytes(after)} in use")
+    if not evicted.within:
+        note(f"foveal: the limit of {limit} is not kept: what is left is pinned, in use, or tokens")
+        raise typer.Exit(FAILED)
+
+
+def du(store: StorePath = None, json: Json = False) -> None:
+    """Show the bytes of each memory: its own, and those it shares with others."""
+    from foveal.memory.store.gc import disk_bytes, usage
+
+    into = opened(store)
+    used, total = usage(into), disk_bytes(into)
+    if json:
+        listed = [{"name": name, "own": use.own, "shared": use.shared} for name, use in sorted(used.items())]
+        print_json({"store": str(into.folder), "bytes": total, "memories": listed})
+        return
+    shown = table("memory", "own>", "shared>")
+    for name, use in sorted(used.items(), key=lambda item: -item[1].own):
+        shown.add_row(name, show_bytes(use.own), show_bytes(use.shared))
+    results().print(shown)
+    note(f"{show_bytes(total)} in {into.folder}")
+
+
+# ---------------------------------------------------------------------- inside
+
+
+def _tree(store: Any, name: str) -> dict[str, Any]:
+    """The tree of forks that `name` stands in, from the oldest ancestor that is known."""
+    from foveal.memory import StoreError
+
+    known: dict[str, Context] = {c.name: c for c in store.contexts() if not isinstance(c, StoreError)}
+    children = defaultdict(list)
+    for context in known.values():
+        children[context.parent].append(context.name)
+    store.context(name)
+    top, seen = name, {name}
+    while top in known and known[top].parent and known[top].parent not in seen:
+        top = known[top].parent
+        seen.add(top)
+    return _branch(top, known, children, set())
+
+
+def _branch(name: str, known: dict[str, Context], children: dict[str, list[str]], above: set[str]) -> dict[str, Any]:
+    context = known.get(name)
+    forks = [child for child in sorted(children.get(name, [])) if child not in above | {name}]
+    return {
+        "name": name,
+        "tokens": context.length if context is not None else None,
+        "forked_at": context.forked_at if context is not None and context.parent else None,
+        "saved": context.saved if context is not None else None,
+        "forks": [_branch(child, known, children, above | {name}) for child in forks],
+    }
+
+
+def _walk(tree: dict[str, Any], depth: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    yield depth, tree
+    for branch in tree["forks"]:
+        yield from _walk(branch, depth + 1)
+
+
+@contextmanager
+def _writing(file: str) -> Iterator[BinaryIO]:
+    """Standard output, or a new private file that is there only when it is whole."""
+    if file == "-":
+        if sys.stdout.isatty():
+            raise UserError("an exported memory is no text; name a file, or send standard output to one")
+        yield sys.stdout.buffer
+        return
+    target = Path(file)
+    temporary = target.with_name(f".{target.name}.part")
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

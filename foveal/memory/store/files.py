@@ -1,0 +1,175 @@
+"""The only place where a store touches the disk, but for reads and SQLite's own files.
+
+What is special here: every change is one call of a `Disk`, announced to `Disk.step` before it is made. The tests put a
+`Disk` of theirs in place that stops at the n-th step (for a write: after some of its bytes), and so walk through every
+point at which a process can die. Folders are 0700 and files 0600: what was read is the user's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from foveal.memory.errors import StoreBusy
+
+Buffer = bytes | bytearray | memoryview
+Operation = Literal["create", "write", "sync", "truncate", "unlink", "rename", "mkdir", "sync folder", "commit"]
+
+_POLL = 0.02
+"""Seconds between two looks at a lock that is taken."""
+
+
+class Disk:
+    """Changes to files. Every method raises `OSError` as the system does."""
+
+    def step(self, operation: Operation, path: Path, size: int = 0) -> int:
+        """Called before each change; returns how many of `size` bytes may be written. For tests to override."""
+        return size
+
+    def create(self, path: Path) -> int:
+        """A new empty file of mode 0600; returns its descriptor, open for reading and writing."""
+        self.step("create", path)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def write(self, descriptor: int, path: Path, pieces: Sequence[Buffer], offset: int) -> int:
+        """Write `pieces` one after the other from `offset` on; returns how many bytes that was."""
+        views = [memoryview(piece).cast("B") for piece in pieces if len(piece)]
+        size = sum(len(view) for view in views)
+        left = allowed = self.step("write", path, size)
+        for view in views:
+            part = view[: max(left, 0)]
+            while part:
+                done = os.pwrite(descriptor, part, offset)
+                part, offset, left = part[done:], offset + done, left - done
+        if allowed < size:
+            self.stop()
+        return size
+
+    def stop(self) -> None:
+        """Called after a write that `step` cut short."""
+
+    def sync(self, descriptor: int, path: Path) -> None:
+        self.step("sync", path)
+        os.fsync(descriptor)
+
+    def truncate(self, path: Path, size: int) -> None:
+        self.step("truncate", path)
+        os.truncate(path, size)
+
+    def unlink(self, path: Path) -> None:
+        """Delete a file; one that is not there is as good as deleted."""
+        self.step("unlink", path)
+        path.unlink(missing_ok=True)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.step("rename", new)
+        os.replace(old, new)
+
+    def make_folder(self, folder: Path) -> None:
+        """Make `folder` and its missing parents with mode 0700."""
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            self.step("mkdir", path)
+            path.mkdir(mode=0o700, exist_ok=True)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make sure that the names in `folder` are on the disk."""
+        self.step("sync folder", folder)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def commit(self, connection: sqlite3.Connection, path: Path) -> None:
+        """End a transaction of SQLite, whose own writes are SQLite's to order."""
+        self.step("commit", path)
+        connection.execute("COMMIT")
+
+    def write_file(self, path: Path, data: bytes, *, sync: bool) -> None:
+        """Put a whole small file in place: written beside it, synced, renamed over it."""
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.unlink(missing_ok=True)
+        descriptor = self.create(temporary)
+        try:
+            self.write(descriptor, temporary, [data], 0)
+            if sync:
+                self.sync(descriptor, temporary)
+        finally:
+            os.close(descriptor)
+        self.rename(temporary, path)
+        if sync:
+            self.sync_folder(path.parent)
+
+
+# ---------------------------------------------------------------------- locks
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait: float) -> Iterator[None]:
+    """Hold the lock file `path` for oneself; the system lets go of it when the process ends, however it ends.
+
+    Raises `StoreBusy` when another holds it for longer than `wait` seconds, naming its process where that is known.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _take(descriptor, path, wait)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path, wait: float) -> None:
+    end = time.monotonic() + wait
+    while not _locked(descriptor, fcntl.LOCK_EX):
+        if time.monotonic() >= end:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise StoreBusy(
+                f"another process (pid {holder}) has been writing to the store {path.parent} for more than {wait:g} "
+                "seconds; wait for it to end, or end it"
+            )
+        time.sleep(_POLL)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Presence:
+    """Says that somebody uses `path`'s namesake, for as long as it is not closed and the process lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _locked(self._descriptor, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+    @staticmethod
+    def anywhere(path: Path) -> bool:
+        """Whether anybody holds a `Presence` at `path`."""
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not _locked(descriptor, fcntl.LOCK_EX)
+        finally:
+            os.close(descriptor)

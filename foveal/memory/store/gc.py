@@ -1,0 +1,279 @@
+"""Space: compaction, and eviction under a limit.
+
+What is special here: compaction copies what lives out of packs with much dead space, one pack in one transaction, and
+never touches a pack in place. Eviction forgets bytes and never tokens: an evicted context is still there, and is
+computed again when it is used. Least valuable first: pages of few contexts before those of many, then what was used
+longest ago, and ends before beginnings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from foveal.config import PAGE_TOKENS
+from foveal.memory.errors import StoreError
+from foveal.memory.store.files import Presence
+from foveal.memory.store.index import ContextRow, Entry, Index
+from foveal.memory.store.packs import PACK_HEADER_BYTES, Place
+from foveal.memory.store.records import Kind
+from foveal.memory.store.store import Store, Writer
+
+SLACK = 4096
+"""Dead bytes in a pack that are not worth copying it for."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """`packs` were rewritten, and `freed` bytes given back."""
+
+    packs: int
+    freed: int
+
+
+def collect(store: Store, *, threshold: float = 0.25) -> Collected:
+    """Give back the space of what is dead, of packs of which it is more than `threshold` (0 to 1).
+
+    The index is checked first, and made again if it is not sound: nothing is thrown away on the word of a damaged one.
+    """
+    if not store.look(is_sound):
+        store.repair()
+    before = disk_bytes(store)
+    packs = 0
+    for pack in _wasteful(store, threshold):
+        store.transact(lambda tx, pack=pack: _rewrite(tx, pack))  # type: ignore[misc]
+        packs += 1
+    if packs and store.look(lambda index: not _dead(index)):
+        store.transact(_drop_tombstones)
+    if packs:
+        store.vacuum()
+    return Collected(packs, before - disk_bytes(store))
+
+
+def disk_bytes(store: Store) -> int:
+    """Bytes of all packs."""
+    return sum(store.packs.files().values())
+
+
+def is_sound(index: Index) -> bool:
+    """Whether the index agrees with itself: its file, its references."""
+    check = index.rows("PRAGMA quick_check(1)")
+    return check == [("ok",)] and not index.dangling() and not index.orphans()
+
+
+def _dead(index: Index) -> dict[int, int]:
+    """Pack -> bytes that nothing refers to, where there are any."""
+    live = index.live_bytes()
+    sizes = index.state().sizes
+    dead = {pack: size - PACK_HEADER_BYTES - live.get(pack, 0) for pack, size in sizes.items()}
+    return {pack: count for pack, count in dead.items() if count > 0}
+
+
+def _wasteful(store: Store, threshold: float) -> list[int]:
+    def find(index: Index) -> list[int]:
+        sizes = index.state().sizes
+        return [pack for pack, dead in _dead(index).items() if dead > max(SLACK, threshold * sizes[pack])]
+
+    unsound = [pack for pack in store.packs.files() if not store.packs.sound(pack)]
+    return sorted({*store.look(find), *unsound})
+
+
+def _rewrite(tx: Writer, pack: int) -> None:
+    """Copy what lives in `pack` to another one, and delete it."""
+    if pack not in tx.packs.sizes:
+        return
+    tx.changed = True
+    tx.packs.drop(pack)
+    for entry in tx.index.objects():
+        if pack in (entry.pack, entry.pack2):
+            _move(tx, entry, pack)
+    for row in tx.index.contexts():
+        if row.pack == pack:
+            # The record in the index is the same; its pack's may have been damaged.
+            place = tx.packs.copy(row.record)
+            tx.index.execute("UPDATE contexts SET pack=?, offset=?, span=? WHERE id=?", (*place, row.id))
+    for label, offset, span in tx.index.rows("SELECT label, offset, span FROM gone WHERE pack = ?", (pack,)):
+        raw = tx.packs.raw(Place(pack, int(offset), int(span)))  # type: ignore[call-overload]
+        if raw is not None:
+            place = tx.packs.copy(raw)
+            tx.index.execute("UPDATE gone SET pack=?, offset=?, span=? WHERE label=?", (*place, label))
+    tx.unlink.append(pack)
+
+
+def _move(tx: Writer, entry: Entry, pack: int) -> None:
+    kind = Kind(entry.kind)
+    good = next((raw for place in entry.places if (raw := _whole(tx, place, kind, entry.key)) is not None), None)
+    if good is None:  # damaged in all copies: it is a miss, and computed again when it is needed
+        if kind is Kind.PAGE:
+            tx.index.remove([entry.id])
+        else:
+            tx.index.forget(entry.id)
+        return
+    places = [tx.packs.copy(good) if place.pack == pack else place for place in entry.places]
+    tx.index.move(entry.id, places[0], places[1] if len(places) == 2 else None)
+
+
+def _whole(tx: Writer, place: Place, kind: Kind, key: bytes) -> memoryview | None:
+    """All bytes of a record, if it is sound."""
+    return tx.packs.raw(place) if tx.packs.read(place, kind, key) is not None else None
+
+
+def _drop_tombstones(tx: Writer) -> None:
+    """No pack holds an outdated record any more, so nothing has to be remembered as deleted."""
+    if not _dead(tx.index):
+        tx.changed = True
+        tx.index.execute("DELETE FROM gone")
+
+
+# ---------------------------------------------------------------------- who uses what
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes in the packs that only this context refers to, and that it shares with others."""
+
+    own: int
+    shared: int
+
+
+def usage(store: Store) -> dict[str, Usage]:
+    """Name -> bytes, of all contexts of this tenant that can be read."""
+    return store.look(lambda index: _usage(store, index))
+
+
+def _usage(store: Store, index: Index) -> dict[str, Usage]:
+    entries = {entry.id: entry for entry in index.objects()}
+    pages = {entry.key: entry for entry in entries.values() if entry.kind == Kind.PAGE}
+    holders: dict[int, int] = defaultdict(int)
+    held: list[tuple[ContextRow, list[Entry]]] = []
+    for row in index.contexts():
+        found = index.used_by(row.id)
+        node = next((entries[number].id for number in found if entries[number].kind == Kind.NODE), 0)
+        objects = [entries[number] for number in found if entries[number].kind != Kind.NODE]
+        while node in entries:
+            objects.append(entries[node])
+            if entries[node].key in pages:
+                objects.append(pages[entries[node].key])
+            node = entries[node].parent
+        held.append((row, objects))
+        for entry in objects:
+            holders[entry.id] += 1
+    result = {}
+    for row, objects in held:
+        if row.tenant != store.names.tenant:
+            continue
+        try:
+            name = store.read_context(row).name
+        except StoreError:
+            continue
+        own = sum(entry.span * len(entry.places) for entry in objects if entry.pack and holders[entry.id] == 1)
+        total = sum(entry.span * len(entry.places) for entry in objects if entry.pack)
+        result[name] = Usage(own + row.span, total - own)
+    return result
+
+
+# ---------------------------------------------------------------------- eviction
+
+
+@dataclass(frozen=True)
+class Evicted:
+    """`pages` and `tails` were forgotten; `within` says whether the limit is kept now. It is not, when all that is left
+    is pinned, in use, or tokens."""
+
+    pages: int
+    tails: int
+    within: bool
+
+
+def evict(store: Store, limit: int) -> Evicted:
+    """Forget pages and tails until all records take at most `limit` bytes, then give their space back."""
+    if limit < 0:
+        raise StoreError(f"a store's limit is {limit} bytes; it must be 0 or more")
+    if store.look(lambda index: sum(index.live_bytes().values())) <= limit:
+        return Evicted(0, 0, True)
+    result = store.transact(lambda tx: _Eviction(store, tx, limit).run())
+    collect(store, threshold=0.0)
+    return result
+
+
+class _Eviction:
+    def __init__(self, store: Store, tx: Writer, limit: int) -> None:
+        self.store, self.index, self.limit, self.tx = store, tx.index, limit, tx
+        self.nodes = {entry.id: entry for entry in self.index.objects(Kind.NODE)}
+        self.pages = {entry.key: entry for entry in self.index.objects(Kind.PAGE)}
+        self.tails = self.index.objects(Kind.TAIL)
+        self.shares: dict[int, int] = defaultdict(int)
+        self.used: dict[int, float] = defaultdict(float)
+        self.kept: set[int] = set()
+
+    def run(self) -> Evicted:
+        for row in self.index.contexts():
+            self._note(row)
+        live = sum(self.index.live_bytes().values())
+        pages = tails = 0
+        for node in sorted(self._candidates(), key=self._value):
+            if live <= self.limit:
+                break
+            page = self.pages.pop(self.nodes[node].key)
+            self.index.remove([page.id])
+            live -= page.span
+            pages += 1
+            for tail in self._useless(node):
+                self.index.forget(tail.id)
+                live -= tail.span
+                tails += 1
+        for tail in sorted(self._loose_tails(), key=lambda entry: entry.position, reverse=True):
+            if live <= self.limit:
+                break
+            self.index.forget(tail.id)
+            live -= tail.span
+            tails += 1
+        self.tx.changed = bool(pages or tails)
+        return Evicted(pages, tails, live <= self.limit)
+
+    def _note(self, row: ContextRow) -> None:
+        """Count a context's pages as shared by it, and keep them if it is pinned or in use."""
+        place = self.store.folder / "live" / row.label.hex()
+        try:
+            used = max(row.used, place.stat().st_mtime)
+        except OSError:
+            used = row.used
+        try:
+            context = self.store.read_context(row)
+        except StoreError:
+            return
+        keep = context.pinned or Presence.anywhere(place)
+        head = self.index.find(Kind.NODE, context.head)
+        node = head.id if head is not None else 0
+        for _ in range(context.pages):
+            if node not in self.nodes:
+                break
+            self.shares[node] += 1
+            self.used[node] = max(self.used[node], used)
+            if keep:
+                self.kept.add(node)
+            node = self.nodes[node].parent
+        if keep:
+            self.kept.update(-number for number in self.tx.uses(context))
+
+    def _candidates(self) -> list[int]:
+        return [number for number, node in self.nodes.items() if number not in self.kept and node.key in self.pages]
+
+    def _value(self, node: int) -> tuple[int, float, int]:
+        return self.shares[node], self.used[node], -self.nodes[node].position
+
+    def _useless(self, node: int) -> list[Entry]:
+        """Tails directly behind a page that is gone."""
+        return [tail for tail in self.tails if tail.parent == node and tail.pack and -tail.id not in self.kept]
+
+    def _loose_tails(self) -> list[Entry]:
+        """Tails of contexts that have no page left to give."""
+        gone = {number for number, node in self.nodes.items() if node.key not in self.pages}
+        return [
+            tail
+            for tail in self.tails
+            if tail.pack
+            and -tail.id not in self.kept
+            and tail.parent not in gone
+            and (tail.position < PAGE_TOKENS or tail.parent not in self.kept)
+        ]

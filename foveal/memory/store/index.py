@@ -1,0 +1,399 @@
+"""The index: where everything lies and who refers to whom. SQLite in WAL mode.
+
+What is special here: the index holds no content, only places, names and references, and all of it can be made again
+from the packs (`foveal.memory.store.rebuild`). The commit of its transaction is the moment at which a save, a fork or a
+deletion has happened. What it says is never trusted: a record that does not lie where the index says is a miss.
+
+An object is referred to by the contexts that use it (`uses`) and, if it is a node, by its children (`parent`). What
+nobody refers to is deleted in the same transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from foveal.memory.errors import IndexDamaged, StoreError
+from foveal.memory.store.files import Disk
+from foveal.memory.store.names import checksum
+from foveal.memory.store.packs import Place
+from foveal.memory.store.records import Kind
+
+SCHEMA = """
+CREATE TABLE state(id INTEGER PRIMARY KEY CHECK (id = 1), data BLOB NOT NULL, checksum BLOB NOT NULL);
+CREATE TABLE objects(
+  id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, key BLOB NOT NULL,
+  name BLOB NOT NULL, parent INTEGER NOT NULL, position INTEGER NOT NULL,
+  pack INTEGER NOT NULL, offset INTEGER NOT NULL, span INTEGER NOT NULL,
+  pack2 INTEGER NOT NULL, offset2 INTEGER NOT NULL);
+CREATE UNIQUE INDEX objects_key ON objects(kind, key);
+CREATE INDEX objects_name ON objects(kind, name);
+CREATE INDEX objects_parent ON objects(parent, kind);
+CREATE TABLE contexts(
+  id INTEGER PRIMARY KEY, label BLOB NOT NULL UNIQUE, tenant BLOB NOT NULL, serial INTEGER NOT NULL,
+  record BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL, span INTEGER NOT NULL, used REAL NOT NULL);
+CREATE TABLE uses(context INTEGER NOT NULL, object INTEGER NOT NULL, PRIMARY KEY(context, object)) WITHOUT ROWID;
+CREATE INDEX uses_object ON uses(object);
+CREATE TABLE gone(label BLOB PRIMARY KEY, serial INTEGER NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
+  span INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_OBJECT = "id, kind, key, name, parent, position, pack, offset, span, pack2, offset2"
+_COLUMNS = _OBJECT.split(", ")
+_CHAIN = f"""
+WITH RECURSIVE chain(id, parent) AS (
+  SELECT id, parent FROM objects WHERE id = ? AND kind = 1
+  UNION ALL SELECT o.id, o.parent FROM chain c JOIN objects o ON o.id = c.parent WHERE o.kind = 1 LIMIT ?)
+SELECT {", ".join("o." + column for column in _COLUMNS)}, {", ".join("p." + column for column in _COLUMNS)}
+FROM chain c JOIN objects o ON o.id = c.id LEFT JOIN objects p ON p.kind = 2 AND p.key = o.key
+"""
+
+
+class Entry(NamedTuple):
+    """One object.
+
+    `name` is a node's page name or a tail's place; `parent` a node's parent, or the node a tail stands behind (0 when
+    there is none); `position` the tokens up to its end. A second copy lies in `pack2` at `offset2` (0: there is none).
+    """
+
+    id: int
+    kind: int
+    key: bytes
+    name: bytes
+    parent: int
+    position: int
+    pack: int
+    offset: int
+    span: int
+    pack2: int
+    offset2: int
+
+    @property
+    def places(self) -> list[Place]:
+        """Where the record lies, and where its copy does."""
+        first = [Place(self.pack, self.offset, self.span)]
+        return [*first, Place(self.pack2, self.offset2, self.span)] if self.pack2 else first
+
+
+class ContextRow(NamedTuple):
+    """`record` is the context's record as it lies in its pack as well."""
+
+    id: int
+    label: bytes
+    tenant: bytes
+    serial: int
+    record: bytes
+    pack: int
+    offset: int
+    span: int
+    used: float
+
+    @property
+    def place(self) -> Place:
+        return Place(self.pack, self.offset, self.span)
+
+
+class State(NamedTuple):
+    """What must be right before anything is cut off or deleted: committed size of each pack, next pack, next serial."""
+
+    sizes: dict[int, int]
+    next_pack: int
+    serial: int
+
+    def to_bytes(self) -> bytes:
+        data = {"sizes": sorted(self.sizes.items()), "next_pack": self.next_pack, "serial": self.serial}
+        return json.dumps(data, separators=(",", ":")).encode()
+
+
+class Index:
+    """One connection. Methods raise `IndexDamaged` when the file is not a sound index; see `translate`."""
+
+    def __init__(self, path: Path, disk: Disk, durability: str, *, wait: float) -> None:
+        self.path, self.disk = path, disk
+        self.read_only = False
+        self._connection = self._connect(wait)
+        try:
+            self._inode = os.stat(path).st_ino
+            level = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}[durability]
+            self.execute(f"PRAGMA synchronous={level}")
+            self.execute("PRAGMA cell_size_check=ON")
+            self.state()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _connect(self, wait: float) -> sqlite3.Connection:
+        """Opened for writing, or for reading where the file system allows no more."""
+        attempts = ("mode=rw", "mode=ro", "mode=ro&immutable=1")
+        problem: Exception | None = None
+        for options in attempts:
+            uri = f"{self.path.absolute().as_uri()}?{options}"
+            connection = None
+            try:
+                connection = sqlite3.connect(
+                    uri, uri=True, timeout=wait, isolation_level=None, check_same_thread=False, cached_statements=64
+                )
+                connection.execute("SELECT 1 FROM state").fetchone()
+                self.read_only = options != "mode=rw" or not os.access(self.path.parent, os.W_OK)
+                return connection
+            except sqlite3.OperationalError as error:  # cannot open: try with less
+                if connection is not None:
+                    connection.close()
+                problem = error
+                if "no such table" in str(error) or "locked" in str(error):
+                    break
+            except sqlite3.DatabaseError as error:
+                if connection is not None:
+                    connection.close()
+                problem = error
+                break
+        if problem is not None and "locked" in str(problem):
+            raise StoreError(f"the index {self.path} is locked: {problem}")
+        raise IndexDamaged(f"{self.path}: {problem}")
+
+    @staticmethod
+    def create(path: Path, disk: Disk) -> None:
+        """A new empty index at `path`, on the disk when this returns."""
+        temporary = path.with_name(f".{path.name}.new")
+        for leftover in (temporary, *(Path(f"{temporary}{end}") for end in ("-wal", "-shm", "-journal"))):
+            leftover.unlink(missing_ok=True)
+        os.close(disk.create(temporary))
+        connection = sqlite3.connect(temporary, isolation_level=None)
+        try:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            connection.executescript("BEGIN;" + SCHEMA)
+            data = State({}, 1, 1).to_bytes()
+            connection.execute("INSERT INTO state VALUES(1, ?, ?)", (data, checksum(data)))
+            disk.commit(connection, temporary)
+            connection.execute("PRAGMA journal_mode=WAL")
+        finally:
+            connection.close()
+        for end in ("-wal", "-shm"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+        disk.rename(temporary, path)
+        disk.sync_folder(path.parent)
+
+    def replaced(self) -> bool:
+        """Whether another process has made the index anew."""
+        try:
+            return os.stat(self.path).st_ino != self._inode
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # ------------------------------------------------------------------ transactions
+
+    def execute(self, sql: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(sql, tuple(values))
+        except sqlite3.DatabaseError as error:
+            raise translate(error, self.path) from error
+
+    def rows(self, sql: str, values: Iterable[object] = ()) -> list[tuple[object, ...]]:
+        try:
+            return self._connection.execute(sql, tuple(values)).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise translate(error, self.path) from error
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, where there should be none
+            raise IndexDamaged(f"{self.path}: {error}") from error
+
+    def begin(self) -> None:
+        self.execute("BEGIN IMMEDIATE")
+
+    def commit(self, state: State) -> None:
+        data = state.to_bytes()
+        self.execute("UPDATE state SET data = ?, checksum = ?", (data, checksum(data)))
+        try:
+            self.disk.commit(self._connection, self.path)
+        except sqlite3.DatabaseError as error:
+            raise translate(error, self.path) from error
+
+    def rollback(self) -> None:
+        if self._connection.in_transaction:
+            self.execute("ROLLBACK")
+
+    def state(self) -> State:
+        """Raises `IndexDamaged` when it is not as it was written."""
+        rows = self.rows("SELECT data, checksum FROM state")
+        if len(rows) != 1 or not isinstance(rows[0][0], bytes) or checksum(rows[0][0]) != rows[0][1]:
+            raise IndexDamaged(f"{self.path}: its state is damaged")
+        data = json.loads(rows[0][0])
+        return State({int(pack): int(size) for pack, size in data["sizes"]}, data["next_pack"], data["serial"])
+
+    # ------------------------------------------------------------------ objects
+
+    def find(self, kind: Kind, key: bytes) -> Entry | None:
+        found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE kind = ? AND key = ?", (int(kind), key))
+        return Entry(*found[0]) if found else None  # type: ignore[arg-type]
+
+    def named(self, kind: Kind, name: bytes) -> list[Entry]:
+        """Nodes of a page name, or tails at a place; oldest first."""
+        found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE kind = ? AND name = ? ORDER BY id", (int(kind), name))
+        return [Entry(*row) for row in found]  # type: ignore[arg-type]
+
+    def objects(self, kind: Kind | None = None) -> list[Entry]:
+        """All objects (of a kind)."""
+        where, values = ("", ()) if kind is None else (" WHERE kind = ?", (int(kind),))
+        return [Entry(*row) for row in self.rows(f"SELECT {_OBJECT} FROM objects{where}", values)]  # type: ignore[arg-type]
+
+    def chain(self, node: int, depth: int) -> list[tuple[Entry, Entry | None]]:
+        """The node numbered `node` and its ancestors, at most `depth` of them, the first page's first; with each its
+        page, or None where that was evicted."""
+        found = []
+        for row in self.rows(_CHAIN, (node, depth)):
+            half = len(_COLUMNS)
+            page = None if row[half] is None else Entry(*row[half:])  # type: ignore[arg-type]
+            found.append((Entry(*row[:half]), page))  # type: ignore[arg-type]
+        return sorted(found, key=lambda pair: pair[0].position)
+
+    def tails_behind(self, node: int) -> list[Entry]:
+        """The tails that stand behind a node (0: before the first page), the furthest first."""
+        sql = f"SELECT {_OBJECT} FROM objects WHERE kind = 3 AND parent = ? ORDER BY position DESC, id"
+        return [Entry(*row) for row in self.rows(sql, (node,))]  # type: ignore[arg-type]
+
+    def kind(self, number: int) -> int:
+        """The kind of an object; 0 when there is none of that number."""
+        rows = self.rows("SELECT kind FROM objects WHERE id = ?", (number,))
+        return int(rows[0][0]) if rows else 0  # type: ignore[call-overload]
+
+    def forget(self, number: int) -> None:
+        """The object lies nowhere: neither copy was whole."""
+        self.execute("UPDATE objects SET pack = 0, offset = 0, pack2 = 0, offset2 = 0 WHERE id = ?", (number,))
+
+    def move(self, number: int, place: Place, copy: Place | None) -> None:
+        """The object lies elsewhere now."""
+        second = (copy.pack, copy.offset) if copy is not None else (0, 0)
+        self.execute(
+            "UPDATE objects SET pack = ?, offset = ?, span = ?, pack2 = ?, offset2 = ? WHERE id = ?",
+            (*place, *second, number),
+        )
+
+    def add(
+        self,
+        kind: Kind,
+        key: bytes,
+        place: Place,
+        copy: Place | None = None,
+        *,
+        name: bytes = b"",
+        parent: int = 0,
+        position: int = 0,
+    ) -> int:
+        """Enter an object; returns its number."""
+        second = (copy.pack, copy.offset) if copy is not None else (0, 0)
+        row = (int(kind), key, name, parent, position, *place, *second)
+        columns = _OBJECT.partition(", ")[2]
+        return int(self.execute(f"INSERT INTO objects({columns}) VALUES(?,?,?,?,?,?,?,?,?,?)", row).lastrowid or 0)
+
+    def remove(self, ids: Iterable[int]) -> None:
+        for number in ids:
+            self.execute("DELETE FROM objects WHERE id = ?", (number,))
+
+    # ------------------------------------------------------------------ contexts and references
+
+    def context(self, label: bytes) -> ContextRow | None:
+        found = self.rows("SELECT * FROM contexts WHERE label = ?", (label,))
+        return ContextRow(*found[0]) if found else None  # type: ignore[arg-type]
+
+    def contexts(self, tenant: bytes | None = None) -> list[ContextRow]:
+        where, values = ("", ()) if tenant is None else (" WHERE tenant = ?", (tenant,))
+        return [ContextRow(*row) for row in self.rows(f"SELECT * FROM contexts{where} ORDER BY id", values)]  # type: ignore[arg-type]
+
+    def put_context(
+        self, label: bytes, tenant: bytes, serial: int, record: bytes, place: Place, used: float, objects: Iterable[int]
+    ) -> None:
+        """Enter a context in place of one of the same label, and what it uses; then drop what nobody refers to."""
+        before = self._unlink(label)
+        self.execute("DELETE FROM gone WHERE label = ?", (label,))
+        row = (label, tenant, serial, record, *place, used)
+        cursor = self.execute(
+            "INSERT INTO contexts(label, tenant, serial, record, pack, offset, span, used) VALUES(?,?,?,?,?,?,?,?)", row
+        )
+        for number in set(objects):
+            self.execute("INSERT INTO uses VALUES(?, ?)", (cursor.lastrowid, number))
+        self.collect(before)
+
+    def drop_context(self, label: bytes) -> None:
+        """Delete a context and what nobody else refers to."""
+        self.collect(self._unlink(label))
+
+    def _unlink(self, label: bytes) -> list[int]:
+        """Delete a context's row; returns the objects it used."""
+        row = self.context(label)
+        if row is None:
+            return []
+        used = self.used_by(row.id)
+        self.execute("DELETE FROM uses WHERE context = ?", (row.id,))
+        self.execute("DELETE FROM contexts WHERE id = ?", (row.id,))
+        return used
+
+    def used_by(self, context: int) -> list[int]:
+        """The numbers of the objects that context number `context` uses."""
+        rows = self.rows("SELECT object FROM uses WHERE context = ?", (context,))
+        return [int(number) for (number,) in rows]  # type: ignore[call-overload]
+
+    def references(self, number: int) -> int:
+        """How many contexts and children refer to an object."""
+        rows = self.rows(
+            "SELECT (SELECT count(*) FROM uses WHERE object = ?1)"
+            " + (SELECT count(*) FROM objects WHERE parent = ?1 AND kind = 1)",
+            (number,),
+        )
+        return int(rows[0][0])  # type: ignore[call-overload]
+
+    def collect(self, candidates: Iterable[int]) -> None:
+        """Delete those of the objects that nobody refers to, with their pages, and then their parents likewise."""
+        waiting = list(candidates)
+        while waiting:
+            number = waiting.pop()
+            found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE id = ?", (number,))
+            if not found or self.references(number):
+                continue
+            entry = Entry(*found[0])  # type: ignore[arg-type]
+            self.remove([number])
+            if entry.kind == Kind.NODE:
+                self.execute("DELETE FROM objects WHERE kind = ? AND key = ?", (int(Kind.PAGE), entry.key))
+                waiting.append(entry.parent)
+
+    def orphans(self) -> list[Entry]:
+        """Objects that nothing refers to; there should never be any."""
+        columns = ", ".join(f"o.{column}" for column in _OBJECT.split(", "))
+        rows = self.rows(
+            f"SELECT {columns} FROM objects o WHERE"
+            " (o.kind IN (1, 3, 4) AND NOT EXISTS (SELECT 1 FROM uses u WHERE u.object = o.id)"
+            "  AND NOT (o.kind = 1 AND EXISTS (SELECT 1 FROM objects c WHERE c.kind = 1 AND c.parent = o.id)))"
+            " OR (o.kind = 2 AND NOT EXISTS (SELECT 1 FROM objects n WHERE n.kind = 1 AND n.key = o.key))"
+        )
+        return [Entry(*row) for row in rows]  # type: ignore[arg-type]
+
+    def dangling(self) -> int:
+        """References to what is not there; there should never be any."""
+        rows = self.rows(
+            "SELECT (SELECT count(*) FROM uses u WHERE NOT EXISTS (SELECT 1 FROM objects o WHERE o.id = u.object)"
+            " OR NOT EXISTS (SELECT 1 FROM contexts c WHERE c.id = u.context))"
+            " + (SELECT count(*) FROM objects o WHERE o.kind = 1 AND o.parent != 0"
+            "    AND NOT EXISTS (SELECT 1 FROM objects p WHERE p.kind = 1 AND p.id = o.parent))"
+        )
+        return int(rows[0][0])  # type: ignore[call-overload]
+
+    def live_bytes(self) -> dict[int, int]:
+        """Pack number -> bytes of records that are entered."""
+        rows = self.rows(
+            "SELECT pack, sum(span) FROM (SELECT pack, span FROM objects WHERE pack != 0"
+            " UNION ALL SELECT pack2, span FROM objects WHERE pack2 != 0 UNION ALL SELECT pack, span FROM contexts"
+            " UNION ALL SELECT pack, span FROM gone) GROUP BY pack"
+        )
+        return {int(pack): int(size) for pack, size in rows}  # type: ignore[call-overload]
+
+
+def translate(error: sqlite3.DatabaseError, path: Path) -> StoreError:
+    """What a failure of SQLite means for the store."""
+    text = str(error)
+    if isinstance(error, sqlite3.OperationalError) and "malformed" not in text and "no such" not in text:
+        return StoreError(f"cannot write the index {path}: {text}")
+    return IndexDamaged(f"{path}: {text}")

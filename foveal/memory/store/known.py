@@ -1,0 +1,40 @@
+"""Which pages in memory are which nodes of a store.
+
+What is special here: a page that was saved or loaded once is known by its object, so that saving again looks only at
+what came after the last known page, and loading a second time shares what is in memory already.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import torch
+from torch import Tensor
+
+from foveal.cache import Page
+
+
+class KnownPages:
+    """Which pages in memory are which nodes of a store. Pages are remembered for as long as somebody holds them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._nodes: weakref.WeakKeyDictionary[Page, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
+        self._pages: weakref.WeakValueDictionary[bytes, Page] = weakref.WeakValueDictionary()
+
+    def add(self, page: Page, key: bytes, name: bytes) -> None:
+        with self._lock:
+            self._nodes[page] = (key, name)
+            self._pages[key] = page
+
+    def node(self, page: Page) -> tuple[bytes, bytes] | None:
+        """Key and name of the node a page is."""
+        with self._lock:
+            return self._nodes.get(page)
+
+    def data(self, key: bytes, device: torch.device) -> Tensor | None:
+        """The bytes of a node that are in memory already, on `device`."""
+        with self._lock:
+            page = self._pages.get(key)
+        return page.data if page is not None and page.references > 0 and page.data.device == device else None

@@ -1,0 +1,304 @@
+"""A sequence out of the store: mapped where it is whole, computed again from its tokens where it is not.
+
+What is special here: nothing is used before it was verified, and nothing that was damaged, evicted or never kept is an
+error. The tokens of a context, in two copies and bound together by the names of its pages, are the truth; everything
+else is a shortcut. A page that was computed again is used in place of the lost one when it has the very bytes that were
+saved; if its last bits differ, all that follows is computed anew as well, so that no state is mixed of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as TokenSequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from foveal import cache
+from foveal.config import PAGE_TOKENS
+from foveal.memory.errors import CorruptMemory
+from foveal.memory.store.index import Entry, Index
+from foveal.memory.store.names import checksum
+from foveal.memory.store.objects import Context, Node, StoredTail, tensor_bytes, token_tensor
+from foveal.memory.store.packs import Place
+from foveal.memory.store.records import Kind
+from foveal.memory.store.store import Store
+
+
+class Runner(Protocol):
+    """What is needed to use a context: pages of its model, and tokens run through it (`foveal.api.Engine`)."""
+
+    @property
+    def pool(self) -> cache.PagePool: ...
+
+    def restore_sequence(self, image: cache.SequenceImage, *, tail_every: int | None = None) -> cache.Sequence: ...
+
+    def prefill(self, sequence: cache.Sequence, tokens: TokenSequence[int]) -> int: ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The pages of a context as the store has them: nodes, whose tokens and names were verified, and where the bytes
+    lie (None: evicted)."""
+
+    keys: list[bytes]
+    nodes: list[Node]
+    pages: list[Entry | None]
+    tokens: Tensor
+    """All of the context's, int32 [length]."""
+    root: bytes
+
+    def key_after(self, pages: int) -> bytes:
+        return self.keys[pages - 1] if pages else self.root
+
+
+@dataclass
+class Loaded:
+    """`sequence` as it was saved. `damaged` are the objects that were not as written; `replayed` counts the tokens that
+    were run again; `exact` says that the state has the very bits that were saved."""
+
+    sequence: cache.Sequence
+    damaged: list[Entry] = field(default_factory=list)
+    replayed: int = 0
+    exact: bool = True
+
+
+def read_chain(store: Store, context: Context, fingerprint: str) -> Chain:
+    """The chain of a context. Raises `CorruptMemory` when its tokens are lost in both copies."""
+    for last in (False, True):
+        rows = store.look(lambda index: _rows(index, context))
+        chain = _verified(store, context, store.names.root(fingerprint), rows)
+        if chain is not None:
+            return chain
+        if not last:
+            store.repair()  # the packs may know better than the index
+    raise CorruptMemory(f"{context.name} (its tokens)", "both copies are damaged")
+
+
+def _rows(index: Index, context: Context) -> list[tuple[Entry, Entry | None]]:
+    if not context.pages:
+        return []
+    head = index.find(Kind.NODE, context.head)
+    return [] if head is None else index.chain(head.id, context.pages)
+
+
+def _verified(store: Store, context: Context, root: bytes, rows: list[tuple[Entry, Entry | None]]) -> Chain | None:
+    """None when anything about the tokens is not as it was saved: the names, from root to head, prove it."""
+    if len(rows) != context.pages or len(context.rest) != context.length % PAGE_TOKENS:
+        return None
+    keys, nodes, parent, name = [], [], root, root
+    for number, (entry, _) in enumerate(rows, start=1):
+        payload = store.read_object(entry)
+        node = None if payload is None else Node.from_bytes(payload)
+        if node is None or node.parent != parent or node.position != number * PAGE_TOKENS:
+            return None
+        name = store.names.page_name(name, node.tokens)
+        parent = store.names.node_key(parent, name, node.digest)
+        if parent != entry.key:
+            return None
+        keys.append(parent)
+        nodes.append(node)
+    if parent != context.head:
+        return None
+    data = b"".join(node.tokens for node in nodes)
+    tokens = torch.cat([token_tensor(data), torch.tensor(context.rest, dtype=torch.int32)])
+    return Chain(keys, nodes, [page for _, page in rows], tokens, root)
+
+
+def load_sequence(
+    store: Store,
+    context: Context,
+    fingerprint: str,
+    runner: Runner,
+    *,
+    chunk: int,
+    tail_every: int | None = None,
+) -> Loaded:
+    """The sequence of a context. `chunk`: where the runner cuts a prompt (its multiples); see the module.
+
+    Raises `CorruptMemory` when the tokens are lost, `CacheFull` when there is no room for its pages.
+    """
+    chain = read_chain(store, context, fingerprint)
+    return _Loading(store, context, chain, runner, chunk, tail_every).run()
+
+
+class _Loading:
+    """One load. `pages` are the bytes of the full pages, None where they are lost."""
+
+    def __init__(
+        self, store: Store, context: Context, chain: Chain, runner: Runner, chunk: int, tail_every: int | None
+    ) -> None:
+        self.store, self.context, self.chain, self.runner = store, context, chain, runner
+        self.chunk, self.tail_every = chunk, tail_every
+        self.layout, self.device = runner.pool.layout, runner.pool.device
+        self.damaged: list[Entry] = []
+        self.replayed = 0
+        self._tails: dict[int, StoredTail | None] = {}
+        self.pages = read_pages(store, chain, runner.pool, self.damaged)
+
+    def run(self) -> Loaded:
+        length = self.context.length
+        while (lost := self._first_lost()) is not None:
+            deviating = self._mend(lost)
+            if deviating is not None:
+                return self._finish(deviating, exact=False)
+        tail = self._tail(length) if length else None
+        if length and tail is None:
+            return self._replay_end()
+        return self._finish(self._restore(length, tail), exact=True)
+
+    def _first_lost(self) -> int | None:
+        return next((number for number, page in enumerate(self.pages) if page is None), None)
+
+    def _mend(self, lost: int) -> cache.Sequence | None:
+        """Compute page `lost` again, and what is lost soon after it. None when it came out as it was saved; else the
+        whole context, computed from there on."""
+        end = min(self.context.length, -(-(lost + 1) * PAGE_TOKENS // self.chunk) * self.chunk)
+        sequence = self._start(lost * PAGE_TOKENS)
+        try:
+            self._run(sequence, end)
+            for number in range(lost, end // PAGE_TOKENS):
+                data = sequence.pages[number].data
+                same = checksum(tensor_bytes(data)) == self.chain.nodes[number].digest
+                if same and self.pages[number] is None:
+                    self.pages[number] = data
+                elif not same and number == lost:
+                    self._run(sequence, self.context.length)
+                    return sequence
+            self._keep(sequence)
+        except BaseException:
+            sequence.free()
+            raise
+        sequence.free()
+        return None
+
+    def _keep(self, sequence: cache.Sequence) -> None:
+        """Remember where a replay got to: the next one goes on from there."""
+        image = sequence.export()
+        open_page = tensor_bytes(image.open_page) if image.open_page is not None else b""
+        self._tails[image.length] = StoredTail(b"", b"", image.length, b"", open_page, image.tail)
+
+    def _replay_end(self) -> Loaded:
+        """All pages are there, but not the tail at the end: run the tokens since the last one."""
+        length = self.context.length
+        sequence = self._start(length)
+        try:
+            first = sequence.length // PAGE_TOKENS
+            self._run(sequence, length)
+            image = sequence.export()
+            digests = [checksum(tensor_bytes(page)) for page in image.pages[first:]]
+            if digests != [node.digest for node in self.chain.nodes[first:]]:
+                return self._finish(sequence, exact=False)
+            pages = [page for page in self.pages if page is not None]
+            whole = cache.SequenceImage(length, self.chain.tokens, pages, image.open_page, image.tail)
+            restored = self.runner.restore_sequence(whole, tail_every=self.tail_every)
+        except BaseException:
+            sequence.free()
+            raise
+        sequence.free()
+        return self._finish(restored, exact=True)
+
+    def _finish(self, sequence: cache.Sequence, *, exact: bool) -> Loaded:
+        for position, _ in self.context.tails:
+            if position < sequence.length and (tail := self._tail(position)) is not None:
+                sequence.add_tail(cache.Tail.from_tensors(self.layout, position, tail.tensors, self.device))
+        if exact:
+            for page, key, node in zip(sequence.pages, self.chain.keys, self.chain.nodes, strict=False):
+                self.store.known.add(page, key, node.name)
+        return Loaded(sequence, self.damaged, self.replayed, exact)
+
+    # ------------------------------------------------------------------ pieces
+
+    def _start(self, position: int) -> cache.Sequence:
+        """A sequence at the last tail at or before `position` whose pages are all there."""
+        lost = self._first_lost()
+        reach = len(self.pages) if lost is None else lost
+        for at in sorted({*dict(self.context.tails), *self._tails}, reverse=True):
+            if at <= position and at // PAGE_TOKENS <= reach and (tail := self._tail(at)) is not None:
+                return self._restore(at, tail)
+        return self._restore(0, None)
+
+    def _run(self, sequence: cache.Sequence, end: int) -> None:
+        tokens = self.chain.tokens[sequence.length : end].tolist()
+        self.replayed += len(tokens)
+        self.runner.prefill(sequence, tokens)
+
+    def _restore(self, length: int, tail: StoredTail | None) -> cache.Sequence:
+        pages = [page for page in self.pages[: length // PAGE_TOKENS] if page is not None]
+        image = make_image(self.layout, self.chain.tokens[:length], pages, tail)
+        return self.runner.restore_sequence(image, tail_every=self.tail_every)
+
+    def _tail(self, position: int) -> StoredTail | None:
+        """The verified tail of this context at `position`."""
+        if position not in self._tails:
+            self._tails[position] = self._read_tail(position)
+        return self._tails[position]
+
+    def _read_tail(self, position: int) -> StoredTail | None:
+        key = dict(self.context.tails).get(position)
+        entry = None if key is None else self.store.look(lambda index: index.find(Kind.TAIL, key))
+        if entry is None:
+            return None
+        tail = read_tail(self.store, entry, self.layout)
+        full = position // PAGE_TOKENS
+        rest = self.chain.tokens[full * PAGE_TOKENS : position].numpy().astype("<i4").tobytes()
+        right = tail is not None and tail.place == self.store.names.tail_place(self.chain.key_after(full), rest)
+        if tail is None or not right or tail.position != position:
+            self.damaged.append(entry)
+            return None
+        return tail
+
+
+def read_pages(store: Store, chain: Chain, pool: cache.PagePool, damaged: list[Entry]) -> list[Tensor | None]:
+    """The verified bytes of all pages, mapped, or shared with what is in memory; None where they are not as saved."""
+    places = [Place(page.pack, page.offset, page.span) if page is not None else None for page in chain.pages]
+    store.packs.will_need([place for place in places if place is not None])
+    pages: list[Tensor | None] = []
+    for key, node, entry in zip(chain.keys, chain.nodes, chain.pages, strict=True):
+        data = store.known.data(key, pool.device)
+        if data is None and entry is not None:
+            data = _page(store, entry, node, pool)
+            if data is None:
+                damaged.append(entry)
+        pages.append(data)
+    return pages
+
+
+def _page(store: Store, entry: Entry, node: Node, pool: cache.PagePool) -> Tensor | None:
+    payload = store.packs.read(Place(entry.pack, entry.offset, entry.span), Kind.PAGE, entry.key)
+    if payload is None or len(payload) != pool.layout.page_bytes:
+        return None
+    if store.cipher is not None and checksum(payload) != node.digest:
+        return None
+    buffer = bytearray(payload) if payload.readonly else payload
+    data = torch.frombuffer(buffer, dtype=torch.uint8) if len(buffer) else torch.empty(0, dtype=torch.uint8)
+    return data if pool.device.type == "cpu" else data.to(pool.device)
+
+
+def read_tail(store: Store, entry: Entry, layout: cache.CacheLayout) -> StoredTail | None:
+    """The tail of an entry, verified and of the right shapes, or None."""
+    payload = store.read_object(entry)
+    tail = None if payload is None else StoredTail.from_bytes(payload)
+    if tail is None or len(tail.open_page) != (layout.page_bytes if tail.position % PAGE_TOKENS else 0):
+        return None
+    try:
+        cache.Tail.from_tensors(layout, tail.position, tail.tensors)
+    except cache.CacheError:
+        return None
+    return tail
+
+
+def make_image(
+    layout: cache.CacheLayout, tokens: Tensor, pages: list[Tensor], tail: StoredTail | None
+) -> cache.SequenceImage:
+    """What to restore: `pages` and `tail` (None: the beginning)."""
+    open_page = None
+    if tail is not None and tail.position % PAGE_TOKENS:
+        open_page = (
+            torch.frombuffer(bytearray(tail.open_page), dtype=torch.uint8)
+            if len(tail.open_page)
+            else torch.empty(0, dtype=torch.uint8)
+        )
+    named = dict(tail.tensors) if tail is not None else cache.Tail.empty(layout).tensors()
+    return cache.SequenceImage(len(tokens), tokens, pages, open_page, named)

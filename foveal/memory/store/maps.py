@@ -1,0 +1,43 @@
+"""A source map in parts, so that saving it again writes only the part that grew.
+
+What is special here: parts are whole documents, about `PART_TOKENS` tokens of them, counted from the first, so that a
+map that was appended to is cut at the same places as before. Each part is a source map of its own, with the checksum
+that such a map carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from foveal.sources import SourceMap
+
+PART_TOKENS = 1 << 16
+
+
+def split(places: SourceMap) -> list[tuple[int, bytes]]:
+    """(tokens up to its end, bytes) of each part, in order."""
+    parts: list[tuple[int, bytes]] = []
+    part, end = SourceMap(), 0
+    for piece in places._pieces:
+        part._append(piece)
+        end += len(piece.starts)
+        if part.tokens >= PART_TOKENS:
+            parts.append((end, part.to_bytes()))
+            part = SourceMap()
+    return [*parts, (end, part.to_bytes())] if part.tokens else parts
+
+
+def join(parts: Iterable[bytes]) -> SourceMap:
+    """The inverse of `split`. Raises `foveal.sources.SourceMapError` when a part is damaged."""
+    whole = SourceMap()
+    for data in parts:
+        for piece in SourceMap.from_bytes(data)._pieces:
+            whole._append(piece)
+    return whole
+
+
+def cut(data: bytes, tokens: int) -> bytes:
+    """A part with only its first `tokens` tokens."""
+    places = SourceMap.from_bytes(data)
+    places.truncate(tokens)
+    return places.to_bytes()

@@ -1,0 +1,169 @@
+"""The objects of a store as bytes: node, tail, context. The layouts stand in docs/store.md."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from foveal.config import PAGE_TOKENS
+from foveal.memory.store.files import Buffer
+from foveal.memory.store.names import DIGEST_BYTES, NAME_BYTES
+
+CONTEXT_VERSION = 1
+_NODE = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s{DIGEST_BYTES}sQ")
+_TAIL = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}sQQQ")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A page in the tree: `parent` is the key before (or the root's name), `digest` the checksum of the page's bytes,
+    `position` the tokens up to its end, `tokens` 256 int32 as bytes."""
+
+    parent: bytes
+    name: bytes
+    digest: bytes
+    position: int
+    tokens: bytes
+
+    def to_bytes(self) -> bytes:
+        return _NODE.pack(self.parent, self.name, self.digest, self.position) + self.tokens
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> Self | None:
+        """None when it is not one."""
+        if len(data) != _NODE.size + 4 * PAGE_TOKENS:
+            return None
+        parent, name, digest, position = _NODE.unpack_from(data)
+        return cls(parent, name, digest, position, bytes(data[_NODE.size :]))
+
+
+@dataclass(frozen=True)
+class StoredTail:
+    """A tail behind the page `node` (a key, or the root's name) and the tokens `rest` (int32 as bytes, fewer than 256).
+
+    `open_page` is the open page's bytes, empty at a multiple of 256; `tensors` the named tensors of `cache.Tail`.
+    """
+
+    place: bytes
+    node: bytes
+    position: int
+    rest: bytes
+    open_page: Buffer
+    tensors: Mapping[str, Tensor]
+
+    def to_bytes(self) -> bytes:
+        own = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in self.tensors.items()}
+        head = _TAIL.pack(self.place, self.node, self.position, len(self.rest), len(self.open_page))
+        return b"".join([head, self.rest, self.open_page, safetensors.torch.save(own)])
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> Self | None:
+        """None when it is not one."""
+        if len(data) < _TAIL.size:
+            return None
+        place, node, position, rest, page = _TAIL.unpack_from(data)
+        start = _TAIL.size + rest
+        try:
+            tensors = safetensors.torch.load(bytes(data[start + page :]))
+        except (safetensors.SafetensorError, ValueError):
+            return None
+        return cls(
+            place, node, position, bytes(data[_TAIL.size : start]), bytearray(data[start : start + page]), tensors
+        )
+
+
+def tail_position(data: Buffer) -> tuple[bytes, bytes, int] | None:
+    """Place, node and position of a tail, without its tensors."""
+    if len(data) < _TAIL.size:
+        return None
+    place, node, position, _, _ = _TAIL.unpack_from(data)
+    return place, node, position
+
+
+@dataclass(frozen=True)
+class Context:
+    """A named context: what it is made of, and what is known about it.
+
+    `head` is the key of its last full page, or the root's name; `rest` the tokens behind that; `tails` (position, key)
+    of the tails it keeps, by position; `maps` (tokens up to its end, key) of its source map's parts. `parent` and
+    `forked_at` say what it was forked from, and where. `facts` is whatever the owner adds, in JSON's types.
+    `keeps_tails` is off when it is always to be run again from its tokens.
+    """
+
+    name: str
+    tenant: bytes
+    fingerprint: Mapping[str, str]
+    length: int
+    head: bytes
+    rest: tuple[int, ...] = ()
+    tails: tuple[tuple[int, bytes], ...] = ()
+    maps: tuple[tuple[int, bytes], ...] = ()
+    created: str = ""
+    saved: str = ""
+    parent: str = ""
+    forked_at: int = 0
+    keeps_tails: bool = True
+    pinned: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pages(self) -> int:
+        """Full pages."""
+        return self.length // PAGE_TOKENS
+
+    def replace(self, **changes: Any) -> Context:
+        return replace(self, **changes)
+
+    def to_bytes(self) -> bytes:
+        data = {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+        return json.dumps({"version": CONTEXT_VERSION} | data, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, data: Buffer) -> Self | None:
+        """None when it is not one that this version reads."""
+        try:
+            found = json.loads(bytes(data))
+            if found.pop("version") != CONTEXT_VERSION:
+                return None
+            found["tenant"], found["head"] = bytes.fromhex(found["tenant"]), bytes.fromhex(found["head"])
+            found["rest"] = tuple(int(token) for token in found["rest"])
+            for kept in ("tails", "maps"):
+                found[kept] = tuple((int(position), bytes.fromhex(key)) for position, key in found[kept])
+            return cls(**found)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def token_bytes(tokens: Tensor) -> bytes:
+    """Token ids as little-endian int32."""
+    array = tokens.detach().to("cpu", torch.int32).numpy()
+    return array.astype("<i4", copy=False).tobytes()
+
+
+def token_tensor(data: bytes) -> Tensor:
+    """The inverse of `token_bytes`, int32."""
+    return torch.from_numpy(np.frombuffer(data, dtype="<i4").astype(np.int32))
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on the CPU, not copied."""
+    data: Any = tensor.detach().to("cpu").contiguous().view(torch.uint8).flatten().numpy()
+    return memoryview(data).cast("B")

@@ -1,0 +1,265 @@
+"""Packs: append-only files of records.
+
+What is special here: a pack only ever grows, and only its committed length counts. What lies behind that was written
+by somebody who died before it was acknowledged; the next writer cuts it off. Packs are read through memory maps, so a
+page of the cache is a piece of the file, brought in by the system when it is touched and dropped when memory is short.
+A pack is never overwritten: when much of it is dead, what lives is copied into another pack and the file is unlinked,
+which leaves whoever has it mapped undisturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from foveal.memory.store import records
+from foveal.memory.store.cipher import Cipher
+from foveal.memory.store.files import Buffer, Disk
+from foveal.memory.store.names import checksum
+from foveal.memory.store.records import HEADER_BYTES, Header, Kind
+
+PACK_MAGIC = b"FovealPk"
+PACK_HEADER_BYTES = 64
+PACK_BYTES = 256 << 20
+"""A pack that has reached this size is not appended to any more."""
+
+_HEADER = struct.Struct("<8sI4xQ16s8x")
+_NAME = re.compile(r"([0-9]{10})\.pack")
+VERSION = 1
+
+
+class Place(NamedTuple):
+    """Where a record lies: it takes `span` bytes of pack number `pack` from `offset` on."""
+
+    pack: int
+    offset: int
+    span: int
+
+
+class Packs:
+    """The packs in `folder`. `sizes` (pack number -> committed bytes) is set by whoever knows, the index."""
+
+    def __init__(self, folder: Path, store: bytes, disk: Disk, cipher: Cipher | None) -> None:
+        self.folder, self.store, self.disk, self.cipher = folder, store, disk, cipher
+        self.sizes: dict[int, int] = {}
+        self.next_pack = 1
+        self.pack_bytes = PACK_BYTES
+        self.written = 0
+        """Bytes appended since this object was made."""
+        self._maps: dict[int, _Map] = {}
+        self._writing: dict[int, int] = {}
+        self._new: list[int] = []
+
+    def path(self, pack: int) -> Path:
+        return self.folder / f"{pack:010}.pack"
+
+    def files(self) -> dict[int, int]:
+        """Pack number -> bytes, of the files there are."""
+        found = {}
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if match := _NAME.fullmatch(entry.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        found[int(match[1])] = entry.stat().st_size
+        return found
+
+    # ------------------------------------------------------------------ reading
+
+    def read(self, place: Place, kind: Kind, key: bytes) -> memoryview | None:
+        """The verified payload of the record `kind`, `key` at `place`, or None when that is not what lies there."""
+        found = self.stored(place, kind, key)
+        return None if found is None else records.open_payload(*found, self.cipher)
+
+    def stored(self, place: Place, kind: Kind, key: bytes) -> tuple[Header, memoryview] | None:
+        """Header and payload as they lie there; the payload is not verified."""
+        header = self.header(place)
+        if header is None or header.kind is not kind or header.key != key or header.span != place.span:
+            return None
+        start = place.offset + HEADER_BYTES
+        data = self._view(place.pack, start, start + header.size)
+        return None if data is None else (header, data)
+
+    def header(self, place: Place) -> Header | None:
+        """The header at `place`; None when there is none, or the record would reach beyond the file."""
+        data = self._view(place.pack, place.offset, place.offset + HEADER_BYTES)
+        return None if data is None else Header.parse(data)
+
+    def raw(self, place: Place) -> memoryview | None:
+        """All bytes of a record, padding included, unverified."""
+        return self._view(place.pack, place.offset, place.offset + place.span)
+
+    def scan(self, pack: int) -> Iterator[tuple[Place, Header]]:
+        """All records of a pack whose headers are sound, in order; damaged stretches are passed over."""
+        self._maps.pop(pack, None)  # it may have grown since
+        mapped = self._map(pack, PACK_HEADER_BYTES)
+        offset = PACK_HEADER_BYTES
+        while mapped is not None and offset + HEADER_BYTES <= mapped.size:
+            header = Header.parse(mapped.view[offset : offset + HEADER_BYTES])
+            if header is not None and offset + HEADER_BYTES + header.size <= mapped.size:
+                yield Place(pack, offset, header.span), header
+                offset += header.span
+                continue
+            offset = mapped.find(records.RECORD_MAGIC, offset + 1)
+
+    def sound(self, pack: int) -> bool:
+        """Whether the pack begins as a pack of this store does."""
+        head = self._view(pack, 0, PACK_HEADER_BYTES)
+        return head is not None and bytes(head) == self._header(pack)
+
+    def will_need(self, places: Iterable[Place]) -> None:
+        """Ask the system to bring these records in, in as few and as long reads as they allow."""
+        ranges: list[list[int]] = []
+        for pack, offset, span in sorted(places):
+            if ranges and ranges[-1][0] == pack and offset - ranges[-1][2] < mmap.PAGESIZE * 16:
+                ranges[-1][2] = offset + span
+            else:
+                ranges.append([pack, offset, offset + span])
+        for pack, start, end in ranges:
+            mapped = self._map(pack, end)
+            if mapped is not None:
+                mapped.will_need(start, end)
+
+    def _view(self, pack: int, start: int, end: int) -> memoryview | None:
+        mapped = self._map(pack, end)
+        return None if mapped is None or start < 0 else mapped.view[start:end]
+
+    def _map(self, pack: int, end: int) -> _Map | None:
+        """A map of the pack that reaches to `end`, or None when the file does not."""
+        mapped = self._maps.get(pack)
+        if mapped is not None and end <= mapped.size and mapped.reaches(end):
+            return mapped
+        try:
+            mapped = _Map(self.path(pack))
+        except (OSError, ValueError):  # gone, unreadable, or empty
+            return None
+        self._maps[pack] = mapped
+        return mapped if end <= mapped.size else None
+
+    # ------------------------------------------------------------------ writing
+
+    def begin(self, sizes: dict[int, int], next_pack: int) -> None:
+        """Start appending behind `sizes`; cut off, or delete, whatever is not in them."""
+        self.abandon()
+        self.sizes, self.next_pack = dict(sizes), next_pack
+        for pack, size in self.files().items():
+            if pack not in sizes:
+                self.disk.unlink(self.path(pack))
+                self.next_pack = max(self.next_pack, pack + 1)
+            elif size > sizes[pack]:
+                self.disk.truncate(self.path(pack), sizes[pack])
+
+    def append(self, kind: Kind, key: bytes, payload: Buffer, serial: int, digest: bytes = b"") -> Place:
+        """Write a record behind the last one. Raises `OSError`; what was written then does not count."""
+        return self._put(records.make(kind, key, payload, serial, self.cipher, digest))
+
+    def copy(self, raw: Buffer) -> Place:
+        """Write a record again, as it is."""
+        return self._put([raw])
+
+    def sync(self) -> None:
+        """Make sure that everything appended, and the names of new packs, are on the disk."""
+        for pack, descriptor in self._writing.items():
+            self.disk.sync(descriptor, self.path(pack))
+        if self._new:
+            self.disk.sync_folder(self.folder)
+
+    def end(self) -> None:
+        """What was appended is committed."""
+        self._close()
+
+    def abandon(self) -> None:
+        """What was appended does not count."""
+        for pack in self._new:
+            self.sizes.pop(pack, None)
+        self._close()
+
+    def drop(self, pack: int) -> None:
+        """Forget a pack; `unlink` it when that is committed."""
+        self.sizes.pop(pack, None)
+
+    def unlink(self, pack: int) -> None:
+        self._maps.pop(pack, None)
+        self.disk.unlink(self.path(pack))
+
+    def close(self) -> None:
+        self._close()
+        self._maps.clear()
+
+    def _put(self, pieces: list[Buffer]) -> Place:
+        pack = self._active()
+        offset = self.sizes[pack]
+        size = self.disk.write(self._writing[pack], self.path(pack), pieces, offset)
+        self.sizes[pack] = offset + size
+        self.written += size
+        return Place(pack, offset, size)
+
+    def _active(self) -> int:
+        """The pack to append to, open."""
+        open_packs = [pack for pack, size in self.sizes.items() if size < self.pack_bytes]
+        pack = max(open_packs, default=0)
+        if pack not in self._writing and pack:
+            try:
+                self._writing[pack] = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:  # lost: leave it to `verify`, and go on in a new one
+                pack = 0
+        return pack or self._create()
+
+    def _create(self) -> int:
+        pack, self.next_pack = self.next_pack, self.next_pack + 1
+        path = self.path(pack)
+        self._writing[pack] = self.disk.create(path)
+        self._new.append(pack)
+        self.sizes[pack] = self.disk.write(self._writing[pack], path, [self._header(pack)], 0)
+        return pack
+
+    def _header(self, pack: int) -> bytes:
+        head = _HEADER.pack(PACK_MAGIC, VERSION, pack, self.store)
+        return head + checksum(head)
+
+    def _close(self) -> None:
+        for descriptor in self._writing.values():
+            os.close(descriptor)
+        self._writing.clear()
+        self._new.clear()
+
+
+class _Map:
+    """A private map of a file as long as it is now. Nobody writes into it; it is writable for the sake of tensors."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size = os.fstat(self._descriptor).st_size
+            self._map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_COPY)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self.view = memoryview(self._map)
+
+    def reaches(self, end: int) -> bool:
+        """Whether the file still does: reading a map beyond its file's end kills the process."""
+        return os.fstat(self._descriptor).st_size >= end
+
+    def will_need(self, start: int, end: int) -> None:
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_WILLNEED"):
+            with contextlib.suppress(OSError):  # advice only
+                self._map.madvise(mmap.MADV_WILLNEED, first, end - first)
+
+    def find(self, magic: bytes, start: int) -> int:
+        """The next aligned place of `magic`, or the end."""
+        while (start := self._map.find(magic, start)) >= 0:
+            if start % records.ALIGN == 0:
+                return start
+            start += 1
+        return self.size
+
+    def __del__(self) -> None:
+        if hasattr(self, "view"):
+            os.close(self._descriptor)

@@ -1,0 +1,481 @@
+"""A store: one folder, its transactions, and the contexts in it.
+
+What is special here: there is one way to change a store, `transact`. It takes the writer's lock, cuts off what a dead
+writer left, appends to the packs, syncs them, and commits the index; only then is anything acknowledged, and anything
+that goes wrong on the way leaves the store as it was. Reading takes no lock. An index that is damaged, or gone, is made
+again from the packs on the spot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from foveal.cache import Page
+from foveal.memory.errors import FormatError, IndexDamaged, MemoryNotFound, StoreError
+from foveal.memory.store import rebuild
+from foveal.memory.store.cipher import Cipher
+from foveal.memory.store.files import Buffer, Disk, exclusive
+from foveal.memory.store.index import ContextRow, Entry, Index, State
+from foveal.memory.store.known import KnownPages
+from foveal.memory.store.names import Names, checksum
+from foveal.memory.store.objects import Context
+from foveal.memory.store.packs import Packs, Place
+from foveal.memory.store.records import HEADER_BYTES, Header, Kind, open_payload
+
+FORMAT = 1
+"""Version of everything on disk."""
+
+Durability = Literal["full", "normal", "off"]
+DURABILITIES: tuple[Durability, ...] = ("full", "normal", "off")
+
+ABOUT, ABOUT_COPY, INDEX, LOCK = "store.json", "store.copy.json", "index.sqlite", "lock"
+WAIT = 60.0
+"""Seconds a writer waits for another one."""
+
+T = TypeVar("T")
+
+
+class Store:
+    """An open store. Safe to use from several threads; several processes may open one folder.
+
+    durability: "full" syncs packs and index before anything is acknowledged: that then survives a power cut. "normal"
+    syncs the packs only: a power cut may undo the last acknowledged changes, and never damages. "off" syncs nothing:
+    still safe when a process is killed, not when the machine loses power.
+    tenant: contexts and pages of one tenant do not exist for another. key: 32 bytes, for a store encrypted at rest.
+    wait: seconds to wait for another writer before `StoreBusy`.
+
+    Raises `FormatError` for a format this version does not read and for a missing or wrong key, `MemoryNotFound` when
+    there is no store and `create` is off, `StoreError` when the system refuses.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        durability: Durability = "full",
+        tenant: str = "",
+        key: bytes | None = None,
+        create: bool = True,
+        wait: float = WAIT,
+        disk: Disk | None = None,
+    ) -> None:
+        if durability not in DURABILITIES:
+            raise StoreError(f"durability is {durability!r}; it must be one of {', '.join(DURABILITIES)}")
+        self.folder = Path(folder).expanduser().absolute()
+        self.durability, self.wait, self.disk = durability, wait, disk or Disk()
+        self.known = KnownPages()
+        self._lock = threading.RLock()
+        self._index: Index | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            about = self._about(key, create)
+            self.id = bytes.fromhex(about["store"])
+            self.cipher = _cipher(about, key, self.folder)
+            secret = self.cipher.secret(self.id) if self.cipher else blake2b(self.id, person=b"foveal-secret").digest()
+            self.names = Names(secret[:32], tenant)
+            self.packs = Packs(self.folder / "packs", self.id, self.disk, self.cipher)
+            with self._lock:
+                self._open_index()
+                self._recover()
+        except OSError as error:
+            raise StoreError(f"cannot open the store {self.folder}: {error}") from error
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *ignored: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.folder}>"
+
+    def close(self) -> None:
+        """Close its files. Pages that were loaded from it stay valid."""
+        with self._lock:
+            if self._index is not None:
+                self._index.close()
+                self._index = None
+            self.packs.close()
+            if self._scratch is not None:
+                self._scratch.cleanup()
+                self._scratch = None
+
+    # ------------------------------------------------------------------ transactions
+
+    def transact(self, work: Callable[[Writer], T]) -> T:
+        """Do `work` as the only writer, all of it or nothing. It may be done twice, when the index proves damaged.
+
+        Raises `StoreBusy`, `StoreError` when the disk refuses, and whatever `work` raises; the store is then as it was.
+        """
+        with self._lock:
+            try:
+                with exclusive(self.folder / LOCK, self.wait):
+                    for last in (False, True):
+                        try:
+                            return self._attempt(work)
+                        except IndexDamaged:
+                            if last:
+                                raise
+                            self._rebuild()
+            except OSError as error:
+                raise StoreError(f"cannot write to the store {self.folder}: {error}") from error
+        raise AssertionError("not reached")
+
+    def _attempt(self, work: Callable[[Writer], T]) -> T:
+        index = self._open_index()
+        if index.read_only:
+            raise StoreError(f"the store {self.folder} cannot be written to (read-only)")
+        index.begin()
+        try:
+            state = index.state()
+            self.packs.begin(state.sizes, state.next_pack)
+            writer = Writer(self, index, state.serial)
+            result = work(writer)
+            if writer.changed:
+                if self.durability != "off":
+                    self.packs.sync()
+                index.commit(State(self.packs.sizes, self.packs.next_pack, state.serial + 1))
+            else:
+                index.rollback()
+            self.packs.end()
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                index.rollback()
+            self.packs.abandon()
+            self._trim()
+            raise
+        for page, key, name in writer.learned:
+            self.known.add(page, key, name)
+        for pack in writer.unlink:
+            with contextlib.suppress(OSError):  # the next writer does it
+                self.packs.unlink(pack)
+        return result
+
+    def _trim(self) -> None:
+        """Give the space of a failed transaction back at once, if the disk lets us; the next writer does it anyway."""
+        with contextlib.suppress(OSError, StoreError):
+            state = self._open_index().state()
+            self.packs.begin(state.sizes, state.next_pack)
+
+    def _recover(self) -> None:
+        """Cut off what a dead writer left, unless somebody is writing just now or we may not."""
+        index = self._open_index()
+        files = self.packs.files()
+        if files == index.state().sizes or index.read_only:
+            return
+        with contextlib.suppress(StoreError, OSError), exclusive(self.folder / LOCK, 0):
+            state = index.state()
+            self.packs.begin(state.sizes, state.next_pack)
+
+    def look(self, work: Callable[[Index], T]) -> T:
+        """Do `work` on one consistent view of the index. It may be done twice, as in `transact`."""
+        with self._lock:
+            for last in (False, True):
+                try:
+                    index = self._open_index()
+                    index.execute("BEGIN")
+                    try:
+                        return work(index)
+                    finally:
+                        index.rollback()
+                except IndexDamaged:
+                    if last:
+                        raise
+                    self.repair()
+        raise AssertionError("not reached")
+
+    def vacuum(self) -> None:
+        """Give back the space of rows that were deleted from the index, as far as nobody is reading it."""
+        with self._lock, contextlib.suppress(StoreError):
+            index = self._open_index()
+            index.execute("PRAGMA incremental_vacuum").fetchall()
+            index.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def repair(self) -> None:
+        """Make the index again from the packs. Raises `StoreError` when the disk refuses."""
+        with self._lock:
+            try:
+                with exclusive(self.folder / LOCK, self.wait):
+                    self._rebuild()
+            except OSError:  # we may not write here: an index of our own will do
+                self._rebuild_elsewhere()
+
+    # ------------------------------------------------------------------ opening
+
+    def _about(self, key: bytes | None, create: bool) -> dict[str, Any]:
+        """What `store.json` says; made anew, or from its copy, when it is not there."""
+        found = [read_about(self.folder / name) for name in (ABOUT, ABOUT_COPY)]
+        about = found[0] or found[1]
+        if about is None:
+            if any(path.stat().st_size for path in (self.folder / "packs").glob("*.pack")):
+                raise StoreError(f"{self.folder / ABOUT} and its copy are damaged; put one of them back from a backup")
+            if not create and not (self.folder / LOCK).exists():
+                raise MemoryNotFound(f"there is no store at {self.folder}; `foveal read PATH --name NAME` makes one")
+            about = self._create(key)
+        if about.get("format") != FORMAT:
+            raise FormatError(
+                f"the store {self.folder} has format {about.get('format')!r} and this version reads {FORMAT}; "
+                "`foveal export` its memories with the version of Foveal that made it, and `foveal import` them here"
+            )
+        self._about_data = _about_bytes(about)
+        if any(found):
+            with contextlib.suppress(OSError):
+                self.mend_about()
+        return about
+
+    def mend_about(self) -> None:
+        """Write `store.json` and its copy again where they are not as they should be."""
+        for path in (self.folder / ABOUT, self.folder / ABOUT_COPY):
+            if not path.exists() or path.read_bytes() != self._about_data:
+                self.disk.write_file(path, self._about_data, sync=self.durability != "off")
+
+    def _create(self, key: bytes | None) -> dict[str, Any]:
+        self.disk.make_folder(self.folder / "packs")
+        sync = self.durability != "off"
+        with exclusive(self.folder / LOCK, self.wait):
+            about = read_about(self.folder / ABOUT) or read_about(self.folder / ABOUT_COPY)
+            if about is None:
+                salt = os.urandom(16)
+                check = Cipher(key).check_value(salt) if key is not None else None
+                about = {"format": FORMAT, "store": salt.hex(), "key": check}
+                # The copy first: once the first is there, the store exists and both are.
+                self.disk.write_file(self.folder / ABOUT_COPY, _about_bytes(about), sync=sync)
+                self.disk.write_file(self.folder / ABOUT, _about_bytes(about), sync=sync)
+        return about
+
+    def _open_index(self) -> Index:
+        """The index, opened again when another process has made it anew, made again when it cannot be used."""
+        if self._index is not None and (self._scratch is not None or not self._index.replaced()):
+            return self._index
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+        path = self.folder / INDEX
+        if self._opens(path):
+            return self.index
+        try:
+            with exclusive(self.folder / LOCK, self.wait):
+                if not self._opens(path):
+                    self._rebuild()
+        except OSError:
+            self._rebuild_elsewhere()
+        return self.index
+
+    @property
+    def index(self) -> Index:
+        """The index that is open. Raises `StoreError` when none is."""
+        if self._index is None:
+            raise StoreError(f"the store {self.folder} is closed")
+        return self._index
+
+    def _opens(self, path: Path) -> bool:
+        """Whether there is an index that can be used."""
+        with contextlib.suppress(IndexDamaged):
+            if path.exists():
+                self._index = Index(path, self.disk, self.durability, wait=self.wait)
+                return True
+        return False
+
+    def _rebuild(self) -> None:
+        """With the lock held."""
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+        self.disk.make_folder(self.folder / "packs")
+        path = self.folder / INDEX
+        fresh = self.folder / "index.rebuilt.sqlite"
+        rebuild.build(self.packs, fresh, self.disk)
+        # While the new index has no name yet there is none, and whoever comes makes it again: an old index without its
+        # log would be a step back in time.
+        if path.exists():
+            self.disk.rename(path, self.folder / "index.damaged.sqlite")
+        for end in ("-wal", "-shm"):
+            self.disk.unlink(Path(f"{path}{end}"))
+        self.disk.rename(fresh, path)
+        self.disk.sync_folder(self.folder)
+        self.disk.unlink(self.folder / "index.damaged.sqlite")
+        self._index = Index(path, self.disk, self.durability, wait=self.wait)
+
+    def _rebuild_elsewhere(self) -> None:
+        if self._index is not None:
+            self._index.close()
+        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="foveal-index-")
+        path = Path(self._scratch.name) / INDEX
+        rebuild.build(self.packs, path, Disk())
+        self._index = Index(path, self.disk, "off", wait=self.wait)
+        self._index.read_only = True
+
+    # ------------------------------------------------------------------ reading
+
+    def read_object(self, entry: Entry) -> memoryview | None:
+        """The verified payload of an object, from its copy if need be; None when neither is whole."""
+        for place in entry.places:
+            found = self.packs.read(place, Kind(entry.kind), entry.key)
+            if found is not None:
+                return found
+        return None
+
+    def context(self, name: str) -> Context:
+        """The context called `name`. Raises `MemoryNotFound`, or `StoreError` when both copies of it are damaged."""
+        label = self.names.label(name)
+        row = self.look(lambda index: index.context(label))
+        if row is None:
+            raise MemoryNotFound(f"there is no memory {name!r} in {self.folder}; `foveal ls` lists those there are")
+        return self.read_context(row)
+
+    def contexts(self) -> list[Context | StoreError]:
+        """All contexts of this tenant, by name; what cannot be read is there as its error."""
+        found: list[Context | StoreError] = []
+        for row in self.look(lambda index: index.contexts(self.names.tenant)):
+            try:
+                found.append(self.read_context(row))
+            except StoreError as error:
+                found.append(error)
+        return sorted(found, key=lambda item: (isinstance(item, StoreError), getattr(item, "name", "")))
+
+    def read_context(self, row: ContextRow) -> Context:
+        """The context of a row, from the index or from its pack. Raises `StoreError` when neither copy is whole."""
+        for raw in (row.record, self.packs.raw(row.place)):
+            context = None if raw is None else self.parse_context(raw, row.label)
+            if context is not None:
+                return context
+        raise StoreError(f"the record of context {row.label.hex()[:12]} is damaged; `foveal verify` says more")
+
+    def parse_context(self, raw: Buffer, label: bytes) -> Context | None:
+        header = Header.parse(memoryview(raw)[:HEADER_BYTES])
+        if header is None or header.kind is not Kind.CONTEXT or header.key != label:
+            return None
+        stored = memoryview(raw)[HEADER_BYTES : HEADER_BYTES + header.size]
+        payload = open_payload(header, stored, self.cipher) if len(stored) == header.size else None
+        return None if payload is None else Context.from_bytes(payload)
+
+
+class Writer:
+    """What a transaction can do. Made by `Store.transact`."""
+
+    def __init__(self, store: Store, index: Index, serial: int) -> None:
+        self.store, self.index, self.serial = store, index, serial
+        self.packs = store.packs
+        self.names = store.names
+        self.unlink: list[int] = []
+        """Packs to delete once this is committed."""
+        self.changed = False
+        self.learned: list[tuple[Page, bytes, bytes]] = []
+        """Pages in memory, with key and name of their nodes: known to the store once this is committed."""
+
+    def put(
+        self,
+        kind: Kind,
+        key: bytes,
+        payload: Buffer,
+        *,
+        copies: int = 1,
+        digest: bytes = b"",
+        name: bytes = b"",
+        parent: int = 0,
+        position: int = 0,
+    ) -> int:
+        """The number of the object `kind`, `key`, written if the store has not got it."""
+        known = self.index.find(kind, key)
+        if known is not None:
+            if not known.pack:  # it was quarantined
+                self.rewrite(known, payload, copies=copies)
+            return known.id
+        self.changed = True
+        places = [self.packs.append(kind, key, payload, self.serial, digest)]
+        if copies == 2:
+            # With a nonce of its own an encrypted copy differs; both are whole records.
+            places.append(self.packs.append(kind, key, payload, self.serial, digest))
+        second = places[1] if copies == 2 else None
+        return self.index.add(kind, key, places[0], second, name=name, parent=parent, position=position)
+
+    def put_context(self, context: Context, objects: Iterable[int]) -> None:
+        """Enter `context` in place of an older one of its name. `objects`: the numbers of all it uses."""
+        self.changed = True
+        label = Names.of(context.tenant).label(context.name)
+        place = self.packs.append(Kind.CONTEXT, label, context.to_bytes(), self.serial)
+        raw = self._written(place)
+        self.index.put_context(label, context.tenant, self.serial, raw, place, time.time(), objects)
+
+    def rewrite(self, entry: Entry, payload: Buffer, *, copies: int) -> None:
+        """Write an object again, with the bytes that its key says, because its record was damaged."""
+        self.changed = True
+        kind = Kind(entry.kind)
+        places = [self.packs.append(kind, entry.key, payload, self.serial) for _ in range(copies)]
+        self.index.move(entry.id, places[0], places[1] if copies == 2 else None)
+
+    def _written(self, place: Place) -> bytes:
+        raw = self.packs.raw(place)
+        if raw is None:
+            raise StoreError(f"what was written to {self.packs.path(place.pack)} cannot be read back")
+        return bytes(raw)
+
+    def drop_context(self, name: str) -> None:
+        """Delete a context. Raises `MemoryNotFound`."""
+        label = self.names.label(name)
+        if self.index.context(label) is None:
+            raise MemoryNotFound(
+                f"there is no memory {name!r} in {self.store.folder}; `foveal ls` lists those there are"
+            )
+        self.changed = True
+        place = self.packs.append(Kind.GONE, label, b"", self.serial)
+        self.index.drop_context(label)
+        self.index.execute("INSERT OR REPLACE INTO gone VALUES(?,?,?,?,?)", (label, self.serial, *place))
+
+    def uses(self, context: Context) -> list[int]:
+        """The numbers of those objects of a context that are in the store."""
+        wanted = [(Kind.NODE, context.head)] if context.pages else []
+        wanted += [(Kind.TAIL, key) for _, key in context.tails] + [(Kind.MAP, key) for _, key in context.maps]
+        found = [self.index.find(kind, key) for kind, key in wanted]
+        return [entry.id for entry in found if entry is not None]
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+# ---------------------------------------------------------------------- store.json
+
+
+def _about_bytes(about: dict[str, Any]) -> bytes:
+    bare = {key: value for key, value in about.items() if key != "checksum"}
+    plain = json.dumps(bare, sort_keys=True).encode()
+    return json.dumps({**bare, "checksum": checksum(plain).hex()}, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """None when it is missing or not as it was written. Raises `OSError` when it may not be read."""
+    try:
+        data = path.read_bytes()
+        about = json.loads(data)
+        if isinstance(about, dict) and _about_bytes(about) == data:
+            about.pop("checksum")
+            return about
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        return None
+    return None
+
+
+def _cipher(about: dict[str, Any], key: bytes | None, folder: Path) -> Cipher | None:
+    if about["key"] is None:
+        if key is not None:
+            raise FormatError(f"the store {folder} is not encrypted; open it without a key, or make a new one with it")
+        return None
+    if key is None:
+        raise FormatError(f"the store {folder} is encrypted; give its key (--key-file, or FOVEAL_STORE_KEY)")
+    cipher = Cipher(key)
+    if cipher.check_value(bytes.fromhex(about["store"])) != about["key"]:
+        raise FormatError(f"the key is not the one that the store {folder} was made with")
+    return cipher

@@ -1,0 +1,271 @@
+"""Is everything as it was written? Every byte of a store is read and compared, and every reference counted anew.
+
+What is special here: nothing is changed unless that is asked for. A problem says which contexts it concerns and what
+will happen: a damaged copy is replaced by the other one, a damaged page or tail is computed again from its tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from foveal.config import PAGE_TOKENS
+from foveal.engine import Fingerprint
+from foveal.memory.errors import IndexDamaged, StoreError
+from foveal.memory.store.gc import collect, is_sound
+from foveal.memory.store.index import ContextRow, Entry, Index
+from foveal.memory.store.names import Names, checksum
+from foveal.memory.store.objects import Context, Node, StoredTail
+from foveal.memory.store.packs import Place
+from foveal.memory.store.records import Kind
+from foveal.memory.store.store import ABOUT, ABOUT_COPY, INDEX, Store, Writer, read_about
+from foveal.sources import SourceMap, SourceMapError
+
+_SAID = {
+    Kind.NODE: "tokens",
+    Kind.PAGE: "page",
+    Kind.TAIL: "tail",
+    Kind.MAP: "source map",
+    Kind.CONTEXT: "record",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What was found wrong: `what` ("page", "tail", "tokens", "source map", "record", "index", "pack", "about"), where,
+    and which `contexts` it concerns. `lost` says that nothing in the store can make it good."""
+
+    what: str
+    where: str
+    contexts: tuple[str, ...] = ()
+    lost: bool = False
+
+    def __str__(self) -> str:
+        of = f" of {', '.join(self.contexts)}" if self.contexts else ""
+        return f"{self.what}{of}: {self.where}{' (lost)' if self.lost else ''}"
+
+
+@dataclass
+class Report:
+    """`objects` records of `nbytes` bytes were read, for `contexts` contexts."""
+
+    problems: list[Problem] = field(default_factory=list)
+    contexts: int = 0
+    objects: int = 0
+    nbytes: int = 0
+
+    @property
+    def sound(self) -> bool:
+        return not self.problems
+
+
+def verify(store: Store, names: Iterable[str] | None = None, *, repair: bool = False) -> Report:
+    """Check the whole store, or the contexts called `names`. With `repair`, mend what can be mended.
+
+    Raises `MemoryNotFound` for a name that is not there.
+    """
+    wanted = None if names is None else set(names)
+    for name in wanted or ():
+        store.context(name)
+    report = Report()
+    try:
+        checked = store.look(lambda index: _Checking(store, index, wanted).run())
+        report = checked.report
+    except IndexDamaged as error:
+        report.problems.append(Problem("index", str(error)))
+        checked = None
+    if repair and not report.sound:
+        if any(problem.what == "index" for problem in report.problems):
+            store.repair()
+            checked = store.look(lambda index: _Checking(store, index, wanted).run())
+        if checked is not None:
+            bad = checked.bad
+            store.transact(lambda tx: _mend(tx, bad))
+        if any(problem.what == "pack" for problem in report.problems):
+            collect(store, threshold=1.0)
+        store.mend_about()
+    return report
+
+
+class _Checking:
+    """One pass over one view of the index. `bad` are the entries of which a copy was not as written."""
+
+    def __init__(self, store: Store, index: Index, wanted: set[str] | None) -> None:
+        self.store, self.index, self.wanted = store, index, wanted
+        self.report = Report()
+        self.bad: list[Entry] = []
+        self.users: dict[int, set[str]] = defaultdict(set)
+        self.counts: Counter[int] = Counter()
+        self.entries = {entry.id: entry for entry in index.objects()}
+        self.by_key = {(entry.kind, entry.key): entry for entry in self.entries.values()}
+
+    def run(self) -> _Checking:
+        if self.wanted is None:
+            self._check_files()
+        for row in self.index.contexts():
+            self._check_context(row)
+        if self.wanted is None:
+            self._check_references()
+        for entry in self.entries.values():
+            if self.wanted is None or self.users[entry.id]:
+                self._check_object(entry)
+        return self
+
+    def _problem(self, what: str, where: str, users: Iterable[str] = (), *, lost: bool = False) -> None:
+        self.report.problems.append(Problem(what, where, tuple(sorted(users)), lost))
+
+    def _check_files(self) -> None:
+        for name in (ABOUT, ABOUT_COPY):
+            if read_about(self.store.folder / name) is None:
+                self._problem("about", f"{name} is damaged or missing")
+        if not is_sound(self.index):
+            self._problem("index", f"{INDEX} is not sound")
+        files = self.store.packs.files()
+        for pack, size in self.index.state().sizes.items():
+            path = self.store.packs.path(pack)
+            if files.get(pack, -1) < size:
+                self._problem("pack", f"{path.name} has {files.get(pack, 0)} bytes instead of {size}")
+            elif not self.store.packs.sound(pack):
+                self._problem("pack", f"the header of {path.name} is damaged")
+
+    # ------------------------------------------------------------------ contexts
+
+    def _check_context(self, row: ContextRow) -> None:
+        self.counts.update(self.index.used_by(row.id))
+        try:
+            context = self.store.read_context(row)
+        except StoreError as error:
+            if self.wanted is None:
+                self._problem("record", str(error), lost=True)
+            return
+        if self.wanted is not None and context.name not in self.wanted:
+            return
+        self.report.contexts += 1
+        for raw in (row.record, self.store.packs.raw(row.place)):
+            if raw is None or bytes(raw) != row.record or self.store.parse_context(raw, row.label) is None:
+                self._problem("record", f"{self.store.packs.path(row.pack).name} at {row.offset}", [context.name])
+        chain = self._nodes(context)
+        if len(chain) != context.pages or (chain and not self._proves(context, chain)):
+            self._problem("tokens", "they do not lead to its head", [context.name], lost=True)
+        kept = [(Kind.TAIL, key) for _, key in context.tails] + [(Kind.MAP, key) for _, key in context.maps]
+        for kind, key in kept:
+            entry = self.by_key.get((int(kind), key))
+            if entry is not None:
+                self.users[entry.id].add(context.name)
+            else:
+                self._problem(_SAID[kind], "it is not in the index", [context.name], lost=kind is Kind.MAP)
+        for entry in chain:
+            self.users[entry.id].add(context.name)
+            page = self.by_key.get((int(Kind.PAGE), entry.key))
+            if page is not None:
+                self.users[page.id].add(context.name)
+
+    def _nodes(self, context: Context) -> list[Entry]:
+        """The nodes from the first page to the head, as far as they are there."""
+        chain: list[Entry] = []
+        entry = self.by_key.get((int(Kind.NODE), context.head)) if context.pages else None
+        while entry is not None and len(chain) < context.pages:
+            chain.append(entry)
+            entry = self.entries.get(entry.parent)
+        return chain[::-1]
+
+    def _proves(self, context: Context, chain: list[Entry]) -> bool:
+        names = Names.of(context.tenant)
+        root = names.root(_digest(context))
+        parent, name = root, root
+        for number, entry in enumerate(chain, start=1):
+            payload = self.store.read_object(entry)
+            node = None if payload is None else Node.from_bytes(payload)
+            if node is None or node.position != number * PAGE_TOKENS or node.parent != parent:
+                return False
+            name = names.page_name(name, node.tokens)
+            parent = names.node_key(parent, name, node.digest)
+            if parent != entry.key or name != entry.name:
+                return False
+        return True
+
+    # ------------------------------------------------------------------ objects and references
+
+    def _check_object(self, entry: Entry) -> None:
+        kind, good = Kind(entry.kind), 0
+        if not entry.pack:  # evicted, or quarantined: a tail is computed again when it is needed
+            if kind is not Kind.TAIL:
+                self._problem(_SAID[kind], "both copies were damaged", self.users[entry.id], lost=True)
+            return
+        for place in entry.places:
+            payload = self.store.packs.read(place, kind, entry.key)
+            self.report.objects += 1
+            self.report.nbytes += place.span
+            if payload is not None and self._fits(entry, payload):
+                good += 1
+            else:
+                where = f"{self.store.packs.path(place.pack).name} at {place.offset}"
+                self._problem(_SAID[kind], where, self.users[entry.id], lost=self._is_last(entry, place, good))
+        if good < len(entry.places):
+            self.bad.append(entry)
+
+    def _is_last(self, entry: Entry, place: Place, good: int) -> bool:
+        """Whether with this copy the object is lost: pages and tails are not, they are computed again."""
+        return entry.kind in (Kind.NODE, Kind.MAP) and place == entry.places[-1] and not good
+
+    def _fits(self, entry: Entry, payload: memoryview) -> bool:
+        """Whether a sound record is what its place in the index says."""
+        if entry.kind == Kind.NODE:
+            return Node.from_bytes(payload) is not None
+        if entry.kind == Kind.PAGE:
+            owner = self.by_key.get((int(Kind.NODE), entry.key))
+            stored = self.store.read_object(owner) if owner is not None else None
+            node = None if stored is None else Node.from_bytes(stored)
+            return node is None or checksum(payload) == node.digest
+        if entry.kind == Kind.TAIL:
+            return StoredTail.from_bytes(payload) is not None
+        try:
+            SourceMap.from_bytes(bytes(payload))
+        except SourceMapError:
+            return False
+        return True
+
+    def _check_references(self) -> None:
+        """Count all references anew: from contexts, and from children."""
+        for entry in self.entries.values():
+            if entry.kind == Kind.NODE and entry.parent:
+                self.counts[entry.parent] += 1
+        for number, entry in self.entries.items():
+            if entry.kind != Kind.PAGE and self.counts[number] != self.index.references(number):
+                self._problem("index", f"object {number} is referred to {self.counts[number]} times, not as it says")
+            if entry.kind != Kind.PAGE and not self.counts[number]:
+                self._problem("index", f"object {number} ({_SAID[Kind(entry.kind)]}) belongs to nothing")
+
+
+def _digest(context: Context) -> str:
+    try:
+        return Fingerprint.from_dict(context.fingerprint).digest
+    except ValueError:
+        return ""
+
+
+def _mend(tx: Writer, bad: list[Entry]) -> None:
+    """Write the whole copy of an object anew, or have it forgotten when there is none."""
+    for entry in bad:
+        kind = Kind(entry.kind)
+        current = tx.index.find(kind, entry.key)
+        if current is None or current.places != entry.places:
+            continue
+        good = tx.store.read_object(entry)
+        if good is not None and kind is not Kind.PAGE:
+            tx.rewrite(entry, bytes(good), copies=len(entry.places))
+        elif kind is Kind.PAGE:
+            tx.changed = True
+            tx.index.remove([entry.id])
+        else:
+            tx.changed = True
+            tx.index.forget(entry.id)
+    for row in tx.index.contexts():
+        raw = tx.packs.raw(row.place)
+        if raw is None or bytes(raw) != row.record:
+            try:
+                context = tx.store.read_context(row)
+            except StoreError:
+                continue
+            tx.put_context(context, tx.uses(context))

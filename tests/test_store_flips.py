@@ -1,0 +1,181 @@
+"""A flipped bit anywhere: never a wrong token, never a crash; what was hit is computed again, to the same answer."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from store_support import CHUNK, Runner, random_tokens, same
+
+from foveal.memory.errors import CorruptMemory
+from foveal.memory.store import contexts, gc
+from foveal.memory.store.packs import PACK_HEADER_BYTES, Place
+from foveal.memory.store.records import HEADER_BYTES, Header, Kind
+from foveal.memory.store.store import ABOUT, ABOUT_COPY, INDEX, Store
+from foveal.memory.store.verify import verify
+from foveal.sources import Document, SourceMap, TokenizedDocument, tokenize_document
+
+TOKENS = random_tokens(1400)
+
+
+class Letters:
+    """A token for each character."""
+
+    def encode_with_starts(self, text: str):  # type: ignore[no-untyped-def]
+        import numpy as np
+
+        return np.zeros(len(text), np.int32), np.arange(len(text), dtype=np.int64)
+
+
+def places() -> SourceMap:
+    made = SourceMap()
+    document: TokenizedDocument = tokenize_document(Document("a.txt", "line\n" * 400), Letters())
+    made.append(document)
+    made.truncate(1400)
+    return made
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "store"
+    runner = Runner()
+    with Store(folder, durability="off") as store:
+        contexts.save(store, "a", runner.read(TOKENS, tail_every=1024), runner.fingerprint, places=places())
+        fork = contexts.fork(store, "a", "b", at=1100)
+        assert contexts.load(store, fork, runner.fingerprint, runner, chunk=CHUNK).replayed == 76
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Iterator[Path]:
+    yield shutil.copytree(saved, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def right() -> dict[str, object]:
+    return {"a": Runner().read(TOKENS), "b": Runner().read(TOKENS[:1100])}
+
+
+def check(folder: Path, right: dict[str, object], *, lines: bool = True) -> int:
+    """Both contexts load and are right; returns how many tokens were run again."""
+    engine = Runner()
+    with Store(folder, durability="off") as store:
+        for name in "ab":
+            context = store.context(name)
+            loaded = contexts.load(store, context, engine.fingerprint, engine, chunk=CHUNK)
+            assert same(loaded.sequence, right[name])  # type: ignore[arg-type]
+            if lines:
+                found = contexts.read_map(store, context)
+                assert found.locate(777) == places().locate(777) and found.tokens == context.length
+            loaded.sequence.free()
+    return engine.run
+
+
+def flip(path: Path, byte: int, bit: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(byte)
+        value = file.read(1)[0] ^ (1 << bit)
+        file.seek(byte)
+        file.write(bytes([value]))
+
+
+def records(folder: Path) -> list[tuple[Place, Header]]:
+    with Store(folder, durability="off") as store:
+        return [found for pack in sorted(store.packs.files()) for found in store.packs.scan(pack)]
+
+
+@pytest.mark.parametrize("kind", list(Kind)[:5])
+def test_every_kind_of_record(copy: Path, saved: Path, right: dict[str, object], kind: Kind) -> None:
+    """In its header, at both ends of its payload and inside. One flip never costs more than computing again."""
+    dice = random.Random(int(kind))
+    hit = [(place, header) for place, header in records(saved) if header.kind is kind]
+    assert hit
+    pack = copy / "packs" / "0000000001.pack"
+    for place, header in hit if len(hit) <= 4 else dice.sample(hit, 4):
+        inside = [HEADER_BYTES, HEADER_BYTES + header.size - 1, HEADER_BYTES + dice.randrange(header.size)]
+        for byte in (dice.randrange(8), 8, 16, 30, dice.randrange(HEADER_BYTES), *inside):
+            shutil.copyfile(saved / "packs" / pack.name, pack)
+            flip(pack, place.offset + byte, dice.randrange(8))
+            run = check(copy, right)
+            if kind in (Kind.NODE, Kind.MAP, Kind.CONTEXT):
+                assert not run, "there is a copy"
+            shutil.rmtree(copy)
+            shutil.copytree(saved, copy)
+
+
+def test_anywhere_in_any_file(saved: Path, tmp_path: Path, right: dict[str, object]) -> None:
+    dice = random.Random(3)
+    for path in sorted(saved.rglob("*")):
+        if not path.is_file() or not path.stat().st_size:
+            continue
+        for _ in range(30 if path.name == INDEX else 6):
+            copy = shutil.copytree(saved, tmp_path / "copy")
+            flip(copy / path.relative_to(saved), dice.randrange(path.stat().st_size), dice.randrange(8))
+            check(copy, right)
+            shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("kind", [Kind.PAGE, Kind.TAIL])
+def test_verify_finds_it_using_it_mends_it(copy: Path, saved: Path, right: dict[str, object], kind: Kind) -> None:
+    place = [place for place, header in records(saved) if header.kind is kind][1]  # not the tail before the end
+    flip(copy / "packs" / "0000000001.pack", place.offset + HEADER_BYTES + 99, 3)
+    with Store(copy) as store:
+        report = verify(store)
+        assert [problem.what for problem in report.problems] == [kind.name.lower()]
+        assert "a" in report.problems[0].contexts and not report.problems[0].lost
+        assert not verify(store, ["a"]).sound
+    assert check(copy, right) > 0
+    with Store(copy) as store:
+        assert verify(store).sound
+        gc.collect(store, threshold=0)
+    assert check(copy, right) == 0
+
+
+@pytest.mark.parametrize("kind", list(Kind)[:5])
+def test_repair(copy: Path, saved: Path, right: dict[str, object], kind: Kind) -> None:
+    for place, header in records(saved):
+        if header.kind is kind:
+            flip(copy / "packs" / "0000000001.pack", place.offset + 20, 1)
+            break
+    with Store(copy) as store:
+        assert not verify(store, repair=True).sound
+        assert verify(store).sound
+    check(copy, right)
+
+
+def test_tokens_lost_in_both_copies_are_an_error_and_nothing_else(copy: Path, saved: Path) -> None:
+    nodes = [place for place, header in records(saved) if header.kind is Kind.NODE][:2]
+    for place in nodes:
+        flip(copy / "packs" / "0000000001.pack", place.offset + HEADER_BYTES + 200, 1)
+    engine = Runner()
+    with Store(copy) as store:
+        assert any(problem.lost for problem in verify(store).problems)
+        with pytest.raises(CorruptMemory, match="tokens"):
+            contexts.load(store, store.context("a"), engine.fingerprint, engine, chunk=CHUNK)
+        assert engine.pool.live == 0
+        contexts.save(store, "a", engine.read(TOKENS), engine.fingerprint)
+        loaded = contexts.load(store, store.context("a"), engine.fingerprint, engine, chunk=CHUNK)
+        assert torch.equal(loaded.sequence.tokens.to(torch.int64), TOKENS)
+
+
+def test_files_cut_short_or_gone(copy: Path, saved: Path, right: dict[str, object]) -> None:
+    pack = copy / "packs" / "0000000001.pack"
+    for name in (ABOUT, ABOUT_COPY, INDEX):
+        for size in (None, 0, 10):
+            if size is None:
+                os.unlink(copy / name)
+            else:
+                os.truncate(copy / name, size)
+            assert check(copy, right) == 0
+    with Store(copy) as store:
+        context = store.look(lambda index: index.contexts())[0]
+    os.truncate(pack, context.offset)  # the second context's record, and what it was given, are behind
+    check(copy, right, lines=False)
+    os.truncate(pack, PACK_HEADER_BYTES)
+    with Store(copy) as store, pytest.raises(CorruptMemory):
+        contexts.load(store, store.context("a"), Runner().fingerprint, Runner(), chunk=CHUNK)
