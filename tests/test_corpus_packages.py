@@ -67,11 +67,11 @@ def test_licence_from_classifiers_and_free_text() -> None:
 
 
 def test_the_lists_are_pinned_and_apart() -> None:
-    train, heldout = corpus.TRAIN_PACKAGES.split(), corpus.HELDOUT_PACKAGES.split()
-    names = [requirement.partition("==") for requirement in train + heldout]
+    train, heldout, final = (corpus.packages(split) for split in ("train", "heldout", "final"))
+    names = [requirement.partition("==") for requirement in train + heldout + final]
     assert all(version for _, _, version in names)
-    assert len({name for name, _, _ in names}) == len(train) + len(heldout)
-    assert 8 <= len(heldout) <= 10
+    assert len({name for name, _, _ in names}) == len(train) + len(heldout) + len(final)
+    assert 8 <= len(heldout) <= 10 and len(final) == 8
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,14 @@ def test_the_whole_corpus_from_wheels(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "out").mkdir()
     make_wheel(wheels, "first", {f"first/{path}": text for path, text in texts.items()})
     make_wheel(wheels, "second", {f"second/{path}": "# other\n" + text for path, text in texts.items()})
+    make_wheel(wheels, "third", {"third/m.py": "# last\n" + CODE * 3, "third/copied.py": texts["m0.py"] + "\n"})
     monkeypatch.setattr(corpus, "TRAIN_PACKAGES", "first==1.0")
+    monkeypatch.setattr(corpus, "FINAL_PACKAGES", "third==1.0")
     monkeypatch.setattr(corpus, "HELDOUT_PACKAGES", "second==1.0")
     monkeypatch.setattr(corpus, "download", lambda requirements, folder: None)
     report = corpus.build(tmp_path / "out", NANO)
-    assert "train: 1 packages, 3 files" in report
+    assert "train: 1 packages, 2 files" in report and "final: 1 packages, 2 files" in report
+    copied = texts.pop("m0.py")
     out, tokenizer = tmp_path / "out", Tokenizer.from_file(NANO)
     ids = np.fromfile(out / "train.bin", dtype=np.uint16)
     offsets = np.load(out / "train.idx.npy")
@@ -141,7 +144,7 @@ def test_the_whole_corpus_from_wheels(tmp_path: Path, monkeypatch: pytest.Monkey
     records = [json.loads(line) for line in (out / "files.jsonl").read_text().splitlines()]
     assert [record["tokens"] for record in records if record["split"] == "train"] == np.diff(offsets).tolist()
     assert {record["licence"] for record in records} == {"MIT"}
-    assert (out / "heldout_src/second/second/m0.py").read_text() == "# other\n" + texts["m0.py"]
+    assert (out / "heldout_src/second/second/m0.py").read_text() == "# other\n" + copied
     assert (out / "READY").exists()
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveal.memory import Citation, TokenOrigin, cite, origin_of
+from foveal.memory.citations import CONTEXT_TOKENS
 from foveal.model import LayerTrace
 
 SOURCE = 1000
@@ -131,8 +132,10 @@ def test_citations_are_always_sane(looks: list[list[tuple[int, float]]]) -> None
 def test_only_cells_that_hold_the_token_support_it() -> None:
     source = torch.arange(100, 140)
     origin = TokenOrigin(((0, 1.0), (8, 0.6), (20, 0.2)), mass=2.0)
-    assert origin.supporting(110, source[4:10], source).cells == ((8, pytest.approx(0.6)),)
-    assert origin.supporting(999, source[:4], source).cells == origin.cells, "no cell holds it: nothing is left out"
+    assert origin.supporting(110, source[4:10], source).cells == ((8, pytest.approx(0.6 / 1.8)),)
+    unheld = origin.supporting(999, source[:4], source).cells
+    assert [start for start, _ in unheld] == [0, 8, 20], "no cell holds it: nothing is left out"
+    assert sum(mass for _, mass in unheld) == pytest.approx(1 / (1 + CONTEXT_TOKENS))
 
 
 def test_of_two_places_the_one_whose_context_agrees_is_cited() -> None:
@@ -140,4 +143,13 @@ def test_of_two_places_the_one_whose_context_agrees_is_cited() -> None:
     origin = TokenOrigin(((4, 1.0), (12, 0.8)), mass=2.0)
     chosen = origin.supporting(50, torch.tensor([6, 7, 8]), source)
     assert chosen.start == 12 and chosen.mass == origin.mass
-    assert chosen.cells == ((12, pytest.approx(0.8)), (4, pytest.approx(0.25)))
+    assert chosen.cells == ((12, pytest.approx(0.8 / 1.8)), (4, pytest.approx(0.25 / 1.8)))
+
+
+def test_every_token_has_one_vote() -> None:
+    """A sharp look of one token at another place does not outweigh the faint looks of many at theirs."""
+    source = torch.arange(SOURCE)
+    faint = [TokenOrigin(((200, 1e-4),), 1e-4).supporting(200 + n, source[200 - 8 : 200 + n], source) for n in range(4)]
+    sharp = TokenOrigin(((800, 3.0),), 3.0).supporting(801, source[793:801], source)
+    first, second = cite([*faint, sharp], ten_tokens_a_line, SOURCE)
+    assert (first.path, second.path) == ("a.py", "b.py") and first.share == pytest.approx(0.8)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,15 +12,12 @@ from foveal.formats import Fp4Weight, Fp8Weight, dequantize
 from foveal.model.attention import Segment
 from foveal.model.state import PlainState
 from foveal.model.transformer import Transformer
-from foveal.model.weights import load_parameters, named_weights
+from foveal.model.weights import load_parameters, load_transformer, named_weights
 from foveal.ops import Numerics
 from foveal.train import snapshot
-from foveal.train.data import DataError, TokenStore, TokenTable
-from foveal.train.evaluate import answer, load_model, parse_length
-from foveal.train.export import export_model
+from foveal.train.export import export_model, model_of
 from foveal.train.loss import TrainTransformer, backward_head, gate_biases, move_biases
 from foveal.train.optim import OptimConfig, Optimizer
-from foveal.train.recall import Asking, ask, occurrences
 from foveal.train.settings import StageConfig
 from foveal.train.snapshot import Position
 from foveal.train.start import prepare_stage, random_start
@@ -124,65 +120,18 @@ def test_an_export_computes_like_the_checkpoint(tmp_path: Path) -> None:
     export_model(model, CONFIG, tmp_path / "model")
     tokens = torch.randint(0, 64, (100,), generator=torch.Generator().manual_seed(3))
     results = []
-    for loaded in (load_model(tmp_path / "run", quantized=True), load_model(tmp_path / "model")):
+    trained = model_of(tmp_path / "run")
+    prepare_stage(trained, StageConfig(length=CONFIG.index_topk, quantize=True))
+    checkpoint = open_checkpoint(tmp_path / "model")
+    for loaded in (trained, load_transformer(checkpoint.config, checkpoint.weights, dtype=torch.float32)):
         streams = loaded(tokens, [Segment(PlainState(CONFIG), 100)])
         results.append(loaded.logits(streams))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
-def held_out(folder: Path) -> tuple[TokenStore, TokenTable]:
-    rng = np.random.default_rng(0)
-    lines = [np.append(rng.integers(2, 64, int(rng.integers(4, 14))), 1) for _ in range(400)]
-    tokens = np.concatenate(lines + lines[:100]).astype(np.uint16)
-    tokens.tofile(folder / "h.bin")
-    np.save(folder / "h.idx.npy", np.array([0, 500, 1000, len(tokens)]))
-    line_end = np.zeros(64, dtype=np.bool_)
-    line_end[1] = True
-    return TokenStore(folder / "h"), TokenTable(line_end, np.arange(3, 64), 1, 2)
-
-
-def test_questions_have_one_answer(tmp_path: Path) -> None:
-    store, table = held_out(tmp_path)
-    for number in range(20):
-        q = ask(store, table, 1500, number)
-        cue = q.context[q.cue_at : q.cue_at + q.cue_length]
-        assert occurrences(q.context, cue).tolist() == [q.cue_at]
-        assert q.cue_at == 0 or table.line_end[q.context[q.cue_at - 1]]
-        assert table.line_end[cue[-1]] and len(cue) >= 8 and len(q.answer) == 32
-        assert q.cue_at + q.cue_length <= len(q.context) - 300
-        assert np.array_equal(q.context[q.cue_at + q.cue_length :][:32], q.answer)
-        assert np.array_equal(q.prompt, np.concatenate([q.context, [1], cue]))
-        assert np.array_equal(ask(store, table, 1500, number).prompt, q.prompt)
-    with pytest.raises(DataError, match="larger store"):
-        ask(store, table, 100_000, 0)
-    with pytest.raises(DataError, match="too short"):
-        ask(store, table, 200, 0)
-
-
-def test_an_answer_equals_plain_greedy(tmp_path: Path) -> None:
-    store, table = held_out(tmp_path)
-    question = ask(store, table, 600, 0, asking=Asking(answer=6))
-    model = network(3).eval().requires_grad_(False)
-    found = answer(model, question, 0)
-    tokens = torch.from_numpy(question.prompt)
-    for token in found.got:
-        streams = model(tokens, [Segment(PlainState(CONFIG), len(tokens))])
-        assert int(model.logits(streams[-1:]).argmax()) == token
-        tokens = torch.cat([tokens, torch.tensor([token])])
-    forced = torch.cat([torch.from_numpy(question.prompt), torch.from_numpy(question.answer[:-1])])
-    streams = model(forced, [Segment(PlainState(CONFIG), len(forced))])
-    top = model.logits(streams[-6:]).argmax(-1).tolist()
-    assert found.forced_accuracy == sum(a == b for a, b in zip(top, found.expected, strict=True)) / 6
-    assert found.expected == question.answer.tolist()
-
-
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(snapshot.SnapshotError, match="neither"):
-        load_model(tmp_path)
+        model_of(tmp_path)
     (tmp_path / "position.json").write_text(json.dumps({"step": 1}))
     with pytest.raises(snapshot.SnapshotError, match="cannot read"):
-        load_model(tmp_path)
-
-
-def test_lengths() -> None:
-    assert [parse_length(text) for text in ("4k", "1M", "77")] == [4096, 1 << 20, 77]
+        model_of(tmp_path)

@@ -32,6 +32,8 @@ MERGE_LINES = 3
 """Cited lines of a file at most this far apart are one citation."""
 MIN_SHARE = 0.05
 """Citations with a smaller share are noise and are left out."""
+UNHELD = 1 / (1 + CONTEXT_TOKENS)
+"""Weight of a token that stands in none of the cells it looked at: as if nothing before it agreed either."""
 TOP_CELLS = 4
 """Cells kept for each generated token."""
 
@@ -71,15 +73,19 @@ class TokenOrigin:
         ids, oldest first) stands before it there too (`source`: the memory's tokens).
 
         Heads that look for other continuations of the same context carry other tokens: they are no evidence for this
-        one. And of two places where it stands, the one whose context agrees is the one it was taken from.
+        one. And of two places where it stands, the one whose context agrees is the one it was taken from. Every token
+        has one vote: its masses are first divided by their sum, so that how sharply a token looked (which differs by
+        orders of magnitude between the first tokens after a cue and later ones) does not decide for the others.
         """
         held = []
+        looked = sum(mass for _, mass in self.cells) or 1.0
         for start, mass in self.cells:
             places = start + (source[start : start + CELL_TOKENS] == token).nonzero().flatten()
             if len(places):
-                held.append((start, mass * max(_agreement(before, source[: int(place)]) for place in places)))
+                agreement = max(_agreement(before, source[: int(place)]) for place in places)
+                held.append((start, mass / looked * agreement))
         cells = tuple(sorted(held, key=lambda cell: -cell[1]))
-        return TokenOrigin(cells or self.cells, self.mass)
+        return TokenOrigin(cells or tuple((start, mass / looked * UNHELD) for start, mass in self.cells), self.mass)
 
 
 def _agreement(before: Tensor, source: Tensor) -> float:

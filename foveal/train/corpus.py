@@ -1,20 +1,23 @@
 """The nano's corpus and tokenizer: pinned Python packages in, token files out.
 
 What is special here: the corpus is a list of published wheels with permissive licences, pinned by version, split by
-*package* into `train` and `heldout`. The held-out packages are never seen by the tokenizer or the model, so that what
-is measured on them is recall and not memory of the training. Run again, the same list gives the same bytes.
+*package* into `train`, `heldout` and `final`. The tokenizer and the model see `train` only, so that what is measured on
+the others is recall and not memory of the training; and while `heldout` may guide choices, `final` is for the figure
+measured once, when nothing is left to choose. Run again, the same list gives the same bytes.
 
     python -m foveal.train.corpus --out build/corpus
 
 writes under ``build/corpus``::
 
     wheels/                    the downloads, kept so that a second run needs no network
-    train.bin, heldout.bin     uint16 token ids, documents one after the other, no BOS or EOS between them
+    train.bin, heldout.bin, final.bin   uint16 token ids, documents one after the other, no BOS or EOS between them
     train.idx.npy, ...         int64 [documents + 1]: first token of each document, then the total
     files.jsonl                one line per document: split, package, version, licence, path, chars, tokens
     packages.jsonl             one line per package: version, licence, SHA-256 of the wheel, files and chars kept
-    tokenizer.json             the tokenizer these ids belong to (a copy of foveal/weights/nano/tokenizer.json)
+    tokenizer.json             the tokenizer these ids belong to (a copy of foveal/weights/nano's, as is
+    tokenizer_config.json      its configuration)
     heldout_src/PACKAGE/...    the held-out files as text, to be read with `foveal read`
+    final_src/PACKAGE/...      the same for the final split
     READY                      written last
 
 A document is ``# file: PATH\\n`` and the file's text, just as `foveal.sources` presents a file to the model.
@@ -35,7 +38,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -43,7 +46,7 @@ from tokenizers import Tokenizer
 from foveal.sources.header import header_line
 from foveal.train.nano_tokenizer import save_nano_tokenizer, train_nano_tokenizer
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "heldout", "final"]
 
 TRAIN_PACKAGES = """
 alembic==1.20.1 attrs==26.1.0 azure-core==1.41.0 babel==2.18.0 beautifulsoup4==4.15.0 bokeh==3.10.1
@@ -65,7 +68,13 @@ prompt-toolkit==3.0.53 python-dateutil==4.0.0 simpy==4.1.2 trio==0.35.0
 """
 """What the model is measured on and never sees before: other authors, other styles."""
 
-PACKAGE_CHARS: dict[Split, int] = {"train": 1_000_000, "heldout": 800_000}
+FINAL_PACKAGES = """
+arrow==1.4.0 cattrs==26.2.1 gunicorn==27.0.1 invoke==3.0.3 loguru==0.7.3 markdown==3.11.3 nox==2026.10.20
+pyparsing==3.3.3
+"""
+"""What no decision looks at: measured once, with the weights that ship."""
+
+PACKAGE_CHARS: dict[Split, int] = {"train": 1_000_000, "heldout": 800_000, "final": 800_000}
 """At most this much of one package, so that no style rules."""
 
 DOCS_SHARE = 0.1
@@ -211,12 +220,17 @@ def without_duplicates(files: Iterable[CorpusFile]) -> list[CorpusFile]:
     return kept
 
 
+def packages(split: Split) -> list[str]:
+    """The requirements of one split."""
+    return {"train": TRAIN_PACKAGES, "heldout": HELDOUT_PACKAGES, "final": FINAL_PACKAGES}[split].split()
+
+
 def collect(wheels: Path) -> dict[Split, list[CorpusFile]]:
-    """Both splits from downloaded wheels. A text that is also in a held-out package is not in `train`."""
-    heldout = [f for r in HELDOUT_PACKAGES.split() for f in read_package(r, "heldout", find_wheel(r, wheels))]
-    train = [f for r in TRAIN_PACKAGES.split() for f in read_package(r, "train", find_wheel(r, wheels))]
-    files = without_duplicates([*heldout, *train])
-    return {split: [f for f in files if f.split == split] for split in ("train", "heldout")}
+    """All splits from downloaded wheels. A text that is also in a held-out or final package is not in `train`."""
+    order: tuple[Split, ...] = ("final", "heldout", "train")
+    every = [f for split in order for r in packages(split) for f in read_package(r, split, find_wheel(r, wheels))]
+    files = without_duplicates(every)
+    return {split: [f for f in files if f.split == split] for split in reversed(order)}
 
 
 # ---------------------------------------------------------------------- output
@@ -290,24 +304,26 @@ def build(out: Path, tokenizer_folder: Path, *, retrain_tokenizer: bool = False)
     out.mkdir(parents=True, exist_ok=True)
     (out / "READY").unlink(missing_ok=True)
     wheels = out / "wheels"
-    download([*TRAIN_PACKAGES.split(), *HELDOUT_PACKAGES.split()], wheels)
+    download([requirement for split in get_args(Split) for requirement in packages(split)], wheels)
     splits = collect(wheels)
     path = tokenizer_folder / "tokenizer.json"
     if retrain_tokenizer or not path.exists():
         save_nano_tokenizer(train_nano_tokenizer(f.document for f in splits["train"]), tokenizer_folder)
     tokenizer = Tokenizer.from_file(str(path))
-    shutil.copyfile(path, out / "tokenizer.json")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer_folder / name, out / name)
     records = [record for files in splits.values() for record in write_split(files, tokenizer, out)]
     write_jsonl(out / "files.jsonl", records)
-    write_jsonl(out / "packages.jsonl", package_records([*splits["train"], *splits["heldout"]], wheels))
-    write_sources(splits["heldout"], out / "heldout_src")
+    write_jsonl(out / "packages.jsonl", package_records([f for files in splits.values() for f in files], wheels))
+    for kept_out in ("heldout", "final"):
+        write_sources(splits[kept_out], out / f"{kept_out}_src")
     (out / "READY").touch()
     return "\n".join(summary(records))
 
 
 def summary(records: Sequence[dict[str, object]]) -> Iterator[str]:
     """For each split: documents, characters, tokens, characters per token."""
-    for split in ("train", "heldout"):
+    for split in get_args(Split):
         mine = [r for r in records if r["split"] == split]
         chars, tokens = (sum(int(str(r[key])) for r in mine) for key in ("chars", "tokens"))
         packages = len({r["package"] for r in mine})

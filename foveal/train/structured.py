@@ -10,8 +10,13 @@ known, and every part of it is something V4 can represent exactly, so it is writ
    back. So every token ends up with a linear fingerprint of the two dozen tokens before and including it.
 3. *Slots.* In CSA layers the position bias `ape` makes each group of an entry's channels hold one token. Key group j
    holds the signature at position 4s - 1 + j, value group j the code of the token at 4s + j, which followed it.
-4. *Match and copy.* Attention head j compares its own signature with key group j and carries value group j to output
-   channels that the LM head reads. A sink keeps it quiet when nothing matches. The indexer has the same four slots.
+4. *Match and copy.* In the last CSA layer attention head j compares its own signature with key group j and carries
+   value group j to output channels that the LM head reads. The indexer has the same four slots. (CSA layers below it
+   match in the same way and copy nothing: training may find a use for them.)
+5. *One race between the heads.* Each head has a softmax of its own, so four heads would each name a winner. The sink
+   therefore stands *above* a perfect match: then every weight is near exp(logit - sink), the heads share their
+   denominator, and their sum is one softmax over all slots of all entries. What comes out is tiny for a weak match, so
+   the copy is written very loud; the final norm brings loud and tiny to the same size, and only proportions remain.
 
 Everything else starts small and random. All of it is trained afterwards; nothing here exists at run time. The groups'
 widths are in `Plan`.
@@ -53,16 +58,16 @@ class Plan:
 
     @classmethod
     def of(cls, config: ModelConfig) -> Plan:
-        """Of d, a fifth for the code (and the constant, channel 0), a sixth for the output, the rest for the two halves
-        of the signature. Of a slot's share of an entry, half the output's width for the value, the rest for the key."""
+        """Of d, a twelfth for the output, a third for each half of the signature, the rest for the constant (channel 0)
+        and the code. Of a slot's share of an entry, the output's width for the value, the rest for the key."""
         d = config.hidden_size
         value = d // 12
         key = config.nope_head_dim // SLOTS - value
         index = (config.index_head_dim - config.qk_rope_head_dim) // SLOTS
-        code, output = d * 5 // 24, 2 * value
-        half = (d - code - output) // 2
-        near, far = slice(code + output, code + output + half), slice(code + output + half, code + output + 2 * half)
-        return cls(slice(1, code), slice(code, code + output), near, far, key, value, index)
+        code = d - value - 2 * (d // 3)
+        end = code + value
+        middle = end + d // 3
+        return cls(slice(1, code), slice(code, end), slice(end, middle), slice(middle, d), key, value, index)
 
     @property
     def signature(self) -> slice:
@@ -84,12 +89,13 @@ class Strengths:
     code_norm: float = 4.0
     far_weight: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
     near_weight: tuple[float, ...] = (0.95, 0.9, 0.85, 0.8)
-    mixes: tuple[tuple[float, float], ...] = ((1.0, 0.9), (0.2, 1.0))
+    mix: tuple[float, float] = (1.0, 0.9)
     loudness: tuple[float, float] = (0.35, 1.3)
     look_back_gain: float = 2.5
     match_logit: float = 20.0
-    sink: float = 16.0
+    sink: float = 24.0
     slot_bias: tuple[float, float] = (4.0, -3.0)
+    copy_gain: tuple[float, float, float] = (8.0, 50.0, 50.0)
     copy_logit: float = 30.0
     noise: float = 0.01
 
@@ -153,12 +159,11 @@ class _Builder:
         self._look_back(0, NEAR_LAGS, self.strengths.near_weight, self.plan.code, self.plan.near)
         self._look_back(1, FAR_LAGS, self.strengths.far_weight, self.plan.near, self.plan.far)
         layers = self.config.layers_of(LayerKind.CSA)
-        readers = self.orthogonal(self.width(self.plan.output), self.width(self.plan.code))
-        for number, layer in enumerate(layers):
-            first = (number % 2) * self.plan.value
-            mix = self.strengths.mixes[number % len(self.strengths.mixes)]
-            self._match_and_copy(layer, readers[first : first + self.plan.value], first, mix)
-        self._head(readers)
+        reader = self.orthogonal(self.plan.value, self.width(self.plan.code))
+        for layer in layers:
+            self._match(layer, reader)
+        self._copy(layers[-1])
+        self._head(reader)
 
     @staticmethod
     def width(channels: slice) -> int:
@@ -189,6 +194,8 @@ class _Builder:
         self.weight(block.attn.wo_b).mul_(0.1)
         for matrix in (block.ffn.experts.w2, block.ffn.shared_experts.w2):
             self.weight(matrix).mul_(0.03)
+        for matrix in (block.attn.wo_b, block.ffn.experts.w2, block.ffn.shared_experts.w2):
+            self.weight(matrix)[..., self.plan.output, :] = 0.0
         gate = block.ffn.gate
         gate.weight.copy_(self.normal(*gate.weight.shape, std=width))
         if gate.tid2eid is not None:
@@ -262,15 +269,19 @@ class _Builder:
         wq_a[0] = 0.0
         wq_a[0, 0] = 1.0
 
-    def _write(self, attention: Attention, sources: dict[int, tuple[slice, Tensor]], target: slice) -> None:
+    def _write(
+        self, attention: Attention, sources: dict[int, tuple[slice, Tensor]], target: slice, *, alone: bool = False
+    ) -> None:
         """Head h's channels -> residual channels `target`, through the grouped output: each group's latent takes the
-        sum of its heads, and `wo_b` adds the groups."""
+        sum of its heads, and `wo_b` adds the groups. With `alone` nothing else enters those latent channels."""
         config = self.config
         rank, groups = config.o_lora_rank, config.o_groups
         per_group = config.num_attention_heads // groups
         wo_a = self.weight(attention.wo_a).view(groups, rank, per_group, config.head_dim)
         wo_b = self.weight(attention.wo_b).view(config.hidden_size, groups, rank)
         wo_a.mul_(0.02)
+        if alone:
+            wo_a[:, : self.width(target)] = 0.0
         for head, (channels, matrix) in sources.items():
             wo_a[head // per_group, :, head % per_group, channels] = 0.0
             wo_a[head // per_group, : matrix.shape[0], head % per_group, channels] = matrix
@@ -278,11 +289,11 @@ class _Builder:
         for group in range(groups):
             wo_b[target, group, : self.width(target)] = torch.eye(self.width(target))
 
-    def _match_and_copy(self, layer: int, reader: Tensor, first: int, mix: tuple[float, float]) -> None:
-        """Slots, matching heads and the copy of the matched slot's token to output channels `first`.."""
+    def _match(self, layer: int, reader: Tensor) -> None:
+        """Slots, matching heads and the indexer."""
         attention, config, plan = self.attention(layer), self.config, self.plan
         assert attention.compressor is not None and attention.indexer is not None
-        scale = torch.tensor(mix).repeat_interleave(self.width(plan.near))
+        scale = torch.tensor(self.strengths.mix).repeat_interleave(self.width(plan.near))
         projections = [self.orthogonal(plan.key, self.width(plan.signature)) * scale for _ in range(SLOTS)]
         wkv = self.weight(attention.compressor.wkv)
         wkv.mul_(0.02)
@@ -302,12 +313,23 @@ class _Builder:
         wq_a[:size, plan.signature] = torch.eye(size)
         wq_b = self.weight(attention.wq_b).view(config.num_attention_heads, config.head_dim, -1)
         wq_b.mul_(0.02)
+        wq_b[:, SLOTS * plan.key :] = 0.0
         for head in range(SLOTS):
             wq_b[head, plan.key_channels(head), :size] = projections[head]
-        target = slice(plan.output.start + first, plan.output.start + first + plan.value)
-        sources = {head: (plan.value_channels(head), torch.eye(plan.value)) for head in range(SLOTS)}
-        self._write(attention, sources, target)
         self._index(attention)
+
+    def _copy(self, layer: int) -> None:
+        """The matched slots' tokens to the output channels, loud: the gain is shared between the entries' norm and the
+        two output matrices, so that none of them strains its format."""
+        attention, plan = self.attention(layer), self.plan
+        assert attention.compressor is not None
+        entry, inner, outer = self.strengths.copy_gain
+        for slot in range(SLOTS):
+            attention.compressor.norm.weight[plan.value_channels(slot)] = entry
+        sources = {head: (plan.value_channels(head), inner * torch.eye(plan.value)) for head in range(SLOTS)}
+        self._write(attention, sources, plan.output, alone=True)
+        rows = self.weight(attention.wo_b)
+        rows[plan.output] *= outer
 
     def _index(self, attention: Attention) -> None:
         config, plan = self.config, self.plan
@@ -345,13 +367,13 @@ class _Builder:
         start = 0 if first_half else width
         ape[token, start + channels.start : start + channels.stop] = chosen
 
-    def _head(self, readers: Tensor) -> None:
+    def _head(self, reader: Tensor) -> None:
         """Logits: the unigram distribution from the constant, and the copied code from the output channels."""
         head, plan = self.weight(self.model.head), self.plan
         head.mul_(0.02)
         # After the final norm the constant is about 6, and a copied code about 0.7 sqrt(d), the rest being signature.
         head[:, 0] = (self.frequencies.log() - self.frequencies.log().mean()).clamp(-6, 6) / 6
-        codes = self.code @ readers.T
+        codes = self.code @ reader.T
         scale = self.strengths.copy_logit / math.sqrt(self.config.hidden_size)
         head[:, plan.output] = codes / codes.norm(dim=1, keepdim=True) * scale
 

@@ -1,0 +1,52 @@
+"""The structured start, written by the command that exports it: it recalls before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import foveal.config
+from foveal.checkpoint.reader import open_checkpoint
+from foveal.model.attention import Segment
+from foveal.model.state import PlainState
+from foveal.model.weights import load_transformer
+from foveal.train.__main__ import main
+
+NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
+
+
+def test_the_exported_start_recalls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Random tokens, with a rival: 12 tokens of what is asked for stand elsewhere too, and go on differently there."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(300, 4000, 4000).astype(np.uint16)
+    tokens.tofile(tmp_path / "train.bin")
+    np.save(tmp_path / "train.idx.npy", np.array([0, len(tokens)]))
+    settings = {
+        "out": tmp_path / "run",
+        "train": tmp_path / "train",
+        "tokenizer": NANO / "tokenizer.json",
+        "tokens": 1,
+        "start": "structured",
+        "model": "{preset: nano}",
+        "stages": "[{length: 64}]",
+    }
+    config = tmp_path / "run.yaml"
+    config.write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
+    assert main([str(config), "--export-start", str(tmp_path / "model")]) == 0
+    assert main([str(config), "--export-start", str(tmp_path / "model")]) == 1, "it does not write over a model"
+    assert "already there" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists(), "nothing was trained"
+
+    context = torch.from_numpy(tokens[:600].astype(np.int64))
+    context[400:412] = context[100:112]  # a rival at another place of its entry, that goes on differently
+    context = torch.cat([context[:403], context[401:]])
+    prompt = torch.cat([context, torch.full((25,), 2), context[92:132]])
+    checkpoint = open_checkpoint(tmp_path / "model")
+    model = load_transformer(checkpoint.config, checkpoint.weights, dtype=torch.float32)
+    with torch.no_grad():
+        streams = model(prompt, [Segment(PlainState(checkpoint.config), len(prompt))])
+        found = model.logits(streams[-32:]).argmax(-1)
+    assert int((found == context[101:133]).sum()) >= 30
