@@ -14,7 +14,7 @@ using Matrices = std::vector<const HeldMatrix*>;
 std::int64_t size(const auto& array, std::size_t axis) { return static_cast<std::int64_t>(array.shape(axis)); }
 
 std::string shape_of(std::int64_t a, std::int64_t b) {
-  return "[" + std::to_string(a) + ", " + std::to_string(b) + "]";
+  return std::string("[").append(std::to_string(a)).append(", ").append(std::to_string(b)).append("]");
 }
 
 void require_shape(const auto& array, std::int64_t rows, std::int64_t columns, const char* name) {

@@ -38,23 +38,25 @@ FOVEAL_INLINE void stream_tokens(const Job& job, std::int64_t row, std::int64_t 
   stream<D, Terms, T>(job.weight, job.first, row, last, x, y, job.y.add);
 }
 
-// Calls body with the number of tokens, four at a time, as a constant.
+// Calls body with the number of tokens as a constant: full tiles, then what is left.
 template <class Body>
-FOVEAL_INLINE void by_fours(std::int64_t first, std::int64_t last, const Body& body) {
-  for (; first + 4 <= last; first += 4) body(std::integral_constant<int, 4>(), first);
-  if (last - first == 3) body(std::integral_constant<int, 3>(), first);
-  if (last - first == 2) body(std::integral_constant<int, 2>(), first);
+FOVEAL_INLINE void by_tiles(std::int64_t first, std::int64_t last, const Body& body) {
+  for (; first + kTileTokens <= last; first += kTileTokens) body(std::integral_constant<int, kTileTokens>(), first);
+  if constexpr (kTileTokens > 2) {
+    if (last - first == 3) body(std::integral_constant<int, 3>(), first);
+    if (last - first == 2) body(std::integral_constant<int, 2>(), first);
+  }
   if (last - first == 1) body(std::integral_constant<int, 1>(), first);
 }
 
 template <class D, int Terms>
 void few_tokens(const Job& job) {
   std::int64_t rows = job.last - job.first;
-  if (job.n > 4) rows = kStreamBytes / weight_row_bytes(job.weight) / 8 * 8;
+  if (job.n > kTileTokens) rows = kStreamBytes / weight_row_bytes(job.weight) / 8 * 8;
   rows = rows < 8 ? 8 : rows;
   for (std::int64_t row = job.first; row < job.last; row += rows) {
     const std::int64_t last = row + rows < job.last ? row + rows : job.last;
-    by_fours(0, job.n,
+    by_tiles(0, job.n,
              [&](auto tokens, std::int64_t t) { stream_tokens<D, Terms, decltype(tokens)::value>(job, row, last, t); });
   }
 }
@@ -64,7 +66,7 @@ template <class Arithmetic, int Terms>
 void group(const Job& job, const Decoded<Arithmetic>& decoded, std::int64_t row, std::int64_t count, std::int64_t first,
            std::int64_t last, std::int64_t start, std::int64_t end, F* waiting) {
   for (std::int64_t chunk = 0; chunk < decoded.chunks(); ++chunk)
-    by_fours(start, end, [&](auto tokens, std::int64_t t) {
+    by_tiles(start, end, [&](auto tokens, std::int64_t t) {
       constexpr int kTokens = decltype(tokens)::value;
       const std::uint8_t* x[kTokens];
       float* y[kTokens];

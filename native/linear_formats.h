@@ -10,17 +10,62 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-typedef std::uint8_t Bytes16 __attribute__((vector_size(16)));
-typedef std::uint16_t Words16 __attribute__((vector_size(32)));
-
 // ---------------------------------------------------------------- fp32 arithmetic, on every machine
 
+// The machine's own vectors: a compiler keeps wider ones in memory. A kernel goes over its columns once for each part of
+// the 16 lanes, so that the lanes' sums are those of simd.h's F on every machine.
+#if FOVEAL_AVX512
+constexpr int kNative = 16;
+#elif FOVEAL_AVX2
+constexpr int kNative = 8;
+#else
+constexpr int kNative = 4;
+#endif
+typedef float N __attribute__((vector_size(4 * kNative)));
+typedef std::int32_t NI __attribute__((vector_size(4 * kNative)));
+typedef std::uint32_t NU __attribute__((vector_size(4 * kNative)));
+typedef std::uint8_t NB __attribute__((vector_size(kNative)));
+typedef std::uint16_t NH __attribute__((vector_size(2 * kNative)));
+
+FOVEAL_INLINE N fma_native(N a, N b, N c) {
+#if FOVEAL_AVX512
+  return fma(a, b, c);
+#elif FOVEAL_AVX2
+  return (N)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA)
+  N r;
+  for (int i = 0; i < kNative; ++i) r[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return r;
+#else
+  return a * b + c;
+#endif
+}
+
+FOVEAL_INLINE NU widen_bytes(const std::uint8_t* from) {
+#if FOVEAL_AVX2
+  return (NU)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+  return __builtin_convertvector(load_as<NB>(from), NU);
+#endif
+}
+
+FOVEAL_INLINE NU widen_words(const std::uint16_t* from) {
+#if FOVEAL_AVX2
+  return (NU)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+#else
+  return __builtin_convertvector(load_as<NH>(from), NU);
+#endif
+}
+
 struct Wide {
-  using V = F;
+  using V = N;
+  using Sum = N;
   using Element = float;
-  static constexpr int kVectors = 4;  // a step
+  static constexpr int kVectors = 4;  // groups of 16 lanes a step
   static constexpr int kElements = 16;
-  FOVEAL_INLINE F dot(F acc, F w, F x) { return fma(w, x, acc); }
+  static constexpr int kParts = 16 / kNative;
+  std::int64_t lane = 0;  // where the part in work begins
+  FOVEAL_INLINE N dot(N acc, N w, N x) { return fma_native(w, x, acc); }
 };
 
 // E8M0: 2^(code - 127); 255 is NaN.
@@ -31,27 +76,25 @@ FOVEAL_INLINE float scale_value(std::uint8_t code) {
   return value;
 }
 
-FOVEAL_INLINE U widen_bytes(const std::uint8_t* from) { return __builtin_convertvector(load_as<Bytes16>(from), U); }
-
 // E4M3 codes to numbers. Subnormals are taken from 1.m * 2^-6, without denormal arithmetic.
-FOVEAL_INLINE F decode_e4m3(U code) {
-  const U magnitude = code & 0x7fu;
-  const U bits = magnitude << 20;
-  const F normal = from_bits(bits + (120u << 23));
-  const F small = from_bits(bits + (121u << 23)) - splat(0.015625f);
-  F value = (I)magnitude < splat_int(8) ? small : normal;
-  value = (I)magnitude == splat_int(127) ? from_bits(bits | 0x7fc00000u) : value;
-  return from_bits(as_bits(value) | ((code & 0x80u) << 24));
+FOVEAL_INLINE N decode_e4m3(NU code) {
+  const NU magnitude = code & 0x7fu;
+  const NU bits = magnitude << 20;
+  const N normal = (N)(bits + (120u << 23));
+  const N small = (N)(bits + (121u << 23)) - 0.015625f;
+  N value = (NI)magnitude < 8 ? small : normal;
+  value = (NI)magnitude == 127 ? (N)(bits | 0x7fc00000u) : value;
+  return (N)((NU)value | ((code & 0x80u) << 24));
 }
 
 // E2M1 codes to numbers, in the same way.
-FOVEAL_INLINE F decode_e2m1(U code) {
-  const U magnitude = code & 7u;
-  const U bits = magnitude << 22;
-  const F normal = from_bits(bits + (126u << 23));
-  const F small = from_bits(bits + (127u << 23)) - splat(1.0f);
-  const F value = (I)magnitude < splat_int(2) ? small : normal;
-  return from_bits(as_bits(value) | ((code & 8u) << 28));
+FOVEAL_INLINE N decode_e2m1(NU code) {
+  const NU magnitude = code & 7u;
+  const NU bits = magnitude << 22;
+  const N normal = (N)(bits + (126u << 23));
+  const N small = (N)(bits + (127u << 23)) - 1.0f;
+  const N value = (NI)magnitude < 2 ? small : normal;
+  return (N)((NU)value | ((code & 8u) << 28));
 }
 
 struct WideF32 : Wide {
@@ -61,14 +104,14 @@ struct WideF32 : Wide {
   WideF32(const Matrix& m, std::int64_t row)
       : base((const float*)m.data + row * m.columns), stride(m.columns), columns(m.columns) {}
   FOVEAL_INLINE void enter(const WideF32&, std::int64_t) {}
-  FOVEAL_INLINE void load_step(const WideF32& d, std::int64_t r, std::int64_t s, F* w) {
+  FOVEAL_INLINE void load_step(const WideF32& d, std::int64_t r, std::int64_t s, N* w) {
     const float* from = d.base + r * d.stride + s * kStep;
-    for (int v = 0; v < 4; ++v) w[v] = load(from + 16 * v);
+    for (int v = 0; v < 4; ++v) w[v] = load_as<N>(from + 16 * v + d.lane);
   }
-  FOVEAL_INLINE void load_tail(const WideF32& d, std::int64_t r, std::int64_t s, F* w) {
+  FOVEAL_INLINE void load_tail(const WideF32& d, std::int64_t r, std::int64_t s, N* w) {
     float padded[kStep] = {};
     std::memcpy(padded, d.base + r * d.stride + s * kStep, (std::size_t)(d.columns - s * kStep) * sizeof(float));
-    for (int v = 0; v < 4; ++v) w[v] = load(padded + 16 * v);
+    for (int v = 0; v < 4; ++v) w[v] = load_as<N>(padded + 16 * v + d.lane);
   }
   FOVEAL_INLINE void fetch(const WideF32& d, std::int64_t r, std::int64_t s) {
     const float* from = d.base + r * d.stride + s * kStep;
@@ -83,16 +126,16 @@ struct WideBF16 : Wide {
   WideBF16(const Matrix& m, std::int64_t row)
       : base((const std::uint16_t*)m.data + row * m.columns), stride(m.columns), columns(m.columns) {}
   FOVEAL_INLINE void enter(const WideBF16&, std::int64_t) {}
-  FOVEAL_INLINE void decode(const std::uint16_t* from, F* w) {
-    for (int v = 0; v < 4; ++v) w[v] = from_bits(__builtin_convertvector(load_as<Words16>(from + 16 * v), U) << 16);
+  FOVEAL_INLINE void decode(const std::uint16_t* from, N* w) {
+    for (int v = 0; v < 4; ++v) w[v] = (N)(widen_words(from + 16 * v) << 16);
   }
-  FOVEAL_INLINE void load_step(const WideBF16& d, std::int64_t r, std::int64_t s, F* w) {
-    decode(d.base + r * d.stride + s * kStep, w);
+  FOVEAL_INLINE void load_step(const WideBF16& d, std::int64_t r, std::int64_t s, N* w) {
+    decode(d.base + r * d.stride + s * kStep + d.lane, w);
   }
-  FOVEAL_INLINE void load_tail(const WideBF16& d, std::int64_t r, std::int64_t s, F* w) {
+  FOVEAL_INLINE void load_tail(const WideBF16& d, std::int64_t r, std::int64_t s, N* w) {
     std::uint16_t padded[kStep] = {};
     std::memcpy(padded, d.base + r * d.stride + s * kStep, (std::size_t)(d.columns - s * kStep) * 2);
-    decode(padded, w);
+    decode(padded + d.lane, w);
   }
   FOVEAL_INLINE void fetch(const WideBF16& d, std::int64_t r, std::int64_t s) {
     const std::uint16_t* from = d.base + r * d.stride + s * kStep;
@@ -106,24 +149,24 @@ struct WideFP8 : Wide {
   const std::uint8_t* base;
   const std::uint8_t* scale;
   std::int64_t stride, columns;
-  F factor;
+  N factor;
   WideFP8(const Matrix& m, std::int64_t row)
       : base((const std::uint8_t*)m.data + row * m.columns),
         scale(m.scale + row / kFP8Rows * ((m.columns + 127) / 128)),
         stride(m.columns),
         columns(m.columns),
-        factor(zero()) {}
-  FOVEAL_INLINE void enter(WideFP8& d, std::int64_t s) { d.factor = splat(scale_value(d.scale[s / 2])); }
-  FOVEAL_INLINE void decode(const WideFP8& d, const std::uint8_t* from, F* w) {
+        factor(N{}) {}
+  FOVEAL_INLINE void enter(WideFP8& d, std::int64_t s) { d.factor = N{} + scale_value(d.scale[s / 2]); }
+  FOVEAL_INLINE void decode(const WideFP8& d, const std::uint8_t* from, N* w) {
     for (int v = 0; v < 4; ++v) w[v] = decode_e4m3(widen_bytes(from + 16 * v)) * d.factor;
   }
-  FOVEAL_INLINE void load_step(const WideFP8& d, std::int64_t r, std::int64_t s, F* w) {
-    decode(d, d.base + r * d.stride + s * kStep, w);
+  FOVEAL_INLINE void load_step(const WideFP8& d, std::int64_t r, std::int64_t s, N* w) {
+    decode(d, d.base + r * d.stride + s * kStep + d.lane, w);
   }
-  FOVEAL_INLINE void load_tail(const WideFP8& d, std::int64_t r, std::int64_t s, F* w) {
+  FOVEAL_INLINE void load_tail(const WideFP8& d, std::int64_t r, std::int64_t s, N* w) {
     std::uint8_t padded[kStep] = {};
     std::memcpy(padded, d.base + r * d.stride + s * kStep, (std::size_t)(d.columns - s * kStep));
-    decode(d, padded, w);
+    decode(d, padded + d.lane, w);
   }
   FOVEAL_INLINE void fetch(const WideFP8& d, std::int64_t r, std::int64_t s) {
     __builtin_prefetch(d.base + r * d.stride + s * kStep, 0, 2);
@@ -143,24 +186,24 @@ struct WideFP4 : Wide {
         columns(m.columns),
         blocks((m.columns + 31) / 32) {}
   FOVEAL_INLINE void enter(const WideFP4&, std::int64_t) {}
-  FOVEAL_INLINE void decode(const std::uint8_t* from, std::uint8_t first, std::uint8_t second, F* w) {
+  FOVEAL_INLINE void decode(const std::uint8_t* from, std::uint8_t first, std::uint8_t second, N* w) {
     for (int half = 0; half < 2; ++half) {
-      const U pairs = widen_bytes(from + 16 * half);
-      const F factor = splat(scale_value(half ? second : first));
+      const NU pairs = widen_bytes(from + 16 * half);
+      const N factor = N{} + scale_value(half ? second : first);
       w[2 * half] = decode_e2m1(pairs & 15u) * factor;
       w[2 * half + 1] = decode_e2m1(pairs >> 4) * factor;
     }
   }
-  FOVEAL_INLINE void load_step(const WideFP4& d, std::int64_t r, std::int64_t s, F* w) {
+  FOVEAL_INLINE void load_step(const WideFP4& d, std::int64_t r, std::int64_t s, N* w) {
     const std::uint8_t* scales = d.scale + r * d.blocks + 2 * s;
-    decode(d.base + r * d.stride + s * (kStep / 2), scales[0], scales[1], w);
+    decode(d.base + r * d.stride + s * (kStep / 2) + d.lane, scales[0], scales[1], w);
   }
-  FOVEAL_INLINE void load_tail(const WideFP4& d, std::int64_t r, std::int64_t s, F* w) {
+  FOVEAL_INLINE void load_tail(const WideFP4& d, std::int64_t r, std::int64_t s, N* w) {
     std::uint8_t padded[kStep / 2] = {};
     std::memcpy(padded, d.base + r * d.stride + s * (kStep / 2), (std::size_t)(d.columns - s * kStep) / 2);
     const std::uint8_t* scales = d.scale + r * d.blocks;
     // A block that does not exist holds zeros only: any finite scale will do.
-    decode(padded, scales[2 * s], 2 * s + 1 < d.blocks ? scales[2 * s + 1] : 127, w);
+    decode(padded + d.lane, scales[2 * s], 2 * s + 1 < d.blocks ? scales[2 * s + 1] : 127, w);
   }
   FOVEAL_INLINE void fetch(const WideFP4& d, std::int64_t r, std::int64_t s) {
     __builtin_prefetch(d.base + r * d.stride + s * (kStep / 2), 0, 2);
@@ -178,7 +221,7 @@ struct Ready : Arithmetic {
   FOVEAL_INLINE void enter(const Ready&, std::int64_t) {}
   FOVEAL_INLINE void load_step(const Ready& d, std::int64_t r, std::int64_t s, V* w) {
     const Element* from = d.base + r * d.stride + s * kStep;
-    for (int v = 0; v < Arithmetic::kVectors; ++v) w[v] = load_as<V>(from + Arithmetic::kElements * v);
+    for (int v = 0; v < Arithmetic::kVectors; ++v) w[v] = load_as<V>(from + Arithmetic::kElements * v + d.lane);
   }
   FOVEAL_INLINE void load_tail(const Ready& d, std::int64_t r, std::int64_t s, V* w) { load_step(d, r, s, w); }
   FOVEAL_INLINE void fetch(const Ready&, std::int64_t, std::int64_t) {}
@@ -190,9 +233,12 @@ struct Ready : Arithmetic {
 
 struct Half {
   using V = H;
+  using Sum = F;
   using Element = std::uint16_t;
   static constexpr int kVectors = 2;  // a step
   static constexpr int kElements = 32;
+  static constexpr int kParts = 1;
+  static constexpr std::int64_t lane = 0;
   FOVEAL_INLINE F dot(F acc, H w, H x) { return dot_bf16(acc, w, x); }
 };
 

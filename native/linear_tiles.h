@@ -9,25 +9,31 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-// acc[r * T + t]: row r of the decoder times token t, over `steps` whole steps and, with `tail`, one that is cut short;
-// on top of `from` unless that is null. `ahead` rows further on, what will be needed next is fetched.
+#if FOVEAL_AVX512
+constexpr int kTileTokens = 4;
+#else
+constexpr int kTileTokens = 2;  // half as many registers
+#endif
+
+// One part of the lanes of what run_tile does.
 template <class D, int Terms, int R, int T>
-FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint8_t* const* tokens, std::int64_t ahead,
+FOVEAL_INLINE void run_part(D& d, std::int64_t steps, bool tail, const std::uint8_t* const* tokens, std::int64_t ahead,
                             const F* from, F* acc) {
   using Element = typename D::Element;
   using V = typename D::V;
+  using Sum = typename D::Sum;
   constexpr int kVectors = D::kVectors;
-  F sums[R * T];
+  Sum sums[R * T];
   if (from) {
 #pragma GCC unroll 16
-    for (int i = 0; i < R * T; ++i) sums[i] = from[i];
+    for (int i = 0; i < R * T; ++i) sums[i] = load_as<Sum>((const float*)(from + i) + d.lane);
   } else {
 #pragma GCC unroll 16
-    for (int i = 0; i < R * T; ++i) sums[i] = zero();
+    for (int i = 0; i < R * T; ++i) sums[i] = Sum{};
   }
   const Element* x[T];
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) x[t] = (const Element*)tokens[t];
+  for (int t = 0; t < T; ++t) x[t] = (const Element*)tokens[t] + d.lane;
   const auto step = [&](std::int64_t s, auto load) __attribute__((always_inline)) {
     D::enter(d, s);
 #pragma GCC unroll 8
@@ -53,7 +59,20 @@ FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint
   if (tail)
     step(steps, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) { D::load_tail(d, r, at, w); });
 #pragma GCC unroll 16
-  for (int i = 0; i < R * T; ++i) acc[i] = sums[i];
+  for (int i = 0; i < R * T; ++i) std::memcpy((float*)(acc + i) + d.lane, &sums[i], sizeof sums[i]);
+}
+
+// acc[r * T + t]: row r of the decoder times token t, over `steps` whole steps and, with `tail`, one that is cut short;
+// on top of `from` unless that is null. `ahead` rows further on, what will be needed next is fetched.
+template <class D, int Terms, int R, int T>
+FOVEAL_INLINE void run_tile(D& d, std::int64_t steps, bool tail, const std::uint8_t* const* tokens, std::int64_t ahead,
+                            const F* from, F* acc) {
+  if constexpr (D::kParts == 1) {
+    run_part<D, Terms, R, T>(d, steps, tail, tokens, ahead, from, acc);
+  } else {
+    for (d.lane = 0; d.lane < kLanes; d.lane += kLanes / D::kParts)
+      run_part<D, Terms, R, T>(d, steps, tail, tokens, ahead, from, acc);
+  }
 }
 
 #if FOVEAL_AVX512
@@ -76,6 +95,19 @@ FOVEAL_INLINE __m512 join_pairs(__m512 a, __m512 b) {
 FOVEAL_INLINE __m512 join_four(const F* a) { return join_quarters(join_halves(a[0], a[1]), join_halves(a[2], a[3])); }
 
 #endif
+
+// simd.h's sum().
+FOVEAL_INLINE float total(const F* acc) {
+#if FOVEAL_AVX2
+  const float* v = (const float*)acc;
+  const __m256 a = _mm256_add_ps(_mm256_loadu_ps(v), _mm256_loadu_ps(v + 8));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+#else
+  return sum(*acc);
+#endif
+}
 
 // The sums of R rows for T tokens: totals[t * R + r].
 template <int R, int T>
@@ -102,7 +134,7 @@ FOVEAL_INLINE void add_up(const F* acc, float* totals) {
   }
 #endif
 #pragma GCC unroll 16
-  for (int i = 0; i < R * T; ++i) totals[i % T * R + i / T] = sum(acc[i]);
+  for (int i = 0; i < R * T; ++i) totals[i % T * R + i / T] = total(acc + i);
 }
 
 // Stores or adds the first `rows` of R sums of T tokens.
@@ -187,7 +219,9 @@ FOVEAL_INLINE void decode_rows(const Matrix& weight, std::int64_t row, std::int6
     for (std::int64_t s = 0; s < steps; ++s, out += kStep) {
       D::enter(d, first + s);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < R * D::kParts; ++i) {
+        const int r = i % R;
+        if constexpr (D::kParts > 1) d.lane = i / R * (kLanes / D::kParts);
         V w[D::kVectors];
         if (first + s < whole)
           D::load_step(d, r, first + s, w);
@@ -195,7 +229,7 @@ FOVEAL_INLINE void decode_rows(const Matrix& weight, std::int64_t row, std::int6
           D::load_tail(d, r, first + s, w);
 #pragma GCC unroll 4
         for (int v = 0; v < D::kVectors; ++v)
-          std::memcpy(out + r * steps * kStep + v * D::kElements, &w[v], sizeof w[v]);
+          std::memcpy(out + r * steps * kStep + v * D::kElements + d.lane, &w[v], sizeof w[v]);
       }
     }
   }
