@@ -12,8 +12,8 @@ namespace {
 
 // ---------------------------------------------------------------- fp32 arithmetic, on every machine
 
-// The machine's own vectors: a compiler keeps wider ones in memory. A kernel goes over its columns once for each part of
-// the 16 lanes, so that the lanes' sums are those of simd.h's F on every machine.
+// The machine's own vectors: a compiler keeps wider ones in memory. A kernel goes over its columns once for each part
+// of the 16 lanes, so that the lanes' sums are those of simd.h's F on every machine.
 #if FOVEAL_AVX512
 constexpr int kNative = 16;
 #elif FOVEAL_AVX2
@@ -76,26 +76,63 @@ FOVEAL_INLINE float scale_value(std::uint8_t code) {
   return value;
 }
 
-// E4M3 codes to numbers. Subnormals are taken from 1.m * 2^-6, without denormal arithmetic.
-FOVEAL_INLINE N decode_e4m3(NU code) {
-  const NU magnitude = code & 0x7fu;
+#if FOVEAL_AVX2
+
+// E4M3 codes times `factor`: as half-precision numbers 2^8 times too small, subnormals included.
+FOVEAL_INLINE N decode_e4m3(const std::uint8_t* from, N factor) {
+  const __m128i codes = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i*)from));
+  const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi16(0x7f));
+  const __m128i sign = _mm_slli_epi16(_mm_and_si128(codes, _mm_set1_epi16(0x80)), 8);
+  const __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f)), _mm_set1_epi16(0x7e00));
+  const __m128i halves = _mm_or_si128(_mm_or_si128(_mm_slli_epi16(magnitude, 7), sign), nan);
+  return (N)_mm256_cvtph_ps(halves) * (factor * 256.0f);
+}
+
+// The eight magnitudes of E2M1 times a block's scale, and of 8 bytes the even columns (low nibbles) and the odd ones. A
+// permutation looks at three bits of a code only.
+struct Nibbles {
+  N table;
+  explicit Nibbles(std::uint8_t scale) : table(N{0, 0.5f, 1, 1.5f, 2, 3, 4, 6} * scale_value(scale)) {}
+  FOVEAL_INLINE void decode(const Nibbles& d, const std::uint8_t* from, N& even, N& odd) {
+    const NU pairs = widen_bytes(from), upper = pairs >> 4;
+    even = (N)((NU)_mm256_permutevar8x32_ps((__m256)d.table, (__m256i)pairs) ^ (pairs << 28 & 0x80000000u));
+    odd = (N)((NU)_mm256_permutevar8x32_ps((__m256)d.table, (__m256i)upper) ^ (upper << 28 & 0x80000000u));
+  }
+};
+
+#else
+
+// E4M3 codes times `factor`. Subnormals are taken from 1.m * 2^-6, without denormal arithmetic.
+FOVEAL_INLINE N decode_e4m3(const std::uint8_t* from, N factor) {
+  const NU code = widen_bytes(from), magnitude = code & 0x7fu;
   const NU bits = magnitude << 20;
   const N normal = (N)(bits + (120u << 23));
   const N small = (N)(bits + (121u << 23)) - 0.015625f;
   N value = (NI)magnitude < 8 ? small : normal;
   value = (NI)magnitude == 127 ? (N)(bits | 0x7fc00000u) : value;
-  return (N)((NU)value | ((code & 0x80u) << 24));
+  return (N)((NU)value | ((code & 0x80u) << 24)) * factor;
 }
 
-// E2M1 codes to numbers, in the same way.
-FOVEAL_INLINE N decode_e2m1(NU code) {
-  const NU magnitude = code & 7u;
-  const NU bits = magnitude << 22;
-  const N normal = (N)(bits + (126u << 23));
-  const N small = (N)(bits + (127u << 23)) - 1.0f;
-  const N value = (NI)magnitude < 2 ? small : normal;
-  return (N)((NU)value | ((code & 8u) << 28));
-}
+// E2M1 pairs to numbers, in the same way: the even columns (low nibbles) and the odd ones.
+struct Nibbles {
+  N factor;
+  explicit Nibbles(std::uint8_t scale) : factor(N{} + scale_value(scale)) {}
+  FOVEAL_INLINE N decode_one(NU code) {
+    const NU magnitude = code & 7u;
+    const NU bits = magnitude << 22;
+    const N normal = (N)(bits + (126u << 23));
+    const N small = (N)(bits + (127u << 23)) - 1.0f;
+    const N value = (NI)magnitude < 2 ? small : normal;
+    return (N)((NU)value | ((code & 8u) << 28));
+  }
+  FOVEAL_INLINE void decode(const Nibbles& d, const std::uint8_t* from, N& even, N& odd) {
+    const NU pairs = widen_bytes(from);
+    even = decode_one(pairs & 15u) * d.factor;
+    odd = decode_one(pairs >> 4) * d.factor;
+  }
+};
+
+#endif
 
 struct WideF32 : Wide {
   static constexpr int kRows = 4;
@@ -158,7 +195,7 @@ struct WideFP8 : Wide {
         factor(N{}) {}
   FOVEAL_INLINE void enter(WideFP8& d, std::int64_t s) { d.factor = N{} + scale_value(d.scale[s / 2]); }
   FOVEAL_INLINE void decode(const WideFP8& d, const std::uint8_t* from, N* w) {
-    for (int v = 0; v < 4; ++v) w[v] = decode_e4m3(widen_bytes(from + 16 * v)) * d.factor;
+    for (int v = 0; v < 4; ++v) w[v] = decode_e4m3(from + 16 * v, d.factor);
   }
   FOVEAL_INLINE void load_step(const WideFP8& d, std::int64_t r, std::int64_t s, N* w) {
     decode(d, d.base + r * d.stride + s * kStep + d.lane, w);
@@ -187,12 +224,8 @@ struct WideFP4 : Wide {
         blocks((m.columns + 31) / 32) {}
   FOVEAL_INLINE void enter(const WideFP4&, std::int64_t) {}
   FOVEAL_INLINE void decode(const std::uint8_t* from, std::uint8_t first, std::uint8_t second, N* w) {
-    for (int half = 0; half < 2; ++half) {
-      const NU pairs = widen_bytes(from + 16 * half);
-      const N factor = N{} + scale_value(half ? second : first);
-      w[2 * half] = decode_e2m1(pairs & 15u) * factor;
-      w[2 * half + 1] = decode_e2m1(pairs >> 4) * factor;
-    }
+    for (int half = 0; half < 2; ++half)
+      Nibbles::decode(Nibbles(half ? second : first), from + 16 * half, w[2 * half], w[2 * half + 1]);
   }
   FOVEAL_INLINE void load_step(const WideFP4& d, std::int64_t r, std::int64_t s, N* w) {
     const std::uint8_t* scales = d.scale + r * d.blocks + 2 * s;
