@@ -159,13 +159,22 @@ FOVEAL_INLINE std::int64_t same_scale(std::int64_t row, std::int64_t last) {
   return (edge < last ? edge : last) - row;
 }
 
+// How many rows further on weights are fetched: as far as memory is late, and not into another thread's rows.
+template <int R>
+FOVEAL_INLINE std::int64_t rows_ahead(const Matrix& weight, std::int64_t row, std::int64_t last) {
+  constexpr std::int64_t kAheadBytes = 16 << 10;
+  const std::int64_t bytes = R * weight_row_bytes(weight);
+  const std::int64_t rows = (kAheadBytes + bytes - 1) / bytes * R;
+  return row + R + rows <= last ? rows : 0;
+}
+
 // Few tokens: weights are decoded in registers, R rows at a time.
 template <class D, int Terms, int R, int T>
 FOVEAL_INLINE std::int64_t stream_tile(const Matrix& weight, std::int64_t row, std::int64_t last, std::int64_t first,
                                        const std::uint8_t* const* x, float* const* y, bool add) {
   F acc[R * T];
   D d(weight, row);
-  run_tile<D, Terms, R, T>(d, weight.columns / kStep, weight.columns % kStep != 0, x, row + 2 * R <= last ? R : 0,
+  run_tile<D, Terms, R, T>(d, weight.columns / kStep, weight.columns % kStep != 0, x, rows_ahead<R>(weight, row, last),
                            nullptr, acc);
   put<R, T>(acc, R, y, row - first, add);
   return row + R;
