@@ -469,7 +469,7 @@ def test_forks_remember_where_they_come_from(engine: Engine, project: Path, tmp_
         with memory.fork() as fork:
             fork.save("fork", root=store)
             assert fork.length == memory.length
-        info = memory_info("fork", store)
+        info = memory_info("fork", store, sizes=True)
         assert info.facts["parent"] == "base" and info.facts["forked_at"] == memory.length
         contexts.fork(store, "base", "part", at=300)
         with Memory.load(engine, "part", root=store) as part:
@@ -526,3 +526,23 @@ def test_names_that_are_paths_are_refused(engine: Engine, tmp_path: Path, name: 
     for use in (memory_info, delete_memory, lambda n: Memory.load(engine, n, root=tmp_path)):
         with pytest.raises(InvalidName):
             use(name)
+
+
+def test_the_key_may_stand_in_the_environment(
+    engine: Engine, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cryptography")
+    (tmp_path / "key").write_text("12" * 32)
+    os.chmod(tmp_path / "key", 0o600)
+    monkeypatch.setenv("FOVEAL_STORE_KEY_FILE", str(tmp_path / "key"))
+    with Memory.read(engine, project, name="m") as memory:
+        memory.save(root=tmp_path / "store")
+        monkeypatch.setenv("FOVEAL_STORE_KEY", "12" * 32)
+        with Memory.load(engine, "m", root=tmp_path / "store") as loaded:
+            assert same(loaded.sequence, memory.sequence)
+        monkeypatch.delenv("FOVEAL_STORE_KEY")
+        monkeypatch.delenv("FOVEAL_STORE_KEY_FILE")
+        with pytest.raises(StoreError, match="encrypted"):
+            Memory.load(engine, "m", root=tmp_path / "store")
+        with pytest.raises(StoreError, match="durability"):
+            open_store(tmp_path / "other", durability="perhaps")  # type: ignore[arg-type]

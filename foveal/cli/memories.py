@@ -59,7 +59,7 @@ def show(
     """Show what one memory holds and what it was made with."""
     from foveal.memory import memory_info
 
-    info = memory_info(name, opened(store))
+    info = memory_info(name, opened(store), sizes=True)
     if info.problem is not None:
         raise UserError(f"memory {name}: {info.problem}")
     if verify:

@@ -23,11 +23,11 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def opened(folder: Path | None, *, create: bool = False) -> Store:
+def opened(folder: Path | None, *, create: bool = False, durability: str = "full") -> Store:
     """The store a command works on. Raises `MemoryNotFound` when it is not there and is not to be made."""
     from foveal.memory import open_store
 
-    return open_store(folder, create=create)
+    return open_store(folder, create=create, durability=durability)  # type: ignore[arg-type]
 
 
 def open_engine(model: str | None, threads: int | None, memory: MemoryInfo | None = None) -> Engine:

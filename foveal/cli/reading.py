@@ -53,6 +53,9 @@ def read(
     store_limit: Annotated[
         str | None, typer.Option(help="Bytes the store may take (20G); what is least valuable is evicted.")
     ] = None,
+    durability: Annotated[
+        str, typer.Option(help="What survives a power cut: full, normal or off (docs/store.md).")
+    ] = "full",
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -67,16 +70,17 @@ def read(
     old = None if replace else _existing(name, store)
     if old is not None and old.problem is None and old.facts["source"]["source"] != options.source:
         raise UserError(f"memory {name} holds {old.facts['source']['source']}; choose another name, or give --replace")
+    into = opened(store, create=True, durability=durability)
     engine = open_engine(model, threads, old)
     bar = ReadingBar()
     with Interruption(bar).watch() as interruption, bar:
-        memory, resumed = _read(engine, old, name, options, bar, interruption, opened(store, create=True), tails)
+        memory, resumed = _read(engine, old, name, options, bar, interruption, into, tails)
     with memory:
         if memory.length == 0:
             note("interrupted before anything was read")
             raise typer.Exit(INTERRUPTED)
-        folder = memory.save(root=opened(store, create=True))
-        if most is not None and not evict(opened(store), most).within:
+        folder = memory.save(root=into)
+        if most is not None and not evict(into, most).within:
             note(f"the store takes more than {store_limit}: what is left in it is pinned, in use, or tokens")
         if json:
             print_json(report(memory, resumed, folder))

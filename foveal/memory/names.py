@@ -1,7 +1,8 @@
 """Where memories live: a store, and a plain name in it.
 
 The store is an explicit argument, else the environment variable ``FOVEAL_STORE``, else ``~/.local/share/foveal``. The
-key of an encrypted one is given to `open_store`, or stands in ``FOVEAL_STORE_KEY``.
+key of an encrypted one is given to `open_store`, or stands in ``FOVEAL_STORE_KEY`` or in the file that
+``FOVEAL_STORE_KEY_FILE`` names.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from typing import Any
 
 from foveal.memory.errors import InvalidName, MemoryNotFound, StoreError
 from foveal.memory.store import contexts, gc
-from foveal.memory.store.cipher import key_from
+from foveal.memory.store.cipher import key_file, key_from
 from foveal.memory.store.objects import Context
-from foveal.memory.store.store import ABOUT, Store, read_about
+from foveal.memory.store.store import ABOUT, Durability, Store, read_about
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_KEY = "FOVEAL_STORE_KEY"
+_KEY, _KEY_FILE = "FOVEAL_STORE_KEY", "FOVEAL_STORE_KEY_FILE"
 
 Root = str | Path | Store | None
 """A store: its folder, or an open one; None for the default."""
 
-_open: weakref.WeakValueDictionary[tuple[Path, bytes | None], Store] = weakref.WeakValueDictionary()
+_open: weakref.WeakValueDictionary[tuple[Path, str, str, bytes | None], Store] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -47,19 +48,35 @@ def store_root(root: str | Path | None = None) -> Path:
     return Path(chosen).expanduser()
 
 
-def open_store(root: Root = None, *, create: bool = True) -> Store:
-    """The store at `root`; the same object for as long as somebody holds it. Raises what `Store` does."""
+def open_store(
+    root: Root = None,
+    *,
+    create: bool = True,
+    durability: Durability = "full",
+    tenant: str = "",
+    key: bytes | None = None,
+) -> Store:
+    """The store at `root`; the same object for as long as somebody holds it. See `Store`, whose errors it raises.
+
+    `key` is by default the one in the environment, if there is one.
+    """
     if isinstance(root, Store):
         return root
-    folder = store_root(root).absolute()
-    text = os.environ.get(_KEY)
-    key = key_from(text) if text else None
+    folder, key = store_root(root).absolute(), key or _key()
     with _lock:
-        store = _open.get((folder, key))
+        store = _open.get((folder, durability, tenant, key))
         about = read_about(folder / ABOUT)
         if store is None or about is None or about["store"] != store.id.hex():
-            store = _open[folder, key] = Store(folder, key=key, create=create)
+            store = Store(folder, durability=durability, tenant=tenant, key=key, create=create)
+            _open[folder, durability, tenant, key] = store
         return store
+
+
+def _key() -> bytes | None:
+    text, file = os.environ.get(_KEY), os.environ.get(_KEY_FILE)
+    if text:
+        return key_from(text)
+    return key_file(file) if file else None
 
 
 def check_name(name: str) -> str:
@@ -92,8 +109,9 @@ def list_memories(root: Root = None) -> list[MemoryInfo]:
     return [_info(store, found, used) for found in store.contexts()]
 
 
-def memory_info(name: str, root: Root = None) -> MemoryInfo:
-    """What is known of one memory without loading it. Raises `InvalidName` or `MemoryNotFound`."""
+def memory_info(name: str, root: Root = None, *, sizes: bool = False) -> MemoryInfo:
+    """What is known of one memory without loading it. With `sizes` its bytes are counted, which looks at every object
+    in the store. Raises `InvalidName` or `MemoryNotFound`."""
     store, name = find(check_name(name), root, create=False)
     try:
         found: Context | StoreError = store.context(name)
@@ -106,7 +124,7 @@ def memory_info(name: str, root: Root = None) -> MemoryInfo:
         raise
     except StoreError as error:
         return MemoryInfo(name, store.folder, {}, str(error))
-    return _info(store, found, gc.usage(store))
+    return _info(store, found, gc.usage(store) if sizes else {})
 
 
 def _info(store: Store, found: Context | StoreError, used: dict[str, gc.Usage]) -> MemoryInfo:

@@ -262,7 +262,7 @@ def _cut_parts(
 
 def delete(store: Store, name: str) -> None:
     """Delete a context, and whatever no other one refers to. Raises `MemoryNotFound`."""
-    store.transact(lambda tx: tx.drop_context(name))
+    store.transact(lambda tx: tx.drop_context(name), frees=True)
 
 
 def change(store: Store, name: str, **changes: Any) -> Context:

@@ -17,7 +17,7 @@ from foveal.memory.store.files import Presence
 from foveal.memory.store.index import ContextRow, Entry, Index
 from foveal.memory.store.packs import PACK_HEADER_BYTES, Place
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import Store, Writer
+from foveal.memory.store.store import Store, Writer, is_full
 
 SLACK = 4096
 """Dead bytes in a pack that are not worth copying it for."""
@@ -35,14 +35,19 @@ def collect(store: Store, *, threshold: float = 0.25) -> Collected:
     """Give back the space of what is dead, of packs of which it is more than `threshold` (0 to 1).
 
     The index is checked first, and made again if it is not sound: nothing is thrown away on the word of a damaged one.
+    Copying needs room for what lives in a pack (256 MiB at most); packs for which there is none are left as they are.
     """
     if not store.look(is_sound):
         store.repair()
     before = disk_bytes(store)
     packs = 0
     for pack in _wasteful(store, threshold):
-        store.transact(lambda tx, pack=pack: _rewrite(tx, pack))  # type: ignore[misc]
-        packs += 1
+        try:
+            store.transact(lambda tx, pack=pack: _rewrite(tx, pack), frees=True)  # type: ignore[misc]
+            packs += 1
+        except StoreError as error:
+            if not is_full(error):
+                raise
     if packs and store.look(lambda index: not _dead(index)):
         store.transact(_drop_tombstones)
     if packs:
@@ -72,10 +77,12 @@ def _dead(index: Index) -> dict[int, int]:
 def _wasteful(store: Store, threshold: float) -> list[int]:
     def find(index: Index) -> list[int]:
         sizes = index.state().sizes
-        return [pack for pack, dead in _dead(index).items() if dead > max(SLACK, threshold * sizes[pack])]
+        found = {pack: dead for pack, dead in _dead(index).items() if dead > max(SLACK, threshold * sizes[pack])}
+        return sorted(found, key=lambda pack: sizes[pack] - found[pack])
 
+    wasteful = store.look(find)
     unsound = [pack for pack in store.packs.files() if not store.packs.sound(pack)]
-    return sorted({*store.look(find), *unsound})
+    return [*wasteful, *(pack for pack in unsound if pack not in wasteful)]
 
 
 def _rewrite(tx: Writer, pack: int) -> None:
@@ -191,7 +198,7 @@ def evict(store: Store, limit: int) -> Evicted:
         raise StoreError(f"a store's limit is {limit} bytes; it must be 0 or more")
     if store.look(lambda index: sum(index.live_bytes().values())) <= limit:
         return Evicted(0, 0, True)
-    result = store.transact(lambda tx: _Eviction(store, tx, limit).run())
+    result = store.transact(lambda tx: _Eviction(store, tx, limit).run(), frees=True)
     collect(store, threshold=0.0)
     return result
 

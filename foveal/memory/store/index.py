@@ -41,6 +41,8 @@ CREATE INDEX uses_object ON uses(object);
 CREATE TABLE gone(label BLOB PRIMARY KEY, serial INTEGER NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
   span INTEGER NOT NULL) WITHOUT ROWID;
 """
+LOG_BYTES = 1 << 20
+"""What SQLite's log may keep on the disk when it is not in use."""
 _OBJECT = "id, kind, key, name, parent, position, pack, offset, span, pack2, offset2"
 _COLUMNS = _OBJECT.split(", ")
 _CHAIN = f"""
@@ -120,6 +122,7 @@ class Index:
             level = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}[durability]
             self.execute(f"PRAGMA synchronous={level}")
             self.execute("PRAGMA cell_size_check=ON")
+            self.execute(f"PRAGMA journal_size_limit={LOG_BYTES}")
             self.state()
         except BaseException:
             self._connection.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import tempfile
@@ -39,6 +40,8 @@ Durability = Literal["full", "normal", "off"]
 DURABILITIES: tuple[Durability, ...] = ("full", "normal", "off")
 
 ABOUT, ABOUT_COPY, INDEX, LOCK = "store.json", "store.copy.json", "index.sqlite", "lock"
+RESERVE, RESERVE_BYTES = "reserve", 256 << 10
+"""A file of zeros that is given up when the disk is full and something is to be deleted."""
 WAIT = 60.0
 """Seconds a writer waits for another one."""
 
@@ -112,8 +115,9 @@ class Store:
 
     # ------------------------------------------------------------------ transactions
 
-    def transact(self, work: Callable[[Writer], T]) -> T:
-        """Do `work` as the only writer, all of it or nothing. It may be done twice, when the index proves damaged.
+    def transact(self, work: Callable[[Writer], T], *, frees: bool = False) -> T:
+        """Do `work` as the only writer, all of it or nothing. It may be done twice: when the index proves damaged, or
+        when the disk is full and a little room can be made. `frees`: it is there to give space back.
 
         Raises `StoreBusy`, `StoreError` when the disk refuses, and whatever `work` raises; the store is then as it was.
         """
@@ -127,9 +131,34 @@ class Store:
                             if last:
                                 raise
                             self._rebuild()
+                        except (OSError, StoreError) as error:
+                            if last or not is_full(error):
+                                raise
+                            self._make_room(all_of_it=frees)
             except OSError as error:
                 raise StoreError(f"cannot write to the store {self.folder}: {error}") from error
         raise AssertionError("not reached")
+
+    def _make_room(self, *, all_of_it: bool) -> None:
+        """Shorten the index's log; for what frees space, give up the reserve as well."""
+        self.vacuum()
+        if all_of_it:
+            with contextlib.suppress(OSError):
+                self.disk.unlink(self.folder / RESERVE)
+
+    def _keep_reserve(self) -> None:
+        """Room without which nothing could be deleted from a store on a full disk."""
+        path = self.folder / RESERVE
+        if path.exists():
+            return
+        with contextlib.suppress(OSError):
+            descriptor = self.disk.create(path)
+            try:
+                self.disk.write(descriptor, path, [bytes(RESERVE_BYTES)], 0)
+            except OSError:
+                path.unlink()
+            finally:
+                os.close(descriptor)
 
     def _attempt(self, work: Callable[[Writer], T]) -> T:
         index = self._open_index()
@@ -154,6 +183,7 @@ class Store:
             self.packs.abandon()
             self._trim()
             raise
+        self._keep_reserve()
         for page, key, name in writer.learned:
             self.known.add(page, key, name)
         for pack in writer.unlink:
@@ -440,6 +470,12 @@ class Writer:
         return [entry.id for entry in found if entry is not None]
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, or one's share of it, is used up."""
+    codes = {getattr(found, "errno", None) for found in (error, error.__cause__)}
+    return bool(codes & {errno.ENOSPC, errno.EDQUOT}) or "is full" in str(error)
+
+
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -474,7 +510,7 @@ def _cipher(about: dict[str, Any], key: bytes | None, folder: Path) -> Cipher | 
             raise FormatError(f"the store {folder} is not encrypted; open it without a key, or make a new one with it")
         return None
     if key is None:
-        raise FormatError(f"the store {folder} is encrypted; give its key (--key-file, or FOVEAL_STORE_KEY)")
+        raise FormatError(f"the store {folder} is encrypted; give its key (FOVEAL_STORE_KEY, or FOVEAL_STORE_KEY_FILE)")
     cipher = Cipher(key)
     if cipher.check_value(bytes.fromhex(about["store"])) != about["key"]:
         raise FormatError(f"the key is not the one that the store {folder} was made with")

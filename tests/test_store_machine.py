@@ -1,0 +1,193 @@
+"""Any sequence of operations against a model that is a dictionary of token lists. In the end nothing is left over."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from store_support import CHUNK, Runner, random_tokens, same
+
+from foveal.cache import Sequence
+from foveal.memory.store import contexts, gc
+from foveal.memory.store.objects import Context
+from foveal.memory.store.packs import PACK_HEADER_BYTES
+from foveal.memory.store.prefix import find_prefix
+from foveal.memory.store.store import INDEX, Store
+from foveal.memory.store.verify import verify
+
+NAMES = st.sampled_from("abcd")
+SIZES = st.sampled_from([1, 3, 4, 127, 128, 255, 256, 257, 300, 511, 512, 513])
+TEXT = [random_tokens(700, seed=seed) for seed in range(2)]
+_references: dict[bytes, Sequence] = {}
+
+
+def reference(tokens: torch.Tensor) -> Sequence:
+    """What `tokens` leave; computed once."""
+    key = tokens.numpy().tobytes()
+    if key not in _references:
+        _references[key] = Runner().read(tokens)
+    return _references[key]
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """`model`: name -> tokens. `damaged`: a bit was flipped since all was last known to be whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="foveal-machine-"))
+        self.model: dict[str, torch.Tensor] = {}
+        self.damaged = False
+        self.store = self.open()
+
+    def open(self) -> Store:
+        store = Store(self.folder / "store", durability="off")
+        store.packs.pack_bytes = 200_000
+        return store
+
+    def load(self, name: str, runner: Runner) -> Sequence:
+        context = self.store.context(name)
+        return contexts.load(self.store, context, runner.fingerprint, runner, chunk=CHUNK).sequence
+
+    @initialize(size=SIZES)
+    def begin(self, size: int) -> None:
+        self.save("a", 0, size)
+
+    # ------------------------------------------------------------------ operations
+
+    @rule(name=NAMES, text=st.sampled_from([0, 1]), size=SIZES)
+    def save(self, name: str, text: int, size: int) -> None:
+        runner, tokens = Runner(), TEXT[text][:size]
+        sequence = runner.read(tokens, tail_every=256)
+        contexts.save(self.store, name, sequence, runner.fingerprint)
+        self.model[name] = tokens
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), size=SIZES)
+    def append(self, data: st.DataObject, size: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model)))
+        runner, more = Runner(), TEXT[1][:size]
+        if len(self.model[name]) + size > 1500:
+            return
+        sequence = self.load(name, runner)
+        runner.prefill(sequence, more.tolist())
+        contexts.save(self.store, name, sequence, runner.fingerprint)
+        self.model[name] = torch.cat([self.model[name], more])
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def truncate(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model)))
+        size = data.draw(st.integers(1, len(self.model[name])))
+        runner = Runner()
+        sequence = self.load(name, runner)
+        runner.prefill(sequence, sequence.truncate(size).tolist())
+        contexts.save(self.store, name, sequence, runner.fingerprint)
+        self.model[name] = self.model[name][:size]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), new=NAMES)
+    def fork(self, data: st.DataObject, new: str) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model)))
+        at = data.draw(st.integers(1, len(self.model[name])))
+        if new not in self.model:
+            contexts.fork(self.store, name, new, at=at)
+            self.model[new] = self.model[name][:at]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model)))
+        contexts.delete(self.store, name)
+        del self.model[name]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), pinned=st.booleans())
+    def pin(self, data: st.DataObject, pinned: bool) -> None:
+        contexts.change(self.store, data.draw(st.sampled_from(sorted(self.model))), pinned=pinned)
+
+    @rule(share=st.sampled_from([0.0, 0.3, 0.7]))
+    def evict(self, share: float) -> None:
+        gc.evict(self.store, int(gc.disk_bytes(self.store) * share))
+
+    @rule(threshold=st.sampled_from([0.0, 0.3]))
+    def compact(self, threshold: float) -> None:
+        gc.collect(self.store, threshold=threshold)
+
+    @rule(without_index=st.booleans())
+    def reopen(self, without_index: bool) -> None:
+        self.store.close()
+        if without_index:
+            os.unlink(self.folder / "store" / INDEX)
+        self.store = self.open()
+
+    @rule(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), index=st.booleans())
+    def corrupt(self, place: float, bit: int, index: bool) -> None:
+        if self.damaged:  # a second flip might hit the second copy
+            verify(self.store, repair=True)
+            assert verify(self.store).sound
+        packs = sorted((self.folder / "store" / "packs").iterdir())
+        path = self.folder / "store" / INDEX if index or not packs else packs[int(place * 1e6) % len(packs)]
+        start = 0 if path.name == INDEX else PACK_HEADER_BYTES
+        with open(path, "r+b") as file:
+            where = start + int((os.path.getsize(path) - start) * place)
+            file.seek(where)
+            value = file.read(1)
+            if value:
+                file.seek(where)
+                file.write(bytes([value[0] ^ 1 << bit]))
+        self.damaged = True
+
+    # ------------------------------------------------------------------ what must hold
+
+    @invariant()
+    def everything_is_there(self) -> None:
+        found = self.store.contexts()
+        assert {context.name: context.length for context in found if isinstance(context, Context)} == {
+            name: len(tokens) for name, tokens in self.model.items()
+        }
+        assert len(found) == len(self.model)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def load_one(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model)))
+        assert same(self.load(name, Runner()), reference(self.model[name]))
+
+    @rule(text=st.sampled_from([0, 1]))
+    def look_for_a_prefix(self, text: int) -> None:
+        found = find_prefix(self.store, TEXT[text], Runner().fingerprint)
+        longest = max((_common(tokens, TEXT[text]) for tokens in self.model.values()), default=0)
+        assert (found.length if found is not None else 0) >= longest - longest % 256 or self.damaged
+
+    def teardown(self) -> None:
+        try:
+            for name, tokens in self.model.items():
+                assert same(self.load(name, Runner()), reference(tokens))
+            verify(self.store, repair=True)
+            assert verify(self.store).sound
+            for name in self.model:
+                contexts.delete(self.store, name)
+            assert self.store.look(lambda index: index.objects()) == []
+            gc.collect(self.store, threshold=0)
+            assert gc.disk_bytes(self.store) < 20_000 and verify(self.store).sound
+        finally:
+            self.store.close()
+            shutil.rmtree(self.folder)
+
+
+def _common(one: torch.Tensor, other: torch.Tensor) -> int:
+    size = min(len(one), len(other))
+    different = (one[:size] != other[:size]).nonzero()
+    return int(different[0]) if len(different) else size
+
+
+TestStoreMachine = StoreMachine.TestCase
+TestStoreMachine.settings = settings(
+    max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+)
