@@ -7,6 +7,7 @@ memory.save()
 
 from foveal.memory.citations import Citation, TokenOrigin, cite, origin_of
 from foveal.memory.errors import (
+    Conflict,
     CorruptMemory,
     FingerprintMismatch,
     FormatError,
@@ -20,10 +21,12 @@ from foveal.memory.memory import Memory
 from foveal.memory.names import MemoryInfo, delete_memory, list_memories, memory_info, open_store, store_root
 from foveal.memory.reading import Progress, ReadTotals, Resumed, SourceOptions
 from foveal.memory.recall import Recall, RecallStream
+from foveal.memory.shared import SharedContext
 from foveal.memory.store.store import Store
 
 __all__ = [
     "Citation",
+    "Conflict",
     "CorruptMemory",
     "FingerprintMismatch",
     "FormatError",
@@ -37,6 +40,7 @@ __all__ = [
     "Recall",
     "RecallStream",
     "Resumed",
+    "SharedContext",
     "SourceOptions",
     "Store",
     "StoreBusy",

@@ -42,6 +42,16 @@ class StoreBusy(StoreError):
     """Another process is writing to the store, and went on for longer than one was willing to wait."""
 
 
+class Conflict(StoreError):
+    """Somebody else has appended to a shared context meanwhile. `head` is where it is now."""
+
+    def __init__(self, name: str, head: str) -> None:
+        super().__init__(
+            f"{name} has changed meanwhile; its head is {head or 'gone'}: look at what is new, and try again"
+        )
+        self.head = head
+
+
 class FormatError(StoreError):
     """The store has a format this version does not read, or needs a key it was not given."""
 

@@ -271,6 +271,11 @@ class Memory:
         keeps writing, `StoreError` when the disk refuses; an older memory is then untouched.
         """
         store, name = find(self.name if place is None else place, root)
+        self.save_in(store, name)
+        return store.folder
+
+    def save_in(self, store: Store, name: str, *, onto: Context | None = None, new: bool = False) -> Context:
+        """`save` under `name` in an open store; returns what was saved. For `onto` and `new` see `contexts.save`."""
         parent, at = self.forked_from
         context = contexts.save(
             store,
@@ -283,9 +288,11 @@ class Memory:
             parent=parent if parent != name else "",
             forked_at=at if parent != name else 0,
             tails=self.tail_every != "none",
+            onto=onto,
+            new=new,
         )
         self._present(store, context)
-        return store.folder
+        return context
 
     @classmethod
     def load(cls, engine: Engine, place: str | Path, *, root: Root = None) -> Self:

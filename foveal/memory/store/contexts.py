@@ -9,15 +9,17 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from foveal import cache
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
-from foveal.memory.errors import CorruptMemory, FingerprintMismatch, StoreError
+from foveal.memory.errors import Conflict, CorruptMemory, FingerprintMismatch, StoreError
 from foveal.memory.store import maps
 from foveal.memory.store.files import Presence
 from foveal.memory.store.index import Entry
 from foveal.memory.store.loading import Chain, Loaded, Runner, load_sequence, read_chain
-from foveal.memory.store.objects import Context, tensor_bytes
+from foveal.memory.store.objects import Context, tensor_bytes, token_bytes
 from foveal.memory.store.records import Kind
 from foveal.memory.store.saving import Saved, save_sequence
 from foveal.memory.store.store import Store, Writer, now
@@ -36,12 +38,16 @@ def save(
     parent: str = "",
     forked_at: int = 0,
     tails: bool = True,
+    onto: Context | None = None,
+    new: bool = False,
 ) -> Context:
     """Save `sequence` under `name`, in place of an older context of that name, whose pin, labels and (unless
     `parent` and `forked_at` say another) lineage it keeps.
 
-    Only what the store has not got is written. `tails` off keeps no tail: loading then runs all tokens again.
-    Raises `StoreBusy`, or `StoreError` when the disk refuses; an older context is then untouched.
+    Only what the store has not got is written. `tails` off keeps no tail: loading then runs all tokens again. `onto`:
+    save only if the older context still has the tokens of this one; `new`: only if there is none.
+    Raises `Conflict` or `StoreError` when that is not so, `StoreBusy`, and `StoreError` when the disk refuses; an older
+    context is then untouched.
     """
 
     def work(tx: Writer) -> Context:
@@ -49,9 +55,13 @@ def save(
         kept, numbers = _put_maps(tx, maps.split(places) if places is not None else [])
         row = tx.index.context(tx.names.label(name))
         old = None
+        if new and row is not None:
+            raise StoreError(f"there is a memory {name!r} already; choose another name, or delete it first")
         if row is not None:
             with contextlib.suppress(StoreError):  # a damaged one is simply replaced
                 old = store.read_context(row)
+        if onto is not None and (old is None or not same_tokens(old, onto)):
+            raise Conflict(name, head_of(store, old) if old is not None else "")
         base = old or Context(name, tx.names.tenant, fingerprint.to_dict(), 0, b"")
         context = base.replace(
             fingerprint=fingerprint.to_dict(),
@@ -68,6 +78,17 @@ def save(
         return context
 
     return store.transact(work)
+
+
+def head_of(store: Store, context: Context) -> str:
+    """A short name for all tokens of a context, in this store (32 hexadecimal digits)."""
+    rest = token_bytes(torch.tensor(context.rest, dtype=torch.int32))
+    return store.names.tail_place(context.head, rest)[:16].hex()
+
+
+def same_tokens(one: Context, other: Context) -> bool:
+    """Whether two contexts of one store are made of the same pages and tokens."""
+    return (one.length, one.head, one.rest) == (other.length, other.head, other.rest)
 
 
 def _state(saved: Saved) -> dict[str, Any]:

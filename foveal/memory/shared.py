@@ -1,0 +1,167 @@
+"""A context that several agents write to and fork from, in one process or in many.
+
+What is special here: it only grows, and who appends says what they have seen. The store decides: an append that was
+made onto another head than the present one is a `Conflict`, and nothing is written. Agents that fork it share all its
+pages and pay for what they add themselves.
+
+shared = SharedContext.create(engine, "plan", "What we know so far.\\n")
+head = shared.append("Tests are in tests/.\\n", shared.head(), author="scout")
+mine = shared.fork()  # a `Memory` of one's own
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from foveal.api import Engine
+from foveal.memory.errors import Conflict, ReadError, StoreError
+from foveal.memory.memory import Memory
+from foveal.memory.names import Root, check_name, open_store
+from foveal.memory.reading import ReadTotals, SourceOptions, TailEvery, tail_distance
+from foveal.memory.store import contexts
+from foveal.memory.store.objects import Context
+from foveal.memory.store.store import Store
+from foveal.sources import Document, SourceMap, tokenize_document
+
+POLL = 0.05
+"""Seconds between two looks at the head while waiting."""
+
+
+class SharedContext:
+    """The shared context `name` of a store, as one engine sees it. Safe to use from several threads."""
+
+    def __init__(self, engine: Engine, store: Store, memory: Memory, seen: Context) -> None:
+        self.engine, self.store, self.name = engine, store, seen.name
+        self._memory, self._seen = memory, seen
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.free()
+
+    @classmethod
+    def create(
+        cls,
+        engine: Engine,
+        name: str,
+        text: str,
+        *,
+        author: str = "",
+        root: Root = None,
+        tail_every: TailEvery = "auto",
+    ) -> Self:
+        """A new shared context that begins with `text`. Raises `StoreError` when there is a memory of that name."""
+        store = open_store(root)
+        check_name(name)
+        distance = tail_distance(tail_every, engine.pool.layout, engine.batch.scheduler.chunk)
+        sequence = engine.new_sequence(tail_every=distance)
+        memory = Memory(
+            engine, sequence, SourceMap(), SourceOptions("-"), ReadTotals(), name=name, tail_every=tail_every
+        )
+        try:
+            _add(memory, text, author)
+            seen = memory.save_in(store, name, new=True)
+        except BaseException:
+            memory.free()
+            raise
+        return cls(engine, store, memory, seen)
+
+    @classmethod
+    def open(cls, engine: Engine, name: str, *, root: Root = None) -> Self:
+        """The shared context, or any memory, called `name`. Raises what `Memory.load` does."""
+        store = open_store(root, create=False)
+        seen = store.context(name)
+        return cls(engine, store, Memory.load(engine, name, root=store), seen)
+
+    @property
+    def length(self) -> int:
+        """Tokens at the head, as last seen."""
+        return self._seen.length
+
+    def head(self) -> str:
+        """A name for all that was appended so far, by anybody."""
+        return contexts.head_of(self.store, self.store.context(self.name))
+
+    def append(self, text: str, expected_head: str, *, author: str = "") -> str:
+        """Add `text` (the model reads it as a file named after `author`) and return the new head.
+
+        Raises `Conflict`, carrying the present head, when that is not `expected_head`: then nothing was added.
+        `ReadError` when `text` is empty.
+        """
+        with self._lock:
+            self._refresh()
+            if contexts.head_of(self.store, self._seen) != expected_head:
+                raise Conflict(self.name, contexts.head_of(self.store, self._seen))
+            longer = self._memory.fork()
+            try:
+                _add(longer, text, author)
+                seen = longer.save_in(self.store, self.name, onto=self._seen)
+            except BaseException:
+                longer.free()
+                raise
+            self._replace(longer, seen)
+            return contexts.head_of(self.store, seen)
+
+    def fork(self, at: int | None = None) -> Memory:
+        """A memory of one's own over all there is, or over its first `at` tokens. Its pages are the shared ones.
+
+        Raises `StoreError` when there are not so many tokens.
+        """
+        with self._lock:
+            self._refresh()
+            if at is not None and not 0 < at <= self.length:
+                raise StoreError(f"cannot fork {self.name} at token {at}: it has {self.length}")
+            fork = self._memory.fork()
+            fork.forked_from = (self.name, self.length if at is None else at)
+            if at is not None and at < self.length:
+                self.engine.prefill(fork.sequence, fork.sequence.truncate(at).tolist())
+                fork.places.truncate(at)
+            return fork
+
+    def wait(self, after: str, timeout: float | None = None) -> str:
+        """The head, once it is no longer `after`; or `after` itself when `timeout` seconds have passed."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while (head := self.head()) == after and (end is None or time.monotonic() < end):
+            time.sleep(POLL)
+        return head
+
+    def free(self) -> None:
+        """Give the pages back, as far as no fork has them."""
+        self._memory.free()
+
+    # ------------------------------------------------------------------ inside
+
+    def _refresh(self) -> None:
+        """Take in what others have appended."""
+        now = self.store.context(self.name)
+        if not contexts.same_tokens(now, self._seen):
+            self._replace(Memory.load(self.engine, self.name, root=self.store), now)
+
+    def _replace(self, memory: Memory, seen: Context) -> None:
+        old, self._memory, self._seen = self._memory, memory, seen
+        old.free()
+
+
+def _add(memory: Memory, text: str, author: str) -> None:
+    """Run `text` into a memory that nobody else has, and note where its tokens come from."""
+    number = len(memory.places.documents) + 1
+    document = tokenize_document(Document(f"{author or 'shared'}-{number}", text), memory.engine.tokenizer)
+    if not text or not len(document.ids):
+        raise ReadError("there is nothing to append; give some text")
+    memory.engine.prefill(memory.sequence, document.ids.tolist())
+    memory.places.append(document)
+    memory.name = memory.name or Path(document.path).name
+    memory.totals = ReadTotals(
+        files=number,
+        text_bytes=memory.totals.text_bytes + len(text.encode("utf-8", "surrogatepass")),
+        tokens=memory.length,
+        complete=True,
+    )

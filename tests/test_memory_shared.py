@@ -1,0 +1,113 @@
+"""Shared contexts: appended to by several, in several processes, and forked without a copy."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_memory_life import make_engine, same
+
+from foveal.api import Engine
+from foveal.memory import Conflict, Memory, ReadError, SharedContext, StoreError, memory_info, open_store
+from foveal.memory.store.verify import verify
+
+LONG = "".join(f"value_{n} = {n * n}\n" for n in range(300))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine()
+
+
+@pytest.fixture
+def shared(engine: Engine, tmp_path: Path) -> Iterator[SharedContext]:
+    with SharedContext.create(engine, "plan", "x = 1\n", author="ann", root=tmp_path / "store") as made:
+        yield made
+    assert engine.pool.live == 0
+
+
+def test_append_moves_the_head_and_a_stale_one_is_a_conflict(engine: Engine, shared: SharedContext) -> None:
+    first = shared.head()
+    with SharedContext.open(engine, "plan", root=shared.store) as other:
+        second = other.append("y = 2\n", first, author="bob")
+        assert second == shared.head() != first
+        before = shared.store.packs.written
+        with pytest.raises(Conflict) as caught:
+            shared.append("z = 3\n", first)
+        assert caught.value.head == second and shared.store.packs.written == before
+        third = shared.append("z = 3\n", second)
+        assert other.head() == third
+    with shared.fork() as fork:
+        text = engine.tokenizer.decode(fork.sequence.tokens.tolist())
+        assert text == "# file: ann-1\nx = 1\n# file: bob-2\ny = 2\n# file: shared-3\nz = 3\n"
+        assert fork.locate(fork.length - 1) == ("shared-3", 1)
+        with Memory.load(make_engine(), "plan", root=shared.store) as loaded:
+            assert same(loaded.sequence, fork.sequence)
+    assert verify(shared.store).sound
+
+
+def test_two_who_append_at_once_do_not_lose_a_word(engine: Engine, shared: SharedContext) -> None:
+    def write(number: int) -> None:
+        with SharedContext.open(make_engine(), "plan", root=shared.store.folder) as mine:
+            for turn in range(3):
+                while True:
+                    try:
+                        mine.append(f"w{number}_{turn} = 0\n", mine.head(), author=f"t{number}")
+                        break
+                    except Conflict:
+                        continue
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with shared.fork() as fork:
+        text = engine.tokenizer.decode(fork.sequence.tokens.tolist())
+        assert all(f"w{number}_{turn} = 0\n" in text for number in range(2) for turn in range(3))
+        assert len(fork.places.documents) == 7
+
+
+def test_forks_share_the_base(engine: Engine, shared: SharedContext) -> None:
+    shared.append(LONG, shared.head())
+    alone = engine.pool.live
+    forks = [shared.fork() for _ in range(8)]
+    for number, fork in enumerate(forks):
+        engine.prefill(fork.sequence, [300 + number] * 5)
+    assert engine.pool.live <= alone + 8, "each has an open page of its own, and no more"
+    part = shared.fork(at=400)
+    assert part.length == part.places.tokens == 400 and part.forked_from == ("plan", 400)
+    forks[0].save("mine", root=shared.store)
+    assert memory_info("mine", shared.store).facts["parent"] == "plan"
+    for memory in (*forks, part):
+        memory.free()
+    with pytest.raises(StoreError, match="at token"):
+        shared.fork(at=10**6)
+
+
+def test_wait_returns_when_another_process_appends(shared: SharedContext) -> None:
+    head = shared.head()
+    assert shared.wait(head, timeout=0.1) == head
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with SharedContext.open(make_engine(), "plan", root=open_store(str(shared.store.folder) + "/.")) as other:
+                other.append("from = 'afar'\n", head)
+            code = 0
+        finally:
+            os._exit(code)
+    assert shared.wait(head, timeout=60) != head
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_is_refused(engine: Engine, shared: SharedContext) -> None:
+    with pytest.raises(StoreError, match="already"):
+        SharedContext.create(engine, "plan", "x\n", root=shared.store)
+    with pytest.raises(ReadError):
+        shared.append("", shared.head())
+    with pytest.raises(ReadError):
+        SharedContext.create(engine, "empty", "", root=shared.store)
