@@ -14,6 +14,7 @@ from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal.memory.errors import CorruptMemory
 from foveal.memory.store import contexts, gc
+from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import PACK_HEADER_BYTES, Place
 from foveal.memory.store.records import HEADER_BYTES, Header, Kind
 from foveal.memory.store.store import ABOUT, ABOUT_COPY, INDEX, Store
@@ -161,6 +162,40 @@ def test_tokens_lost_in_both_copies_are_an_error_and_nothing_else(copy: Path, sa
         contexts.save(store, "a", engine.read(TOKENS), engine.fingerprint)
         loaded = contexts.load(store, store.context("a"), engine.fingerprint, engine, chunk=CHUNK)
         assert torch.equal(loaded.sequence.tokens.to(torch.int64), TOKENS)
+
+
+def test_an_index_that_lost_its_log_is_not_believed(tmp_path: Path) -> None:
+    """A process dies before SQLite has taken its log in, and then the log is lost or damaged."""
+    dice, runner = random.Random(8), Runner()
+    with Store(tmp_path / "store") as store:
+        contexts.save(store, "a", runner.read(TOKENS[:600]), runner.fingerprint)
+        contexts.save(store, "a", runner.read(TOKENS), runner.fingerprint)
+        contexts.save(store, "gone", runner.read(TOKENS[:30]), runner.fingerprint)
+        contexts.fork(store, "a", "b", at=1100)
+        contexts.delete(store, "gone")
+        gc.collect(store, threshold=0)
+        contexts.fork(store, "b", "c")
+        shutil.copytree(tmp_path / "store", tmp_path / "left")
+    size = (tmp_path / "left" / f"{INDEX}-wal").stat().st_size
+    assert size > 10_000
+    for turn in range(24):
+        copy = shutil.copytree(tmp_path / "left", tmp_path / "copy")
+        log = copy / f"{INDEX}-wal"
+        if turn == 0:
+            os.unlink(log)
+        elif turn < 4:
+            os.truncate(log, dice.randrange(size))
+        else:
+            flip(log, dice.randrange(size), dice.randrange(8))
+        engine = Runner()
+        with Store(copy) as store:
+            found = {context.name: context.length for context in store.contexts() if isinstance(context, Context)}
+            assert found == {"a": 1400, "b": 1100, "c": 1100}
+            for name, length in found.items():
+                loaded = contexts.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
+                assert torch.equal(loaded.sequence.tokens.to(torch.int64), TOKENS[:length])
+            assert verify(store).sound
+        shutil.rmtree(copy)
 
 
 def test_files_cut_short_or_gone(copy: Path, saved: Path, right: dict[str, object]) -> None:

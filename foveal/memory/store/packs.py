@@ -94,18 +94,48 @@ class Packs:
         """All bytes of a record, padding included, unverified."""
         return self._view(place.pack, place.offset, place.offset + place.span)
 
-    def scan(self, pack: int) -> Iterator[tuple[Place, Header]]:
+    def scan(self, pack: int, start: int = PACK_HEADER_BYTES) -> Iterator[tuple[Place, Header]]:
         """All records of a pack whose headers are sound, in order; damaged stretches are passed over."""
         self._maps.pop(pack, None)  # it may have grown since
         mapped = self._map(pack, PACK_HEADER_BYTES)
-        offset = PACK_HEADER_BYTES
+        offset = start
         while mapped is not None and offset + HEADER_BYTES <= mapped.size:
             header = Header.parse(mapped.view[offset : offset + HEADER_BYTES])
-            if header is not None and offset + HEADER_BYTES + header.size <= mapped.size:
+            if header is not None and offset + header.span <= mapped.size:
                 yield Place(pack, offset, header.span), header
                 offset += header.span
                 continue
             offset = mapped.find(records.RECORD_MAGIC, offset + 1)
+
+    def holds_more(self, sizes: dict[int, int]) -> bool:
+        """Whether whole transactions lie behind `sizes`: then whoever says that these are the sizes is behind.
+
+        The last record of a transaction is that of a context, or of its deletion; all before it must be whole. A
+        compaction shows in that a pack is gone and there is more than there should be elsewhere.
+        """
+        files = self.files()
+        if not sizes.keys() <= files.keys() and any(size > sizes.get(pack, 0) for pack, size in files.items()):
+            return True
+        ended = False
+        for pack in sorted(files):
+            torn = False
+            for place, header in self._behind(pack, sizes.get(pack, PACK_HEADER_BYTES)):
+                if self.read(place, header.kind, header.key) is None:
+                    torn = True
+                    break
+                ended = ended or header.kind in (Kind.CONTEXT, Kind.GONE)
+            if torn:
+                break
+        return ended
+
+    def _behind(self, pack: int, start: int) -> Iterator[tuple[Place, Header]]:
+        """The records from `start` on, up to the first that is not sound."""
+        expected = start
+        for place, header in self.scan(pack, start):
+            if place.offset != expected:
+                return
+            yield place, header
+            expected += header.span
 
     def sound(self, pack: int) -> bool:
         """Whether the pack begins as a pack of this store does."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from foveal.cache import Page
-from foveal.memory.errors import FormatError, IndexDamaged, MemoryNotFound, StoreError
+from foveal.memory.errors import FormatError, IndexDamaged, MemoryNotFound, StoreBusy, StoreError
 from foveal.memory.store import rebuild
 from foveal.memory.store.cipher import Cipher
 from foveal.memory.store.files import Buffer, Disk, exclusive
@@ -167,7 +167,7 @@ class Store:
         index.begin()
         try:
             state = index.state()
-            self.packs.begin(state.sizes, state.next_pack)
+            self._settle(state)
             writer = Writer(self, index, state.serial)
             result = work(writer)
             if writer.changed:
@@ -203,9 +203,22 @@ class Store:
         files = self.packs.files()
         if files == index.state().sizes or index.read_only:
             return
-        with contextlib.suppress(StoreError, OSError), exclusive(self.folder / LOCK, 0):
-            state = index.state()
-            self.packs.begin(state.sizes, state.next_pack)
+        with contextlib.suppress(StoreBusy, OSError), exclusive(self.folder / LOCK, 0):
+            try:
+                self._settle(index.state())
+            except IndexDamaged:
+                self._rebuild()
+            self.packs.abandon()
+
+    def _settle(self, state: State) -> None:
+        """Begin behind what is committed, and cut off the rest.
+
+        Raises `IndexDamaged` when the index is behind the packs: its log was lost, or damaged, and nothing may be cut
+        off on its word.
+        """
+        if self.packs.files() != state.sizes and self.packs.holds_more(state.sizes):
+            raise IndexDamaged(f"{self.folder / INDEX} is behind the packs")
+        self.packs.begin(state.sizes, state.next_pack)
 
     def look(self, work: Callable[[Index], T]) -> T:
         """Do `work` on one consistent view of the index. It may be done twice, as in `transact`."""
