@@ -161,7 +161,8 @@ def finish_kv(
     rows: Tensor,
 ) -> None:
     """
-    x [n, c]: RMS norm times weight, rotation, with `quantize` the FP8 of KV rows -> rows [n, c], float32 or BF16.
+    x [n, c]: RMS norm times weight, rotation, with `quantize` the FP8 of KV rows -> rows [n, c], float32,
+    bfloat16 or (BF16 bits) uint16.
     """
 
 def rotate(runtime: Runtime, x: Tensor, positions: Tensor, frequencies: Tensor, inverse: bool) -> None:
@@ -201,10 +202,10 @@ def compress(
     out: Tensor,
 ) -> None:
     """
-    Entries [first, last) -> their bytes, uint8 [last - first, bytes of one]. kv and gate [rows, width] stand at
-    positions `length` and on; past_kv and past_gate (or None) are rings of the positions before. width is e
-    (HCA) or 2 e (CSA, `overlap`). finish: "plain", "kv" or "index"; codec: "f32", "bf16", "kv_fp8",
-    "index_fp4" or "index_fp8". Raises ValueError for wrong shapes or when rows are missing.
+    Entries [first, last) -> their bytes, uint8 [last - first, bytes of one]. kv and gate [rows, width]
+    stand at positions `length` and on; past_kv and past_gate (or None) are rings of the positions before.
+    width is e (HCA) or 2 e (CSA, `overlap`). finish: "plain", "kv" or "index"; codec: "f32", "bf16",
+    "kv_fp8", "index_fp4" or "index_fp8". Raises ValueError for wrong shapes or missing rows.
     """
 
 def add_position_bias(runtime: Runtime, gate: Tensor, ape: Tensor, position: int) -> None:
@@ -243,6 +244,11 @@ class IndexKeys:
         per_page: int = 64,
         step: int = 64,
     ) -> None: ...
+    def forked(self, runtime: Runtime, data: Tensor, count: int, *, codec: str) -> IndexKeys:
+        """
+        The full pages of these keys, shared, and `count` more keys behind them.
+        """
+
     @property
     def count(self) -> int: ...
     @property
@@ -272,13 +278,14 @@ class AttendJob:
     """
     Attention of n consecutive tokens of one sequence: `query` [n, H, c] fp32, rotated; the first token stands at
     `position`; `out` [n, H, c]; `sink` [H]; `frequencies` [R / 2], radians a position.
-    Raw rows (`window_codec` "f32" or "bf16"): `fresh` holds positions `length` to position + n; older ones lie in
-    the ring `past`, position p in row p modulo its rows (a power of two). A token looks at the last `window_size`.
-    Entries (`entry_codec` "f32", "bf16" or "fp8"): entry s is slot s % per_page, from byte `offset` on, of pages[s //
-    per_page]; `count` of them, `rotary` rotary channels in FP8 ones. A token looks at its row of `indices` [n, k] int32
-    (ascending, then -1), else at the first (p + 1) // ratio (ratio 0: none).
-    `entry_mass` [trace, k or count] and `window_mass` [trace, W] get the weight summed over heads for the last `trace`
-    tokens. Raises ValueError for sizes that do not fit.
+    Raw rows (`window_codec` "f32" or "bf16"): `fresh` holds positions `length` to position + n; older ones lie
+    in the ring `past`, position p in row p modulo its rows (a power of two). A token looks at the last
+    `window_size`.
+    Entries (`entry_codec` "f32", "bf16" or "fp8"): entry s is slot s % per_page, from byte `offset` on, of
+    pages[s // per_page]; `count` of them, `rotary` rotary channels in FP8 ones. A token looks at its row of
+    `indices` [n, k] int32 (ascending, then -1), else at the first (p + 1) // ratio (ratio 0: none).
+    `entry_mass` [trace, k or count] and `window_mass` [trace, W] get the weight summed over heads for the last
+    `trace` tokens. Raises ValueError for sizes that do not fit.
     """
 
     def __init__(

@@ -485,7 +485,7 @@ def _nano() -> ModelConfig:
         compress_ratios=(0, 0, CSA_RATIO, HCA_RATIO, CSA_RATIO),
         index_n_heads=4,
         index_head_dim=128,
-        index_topk=512,
+        index_topk=4096,
         n_routed_experts=8,
         num_experts_per_tok=2,
         moe_intermediate_size=128,

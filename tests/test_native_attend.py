@@ -14,7 +14,7 @@ from torch import Tensor
 from foveal import _native
 from foveal.formats.kv import decode_kv_fp8, encode_kv_fp8
 from foveal.ops import AttendInput, Rotation
-from foveal.ops.cpu import attend as cpu_attend
+from foveal.ops.cpu import attention as cpu_attend
 from foveal.ops.reference import attend as reference
 
 ISAS = _native.available_isas()

@@ -11,7 +11,7 @@ from torch import Tensor
 from foveal import _native
 from foveal.cache.codec import EntryCodec, IndexFp4, IndexFp8, KvFp8, Raw
 from foveal.ops import CompressInput, Rotation, reference
-from foveal.ops.cpu.compress import compress
+from foveal.ops.cpu.compression import compress
 
 EPS = 1e-6
 

@@ -15,7 +15,7 @@ from foveal import _native
 from foveal.cache.codec import IndexFp8
 from foveal.formats import encode_index_fp4, fake_quantize_fp4
 from foveal.ops import reference
-from foveal.ops.cpu import indexer
+from foveal.ops.cpu import indexing as indexer
 
 ISAS = _native.available_isas()
 EXACT = 2.0**-22

@@ -11,7 +11,7 @@ from torch import Tensor
 from foveal import _native
 from foveal.formats import Fp4Weight, Fp8Weight, Weight, dequantize, fake_quantize_fp8, quantize_fp4, quantize_fp8
 from foveal.ops import ExpertWeights, RouteInput, reference
-from foveal.ops.cpu import linear as native
+from foveal.ops.cpu import dense as native
 
 ISAS = _native.available_isas()
 FORMATS = ("f32", "bf16", "fp8", "fp4")

@@ -21,7 +21,7 @@ from foveal.model.compressor import Compressor
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.transformer import Block
 from foveal.ops import Numerics
-from foveal.ops.cpu.linear import native_matrix
+from foveal.ops.cpu.dense import native_matrix
 
 
 class NativeNetwork:

@@ -5,10 +5,10 @@ that this backend can stand in for the reference; results have no gradient. Serv
 (`foveal.engine.native` runs all layers in one call, on the same kernels); tests and everything unusual do.
 """
 
-from foveal.ops.cpu.attend import attend
-from foveal.ops.cpu.compress import compress
-from foveal.ops.cpu.indexer import index_scores, index_topk
-from foveal.ops.cpu.linear import experts, grouped_output, linear, route
+from foveal.ops.cpu.attention import attend
+from foveal.ops.cpu.compression import compress
+from foveal.ops.cpu.dense import experts, grouped_output, linear, route
+from foveal.ops.cpu.indexing import index_scores, index_topk
 from foveal.ops.cpu.rows import (
     hyper_head,
     hyper_post,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveal import _native
 from foveal.formats import Weight
-from foveal.ops.cpu.linear import linear
+from foveal.ops.cpu.dense import linear
 from foveal.ops.cpu.runtime import runtime
 from foveal.ops.interface import HyperWeights, Rotation
 
