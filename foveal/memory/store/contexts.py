@@ -18,8 +18,8 @@ from foveal.memory.errors import Conflict, CorruptMemory, FingerprintMismatch, S
 from foveal.memory.store import maps
 from foveal.memory.store.files import Presence
 from foveal.memory.store.index import Entry
-from foveal.memory.store.loading import Chain, Loaded, Runner, load_sequence, read_chain
-from foveal.memory.store.objects import Context, tensor_bytes, token_bytes
+from foveal.memory.store.loading import Loaded, Runner, load_sequence, read_chain
+from foveal.memory.store.objects import Context, Node, tensor_bytes, token_bytes, token_tensor
 from foveal.memory.store.records import Kind
 from foveal.memory.store.saving import Saved, save_sequence
 from foveal.memory.store.store import Store, Writer, now
@@ -191,16 +191,18 @@ def read_map(store: Store, context: Context) -> SourceMap:
 
 def read_parts(store: Store, context: Context) -> list[bytes]:
     """The parts of a context's source map. Raises `CorruptMemory` when both copies of one are damaged."""
-    parts = []
-    for _, key in context.maps:
+    return [_part(store, context, key) for _, key in context.maps]
+
+
+def _part(store: Store, context: Context, key: bytes) -> bytes:
+    """One part, for which the index is made again if need be."""
+    data = _read_part(store, key)
+    if data is None:
+        store.repair()
         data = _read_part(store, key)
-        if data is None:
-            store.repair()
-            data = _read_part(store, key)
-        if data is None:
-            raise CorruptMemory(f"{context.name} (its source map)", "both copies are damaged")
-        parts.append(data)
-    return parts
+    if data is None:
+        raise CorruptMemory(f"{context.name} (its source map)", "both copies are damaged")
+    return data
 
 
 def _read_part(store: Store, key: bytes) -> bytes | None:
@@ -225,9 +227,7 @@ def fork(
     length = base.length if at is None else at
     if not 0 < length <= base.length:
         raise StoreError(f"cannot fork {name} at token {length}: it has {base.length}; give --at 1 to {base.length}")
-    chain = None
-    if length // PAGE_TOKENS < base.pages:
-        chain = read_chain(store, base, Fingerprint.from_dict(base.fingerprint).digest)
+    head, rest = _end_at(store, base, length)
     parts = _cut_parts(store, base, length)
 
     def work(tx: Writer) -> Context:
@@ -237,7 +237,7 @@ def fork(
         if row is None or store.read_context(row) != base:
             raise StoreError(f"memory {name} was changed while it was being forked; try again")
         kept, numbers = _put_maps(tx, parts[1])
-        context = _forked(base, new, length, chain).replace(
+        context = _forked(base, new, length, head, rest).replace(
             maps=(*parts[0], *kept), facts=dict(facts if facts is not None else base.facts)
         )
         tx.put_context(context, [*tx.uses(context.replace(maps=parts[0])), *numbers])
@@ -246,11 +246,23 @@ def fork(
     return store.transact(work)
 
 
-def _forked(base: Context, new: str, length: int, chain: Chain | None) -> Context:
-    full = length // PAGE_TOKENS
-    head, rest = base.head, base.rest[: length % PAGE_TOKENS]
-    if chain is not None:
-        head, rest = chain.key_after(full), tuple(chain.tokens[full * PAGE_TOKENS : length].tolist())
+def _end_at(store: Store, base: Context, length: int) -> tuple[bytes, tuple[int, ...]]:
+    """The last full page of the first `length` tokens of a context, and the tokens behind it."""
+    full, behind = divmod(length, PAGE_TOKENS)
+    if full == base.pages:
+        return base.head, base.rest[:behind]
+    entry = store.look(lambda index: index.ancestor(base.head, (full + (behind > 0)) * PAGE_TOKENS))
+    if entry is not None and not behind:
+        return entry.key, ()
+    payload = None if entry is None else store.read_object(entry)
+    node = None if payload is None else Node.from_bytes(payload)
+    if node is not None:
+        return node.parent, tuple(token_tensor(node.tokens)[:behind].tolist())
+    chain = read_chain(store, base, Fingerprint.from_dict(base.fingerprint).digest)
+    return chain.key_after(full), tuple(chain.tokens[full * PAGE_TOKENS : length].tolist())
+
+
+def _forked(base: Context, new: str, length: int, head: bytes, rest: tuple[int, ...]) -> Context:
     tails = tuple((position, key) for position, key in base.tails if position <= length)
     return base.replace(
         name=new,
@@ -275,9 +287,7 @@ def _cut_parts(
     covered = whole[-1][0] if whole else 0
     if covered == length or len(whole) == len(base.maps):
         return whole, []
-    data = _read_part(store, base.maps[len(whole)][1])
-    if data is None:
-        raise CorruptMemory(f"{base.name} (its source map)", "both copies are damaged")
+    data = _part(store, base, base.maps[len(whole)][1])
     return whole, [(length, maps.cut(data, length - covered))]
 
 

@@ -62,7 +62,7 @@ def disk_bytes(store: Store) -> int:
 
 def is_sound(index: Index) -> bool:
     """Whether the index agrees with itself: its file, its references."""
-    check = index.rows("PRAGMA quick_check(1)")
+    check = index.rows("PRAGMA integrity_check(1)")
     return check == [("ok",)] and not index.dangling() and not index.orphans()
 
 

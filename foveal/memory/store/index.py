@@ -54,6 +54,20 @@ FROM chain c JOIN objects o ON o.id = c.id LEFT JOIN objects p ON p.kind = 2 AND
 """
 
 
+_ANCESTOR = f"""
+WITH RECURSIVE chain(id, parent, position) AS (
+  SELECT id, parent, position FROM objects WHERE kind = 1 AND key = ?
+  UNION ALL SELECT o.id, o.parent, o.position FROM chain c JOIN objects o ON o.id = c.parent
+  WHERE o.kind = 1 AND o.position < c.position)
+SELECT {", ".join("o." + column for column in _COLUMNS)} FROM chain c JOIN objects o ON o.id = c.id
+WHERE c.position = ? LIMIT 1
+"""
+
+
+_OUTSIDE = ("is full", "locked", "busy", "I/O error", "unable to open", "interrupted")
+"""What SQLite says when the cause lies outside the file. Whatever else it says, the file is not to be trusted."""
+
+
 class Entry(NamedTuple):
     """One object.
 
@@ -78,6 +92,9 @@ class Entry(NamedTuple):
         """Where the record lies, and where its copy does."""
         first = [Place(self.pack, self.offset, self.span)]
         return [*first, Place(self.pack2, self.offset2, self.span)] if self.pack2 else first
+
+
+_KINDS = {int(kind) for kind in (Kind.NODE, Kind.PAGE, Kind.TAIL, Kind.MAP)}
 
 
 class ContextRow(NamedTuple):
@@ -148,7 +165,7 @@ class Index:
                 problem = error
                 if "no such table" in str(error) or "locked" in str(error):
                     break
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
                 if connection is not None:
                     connection.close()
                 problem = error
@@ -194,16 +211,14 @@ class Index:
     def execute(self, sql: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
         try:
             return self._connection.execute(sql, tuple(values))
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise translate(error, self.path) from error
 
     def rows(self, sql: str, values: Iterable[object] = ()) -> list[tuple[object, ...]]:
         try:
             return self._connection.execute(sql, tuple(values)).fetchall()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise translate(error, self.path) from error
-        except (ValueError, OverflowError) as error:  # text that is not UTF-8, where there should be none
-            raise IndexDamaged(f"{self.path}: {error}") from error
 
     def begin(self) -> None:
         self.execute("BEGIN IMMEDIATE")
@@ -213,7 +228,7 @@ class Index:
         self.execute("UPDATE state SET data = ?, checksum = ?", (data, checksum(data)))
         try:
             self.disk.commit(self._connection, self.path)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise translate(error, self.path) from error
 
     def rollback(self) -> None:
@@ -232,17 +247,17 @@ class Index:
 
     def find(self, kind: Kind, key: bytes) -> Entry | None:
         found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE kind = ? AND key = ?", (int(kind), key))
-        return Entry(*found[0]) if found else None  # type: ignore[arg-type]
+        return _entry(found[0]) if found else None
 
     def named(self, kind: Kind, name: bytes) -> list[Entry]:
         """Nodes of a page name, or tails at a place; oldest first."""
         found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE kind = ? AND name = ? ORDER BY id", (int(kind), name))
-        return [Entry(*row) for row in found]  # type: ignore[arg-type]
+        return [_entry(row) for row in found]
 
     def objects(self, kind: Kind | None = None) -> list[Entry]:
         """All objects (of a kind)."""
         where, values = ("", ()) if kind is None else (" WHERE kind = ?", (int(kind),))
-        return [Entry(*row) for row in self.rows(f"SELECT {_OBJECT} FROM objects{where}", values)]  # type: ignore[arg-type]
+        return [_entry(row) for row in self.rows(f"SELECT {_OBJECT} FROM objects{where}", values)]
 
     def chain(self, node: int, depth: int) -> list[tuple[Entry, Entry | None]]:
         """The node numbered `node` and its ancestors, at most `depth` of them, the first page's first; with each its
@@ -250,14 +265,19 @@ class Index:
         found = []
         for row in self.rows(_CHAIN, (node, depth)):
             half = len(_COLUMNS)
-            page = None if row[half] is None else Entry(*row[half:])  # type: ignore[arg-type]
-            found.append((Entry(*row[:half]), page))  # type: ignore[arg-type]
+            page = None if row[half] is None else _entry(row[half:])
+            found.append((_entry(row[:half]), page))
         return sorted(found, key=lambda pair: pair[0].position)
+
+    def ancestor(self, key: bytes, position: int) -> Entry | None:
+        """The node that ends at `position` among node `key` and its ancestors."""
+        found = self.rows(_ANCESTOR, (key, position))
+        return _entry(found[0]) if found else None
 
     def tails_behind(self, node: int) -> list[Entry]:
         """The tails that stand behind a node (0: before the first page), the furthest first."""
         sql = f"SELECT {_OBJECT} FROM objects WHERE kind = 3 AND parent = ? ORDER BY position DESC, id"
-        return [Entry(*row) for row in self.rows(sql, (node,))]  # type: ignore[arg-type]
+        return [_entry(row) for row in self.rows(sql, (node,))]
 
     def kind(self, number: int) -> int:
         """The kind of an object; 0 when there is none of that number."""
@@ -299,13 +319,17 @@ class Index:
 
     # ------------------------------------------------------------------ contexts and references
 
+    def check_contexts(self) -> None:
+        """Raise `IndexDamaged` when a context may be missing though nobody deleted it."""
+        if self.rows("PRAGMA integrity_check(contexts)") != [("ok",)]:
+            raise IndexDamaged(f"{self.path}: its list of contexts is not sound")
+
     def context(self, label: bytes) -> ContextRow | None:
         found = self.rows("SELECT * FROM contexts WHERE label = ?", (label,))
-        return ContextRow(*found[0]) if found else None  # type: ignore[arg-type]
+        return _context(found[0]) if found else None
 
-    def contexts(self, tenant: bytes | None = None) -> list[ContextRow]:
-        where, values = ("", ()) if tenant is None else (" WHERE tenant = ?", (tenant,))
-        return [ContextRow(*row) for row in self.rows(f"SELECT * FROM contexts{where} ORDER BY id", values)]  # type: ignore[arg-type]
+    def contexts(self) -> list[ContextRow]:
+        return [_context(row) for row in self.rows("SELECT * FROM contexts ORDER BY id")]
 
     def put_context(
         self, label: bytes, tenant: bytes, serial: int, record: bytes, place: Place, used: float, objects: Iterable[int]
@@ -357,7 +381,7 @@ class Index:
             found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE id = ?", (number,))
             if not found or self.references(number):
                 continue
-            entry = Entry(*found[0])  # type: ignore[arg-type]
+            entry = _entry(found[0])
             self.remove([number])
             if entry.kind == Kind.NODE:
                 self.execute("DELETE FROM objects WHERE kind = ? AND key = ?", (int(Kind.PAGE), entry.key))
@@ -372,7 +396,7 @@ class Index:
             "  AND NOT (o.kind = 1 AND EXISTS (SELECT 1 FROM objects c WHERE c.kind = 1 AND c.parent = o.id)))"
             " OR (o.kind = 2 AND NOT EXISTS (SELECT 1 FROM objects n WHERE n.kind = 1 AND n.key = o.key))"
         )
-        return [Entry(*row) for row in rows]  # type: ignore[arg-type]
+        return [_entry(row) for row in rows]
 
     def dangling(self) -> int:
         """References to what is not there; there should never be any."""
@@ -394,9 +418,27 @@ class Index:
         return {int(pack): int(size) for pack, size in rows}  # type: ignore[call-overload]
 
 
-def translate(error: sqlite3.DatabaseError, path: Path) -> StoreError:
+def _entry(row: tuple[object, ...]) -> Entry:
+    """An object's row. Raises `IndexDamaged` when a value has another type than was written."""
+    _check_types(row, (int, int, bytes, bytes, *[int] * 7))
+    if row[1] not in _KINDS:
+        raise IndexDamaged(f"a row has the kind {row[1]}")
+    return Entry(*row)  # type: ignore[arg-type]
+
+
+def _context(row: tuple[object, ...]) -> ContextRow:
+    _check_types(row, (int, bytes, bytes, int, bytes, int, int, int, float))
+    return ContextRow(*row)  # type: ignore[arg-type]
+
+
+def _check_types(row: tuple[object, ...], types: tuple[type, ...]) -> None:
+    if not all(isinstance(value, wanted) for value, wanted in zip(row, types, strict=True)):
+        raise IndexDamaged("a row holds values of other types than it should")
+
+
+def translate(error: Exception, path: Path) -> StoreError:
     """What a failure of SQLite means for the store."""
     text = str(error)
-    if isinstance(error, sqlite3.OperationalError) and "malformed" not in text and "no such" not in text:
+    if isinstance(error, sqlite3.OperationalError) and any(said in text for said in _OUTSIDE):
         return StoreError(f"cannot write the index {path}: {text}")
     return IndexDamaged(f"{path}: {text}")

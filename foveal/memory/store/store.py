@@ -371,7 +371,10 @@ class Store:
     def context(self, name: str) -> Context:
         """The context called `name`. Raises `MemoryNotFound`, or `StoreError` when both copies of it are damaged."""
         label = self.names.label(name)
-        row = self.look(lambda index: index.context(label))
+        row = self.look(lambda index: _look_for(index, label))
+        if row is not None and self._readable(row) is None:
+            self.repair()  # the packs may know better than the index
+            row = self.look(lambda index: _look_for(index, label))
         if row is None:
             raise MemoryNotFound(f"there is no memory {name!r} in {self.folder}; `foveal ls` lists those there are")
         return self.read_context(row)
@@ -379,28 +382,40 @@ class Store:
     def contexts(self) -> list[Context | StoreError]:
         """All contexts of this tenant, by name; what cannot be read is there as its error."""
         found: list[Context | StoreError] = []
-        for row in self.look(lambda index: index.contexts(self.names.tenant)):
+        for row in self.look(_all_contexts):
             try:
-                found.append(self.read_context(row))
+                context = self.read_context(row)
+                if context.tenant == self.names.tenant:
+                    found.append(context)
             except StoreError as error:
-                found.append(error)
+                if row.tenant == self.names.tenant:
+                    found.append(error)
         return sorted(found, key=lambda item: (isinstance(item, StoreError), getattr(item, "name", "")))
 
     def read_context(self, row: ContextRow) -> Context:
         """The context of a row, from the index or from its pack. Raises `StoreError` when neither copy is whole."""
-        for raw in (row.record, self.packs.raw(row.place)):
-            context = None if raw is None else self.parse_context(raw, row.label)
-            if context is not None:
-                return context
+        context = self._readable(row)
+        if context is not None:
+            return context
         raise StoreError(f"the record of context {row.label.hex()[:12]} is damaged; `foveal verify` says more")
 
-    def parse_context(self, raw: Buffer, label: bytes) -> Context | None:
+    def _readable(self, row: ContextRow) -> Context | None:
+        for raw in (row.record, self.packs.raw(row.place)):
+            context = None if raw is None else self.parse_context(raw)
+            if context is not None:
+                return context
+        return None
+
+    def parse_context(self, raw: Buffer) -> Context | None:
+        """The context in a record, if it is one, whole, and under its own label."""
         header = Header.parse(memoryview(raw)[:HEADER_BYTES])
-        if header is None or header.kind is not Kind.CONTEXT or header.key != label:
+        if header is None or header.kind is not Kind.CONTEXT:
             return None
         stored = memoryview(raw)[HEADER_BYTES : HEADER_BYTES + header.size]
         payload = open_payload(header, stored, self.cipher) if len(stored) == header.size else None
-        return None if payload is None else Context.from_bytes(payload)
+        context = None if payload is None else Context.from_bytes(payload)
+        right = context is not None and Names.of(context.tenant).label(context.name) == header.key
+        return context if right else None
 
 
 class Writer:
@@ -466,7 +481,7 @@ class Writer:
     def drop_context(self, name: str) -> None:
         """Delete a context. Raises `MemoryNotFound`."""
         label = self.names.label(name)
-        if self.index.context(label) is None:
+        if _look_for(self.index, label) is None:
             raise MemoryNotFound(
                 f"there is no memory {name!r} in {self.store.folder}; `foveal ls` lists those there are"
             )
@@ -481,6 +496,19 @@ class Writer:
         wanted += [(Kind.TAIL, key) for _, key in context.tails] + [(Kind.MAP, key) for _, key in context.maps]
         found = [self.index.find(kind, key) for kind, key in wanted]
         return [entry.id for entry in found if entry is not None]
+
+
+def _look_for(index: Index, label: bytes) -> ContextRow | None:
+    """The row of a context; that there is none is believed only if the index is sound."""
+    row = index.context(label)
+    if row is None:
+        index.check_contexts()
+    return row
+
+
+def _all_contexts(index: Index) -> list[ContextRow]:
+    index.check_contexts()
+    return index.contexts()
 
 
 def is_full(error: BaseException) -> bool:

@@ -68,24 +68,42 @@ def verify(store: Store, names: Iterable[str] | None = None, *, repair: bool = F
     wanted = None if names is None else set(names)
     for name in wanted or ():
         store.context(name)
-    report = Report()
+    checked = _check(store, wanted)
+    if repair and not checked.report.sound:
+        _repair(store, checked)
+    return checked.report
+
+
+def _check(store: Store, wanted: set[str] | None) -> _Checked:
     try:
-        checked = store.look(lambda index: _Checking(store, index, wanted).run())
-        report = checked.report
+        checking = store.look(lambda index: _Checking(store, index, wanted).run())
     except IndexDamaged as error:
-        report.problems.append(Problem("index", str(error)))
-        checked = None
-    if repair and not report.sound:
-        if any(problem.what == "index" for problem in report.problems):
+        return _Checked(Report([Problem("index", str(error))]), [])
+    return _Checked(checking.report, checking.bad)
+
+
+def _repair(store: Store, checked: _Checked) -> None:
+    """Mend what was found; then, if that was not all, make the index again, which brings back what only it had lost."""
+    store.mend_about()
+    for remake in (False, True):
+        if remake:
             store.repair()
-            checked = store.look(lambda index: _Checking(store, index, wanted).run())
-        if checked is not None:
-            bad = checked.bad
-            store.transact(lambda tx: _mend(tx, bad))
-        if any(problem.what == "pack" for problem in report.problems):
+            checked = _check(store, None)
+        bad = checked.bad
+        store.transact(lambda tx, bad=bad: _mend(tx, bad))  # type: ignore[misc]
+        if any(problem.what == "pack" for problem in checked.report.problems):
             collect(store, threshold=1.0)
-        store.mend_about()
-    return report
+        checked = _check(store, None)
+        if checked.report.sound:
+            return
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A report, and the entries of which a copy was not as written."""
+
+    report: Report
+    bad: list[Entry]
 
 
 class _Checking:
@@ -143,7 +161,7 @@ class _Checking:
             return
         self.report.contexts += 1
         for raw in (row.record, self.store.packs.raw(row.place)):
-            if raw is None or bytes(raw) != row.record or self.store.parse_context(raw, row.label) is None:
+            if raw is None or bytes(raw) != row.record or self.store.parse_context(raw) is None:
                 self._problem("record", f"{self.store.packs.path(row.pack).name} at {row.offset}", [context.name])
         chain = self._nodes(context)
         if len(chain) != context.pages or (chain and not self._proves(context, chain)):
@@ -262,10 +280,12 @@ def _mend(tx: Writer, bad: list[Entry]) -> None:
             tx.changed = True
             tx.index.forget(entry.id)
     for row in tx.index.contexts():
+        try:
+            context = tx.store.read_context(row)
+        except StoreError:
+            continue
+        kept = tuple((at, key) for at, key in context.tails if tx.index.find(Kind.TAIL, key) is not None)
         raw = tx.packs.raw(row.place)
-        if raw is None or bytes(raw) != row.record:
-            try:
-                context = tx.store.read_context(row)
-            except StoreError:
-                continue
+        if raw is None or bytes(raw) != row.record or kept != context.tails:
+            context = context.replace(tails=kept)
             tx.put_context(context, tx.uses(context))
