@@ -52,10 +52,8 @@ class Live:
         self.add_pages(pages)
 
     def add_pages(self, pages: Seq[Page]) -> None:
-        """Make the pages of `pages` that are not here yet known; packs their keys when nobody has."""
-        known = self.native.page_count
-        for number in range(known, len(pages)):
-            page = pages[number]
+        """Make the next pages of the sequence known; packs their keys when nobody has."""
+        for number, page in enumerate(pages, start=self.native.page_count):
             if page.pack is None or page.pack_fp4 != self.fp4_keys:
                 with torch.inference_mode(False):
                     page.pack = torch.zeros(self._shape.page_pack_bytes, dtype=torch.uint8)

@@ -200,20 +200,21 @@ class Sequence:
         new = self._length + step.count
         none = torch.empty_like(self._tail.windows[-1][:0])
         windows = tuple(step.windows.get(layer, none) for layer in range(len(self.config.compress_ratios)))
-        pages, open_tokens = self._sealed(step, ids)
+        self._take_pages(step, ids)
         old, self._step = self._length, None
-        self._pages, self._tail, self._open_tokens = pages, Tail(new, windows, step.rows), open_tokens
+        self._tail = Tail(new, windows, step.rows)
         self._keep_tail_after(old)
 
-    def _sealed(self, step: Step, ids: Tensor) -> tuple[list[Page], Tensor]:
-        """The pages after the step, those it filled sealed, and the tokens behind the last full one."""
+    def _take_pages(self, step: Step, ids: Tensor) -> None:
+        """The step's pages are the sequence's now; those it filled are sealed. (No list of all pages is made anew: at a
+        million tokens that would cost more than the step.)"""
         old, new = self._length, self._length + step.count
         open_tokens = torch.cat([self._open_tokens, ids])
-        pages = [*self._pages, *step.new_pages]
+        self._pages += step.new_pages
         for number in range(old // PAGE_TOKENS, new // PAGE_TOKENS):
             start = (number - old // PAGE_TOKENS) * PAGE_TOKENS
-            pages[number].seal(open_tokens[start : start + PAGE_TOKENS].clone())
-        return pages, open_tokens[len(open_tokens) - new % PAGE_TOKENS :].clone()
+            self._pages[number].seal(open_tokens[start : start + PAGE_TOKENS].clone())
+        self._open_tokens = open_tokens[len(open_tokens) - new % PAGE_TOKENS :].clone()
 
     def _keep_tail_after(self, old: int) -> None:
         if self.tail_every and self._length // self.tail_every > old // self.tail_every:
@@ -227,12 +228,12 @@ class Sequence:
         `commit_live` ends it; `rollback`, or the next step, drops it. `fp4_keys`: see `Live`. Raises `CacheFull`.
         """
         self._alive()
-        self._begin(count)
+        step = self._begin(count)
         if self._live is None or self._live.fp4_keys != fp4_keys:
             tail = self._tail
             self._live = Live(self.layout, fp4_keys=fp4_keys)
             self._live.load(tail, self._pages)
-        self._live.add_pages(self.pages)
+        self._live.add_pages(step.new_pages)
         return self._live
 
     def commit_live(self, tokens: Tensor) -> None:
@@ -241,7 +242,7 @@ class Sequence:
         step, live = self._step, self._live
         if step is None or live is None or len(tokens) != step.count:
             raise CacheError("commit_live without a begin_live for as many tokens")
-        self._pages, self._open_tokens = self._sealed(step, tokens.to(torch.int32))
+        self._take_pages(step, tokens.to(torch.int32))
         live.native.commit(step.count)
         old, self._step = self._length, None
         self._length += step.count
@@ -431,9 +432,11 @@ class Sequence:
         if self._freed:
             raise SequenceFreed("this sequence was freed; fork or restore another one")
 
-    def _begin(self, count: int) -> None:
+    def _begin(self, count: int) -> Step:
         self.rollback()
-        self._step = Step(count, self.pool.acquire(self.pages_needed(count)))
+        needed = self.pages_needed(count)
+        self._step = Step(count, self.pool.acquire(needed) if needed else [])
+        return self._step
 
     def _write(self, layer: int, part: Part, entries: Tensor) -> None:
         """Encode new entries into the slots behind those of the past, over as many pages as they need."""
