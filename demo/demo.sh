@@ -17,7 +17,7 @@ show() {
 }
 
 show read "$source" --name json --store "$store" --replace
-for cue in 'def raw_decode(' 'def iterencode(self, o, _one_shot=False):' 'class JSONDecodeError(ValueError):'; do
+for cue in 'def raw_decode(self, s, idx=0):' 'def iterencode(self, o, _one_shot=False):' 'class JSONDecodeError(ValueError):'; do
     show recall json "$cue" --max-tokens 64 --lines --store "$store"
 done
 cat <<END

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "core.h"
+#include "indexer.h"
 #include "runtime.h"
 
 namespace nb = nanobind;
@@ -35,6 +36,10 @@ struct HeldMatrix {
 inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
+
+// By name: f32, bf16, kv_fp8, index_fp4, index_fp8; fp4, bf16, f32. Raise std::invalid_argument naming them.
+Codec codec_of(const std::string& name);
+PackKind pack_kind_of(const std::string& name);
 
 void bind_linear(nb::module_& module);
 void bind_rows(nb::module_& module);

@@ -26,17 +26,6 @@ using Vector = In<float, 1>;
 
 std::int64_t size(const auto& array, std::size_t axis) { return static_cast<std::int64_t>(array.shape(axis)); }
 
-Codec codec_of(const std::string& name) {
-  static const std::map<std::string, Codec> codecs{{"f32", Codec::kF32},
-                                                   {"bf16", Codec::kBF16},
-                                                   {"kv_fp8", Codec::kKvFP8},
-                                                   {"index_fp4", Codec::kIndexFP4},
-                                                   {"index_fp8", Codec::kIndexFP8}};
-  const auto found = codecs.find(name);
-  require(found != codecs.end(), "codec \"" + name + "\"; it must be one of f32, bf16, kv_fp8, index_fp4, index_fp8");
-  return found->second;
-}
-
 Finish finish_of(const std::string& name) {
   static const std::map<std::string, Finish> kinds{
       {"plain", Finish::kPlain}, {"kv", Finish::kKv}, {"index", Finish::kIndex}};

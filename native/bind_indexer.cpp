@@ -28,13 +28,7 @@ T named(const std::map<std::string, T>& names, const std::string& name, const ch
   throw std::invalid_argument(std::string(what) + " \"" + name + "\"; it must be one of " + all);
 }
 
-PackKind kind_of(const std::string& name) {
-  static const std::map<std::string, PackKind> kinds{
-      {"fp4", PackKind::kFP4}, {"bf16", PackKind::kBF16}, {"f32", PackKind::kF32}};
-  return named(kinds, name, "pack kind");
-}
-
-Codec codec_of(const std::string& name) {
+Codec key_codec_of(const std::string& name) {
   static const std::map<std::string, Codec> codecs{
       {"f32", Codec::kF32}, {"bf16", Codec::kBF16}, {"fp4", Codec::kIndexFP4}, {"fp8", Codec::kIndexFP8}};
   return named(codecs, name, "key codec");
@@ -81,7 +75,7 @@ class IndexKeys {
  public:
   IndexKeys(Runtime& runtime, const Bytes& data, std::int64_t count, std::int64_t width, const std::string& codec,
             const std::string& kind, std::int64_t per_page, std::int64_t step)
-      : shape_{kind_of(kind), width, per_page}, count_(0) {
+      : shape_{pack_kind_of(kind), width, per_page}, count_(0) {
     require(per_page >= 1 && per_page <= kPackKeys, "a page has 1 to 64 keys, not " + std::to_string(per_page));
     require(width >= 1, "keys need at least one channel");
     add(runtime, data, count, codec, step);
@@ -101,7 +95,7 @@ class IndexKeys {
 
  private:
   void add(Runtime& runtime, const Bytes& data, std::int64_t count, const std::string& codec, std::int64_t step) {
-    const Codec stored = codec_of(codec);
+    const Codec stored = key_codec_of(codec);
     const std::int64_t width = shape_.width, per_page = shape_.keys, bytes = key_bytes(stored, width);
     require(count >= 0, "there cannot be fewer than 0 keys");
     require(step >= 1, "keys are written at least one at a time");

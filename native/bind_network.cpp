@@ -13,25 +13,6 @@
 namespace foveal {
 namespace {
 
-Codec codec_of(const std::string& name) {
-  static const std::map<std::string, Codec> codecs{{"f32", Codec::kF32},
-                                                   {"bf16", Codec::kBF16},
-                                                   {"kv_fp8", Codec::kKvFP8},
-                                                   {"index_fp4", Codec::kIndexFP4},
-                                                   {"index_fp8", Codec::kIndexFP8}};
-  const auto found = codecs.find(name);
-  require(found != codecs.end(), "there is no cache codec \"" + name + "\"");
-  return found->second;
-}
-
-PackKind pack_kind_of(const std::string& name) {
-  static const std::map<std::string, PackKind> kinds{
-      {"fp4", PackKind::kFP4}, {"bf16", PackKind::kBF16}, {"f32", PackKind::kF32}};
-  const auto found = kinds.find(name);
-  require(found != kinds.end(), "there is no pack kind \"" + name + "\"");
-  return found->second;
-}
-
 // codec, offset in a page, entries a page, bytes an entry, width, row width.
 using RegionTuple = std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
 using LayerTuple = std::tuple<std::int64_t, std::optional<RegionTuple>, std::optional<RegionTuple>>;

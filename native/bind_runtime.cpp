@@ -54,6 +54,26 @@ HeldMatrix make_matrix(const std::string& format, std::int64_t rows, std::int64_
 }
 
 }  // namespace
+
+Codec codec_of(const std::string& name) {
+  static const std::map<std::string, Codec> codecs{{"f32", Codec::kF32},
+                                                   {"bf16", Codec::kBF16},
+                                                   {"kv_fp8", Codec::kKvFP8},
+                                                   {"index_fp4", Codec::kIndexFP4},
+                                                   {"index_fp8", Codec::kIndexFP8}};
+  const auto found = codecs.find(name);
+  require(found != codecs.end(), "codec \"" + name + "\"; it must be one of f32, bf16, kv_fp8, index_fp4, index_fp8");
+  return found->second;
+}
+
+PackKind pack_kind_of(const std::string& name) {
+  static const std::map<std::string, PackKind> kinds{
+      {"fp4", PackKind::kFP4}, {"bf16", PackKind::kBF16}, {"f32", PackKind::kF32}};
+  const auto found = kinds.find(name);
+  require(found != kinds.end(), "pack kind \"" + name + "\"; it must be one of fp4, bf16, f32");
+  return found->second;
+}
+
 }  // namespace foveal
 
 NB_MODULE(_native, module) {

@@ -111,8 +111,9 @@ def test_an_interrupted_measurement_leaves_nothing_behind(tmp_path: Path) -> Non
 
 
 def _measuring(parent: int) -> list[int]:
-    """Processes that `parent` started."""
+    """Measuring processes that `parent` started, once they run (not the copies of it that are about to become one)."""
     try:
-        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [int(pid) for pid in children if "foveal.measure" in Path(f"/proc/{pid}/cmdline").read_text()]
     except OSError:
         return []

@@ -11,8 +11,21 @@ import pytest
 from test_memory_life import make_engine, same
 
 from foveal.api import Engine
-from foveal.memory import Conflict, Memory, ReadError, SharedContext, StoreError, memory_info, open_store
+from foveal.memory import (
+    Conflict,
+    CorruptMemory,
+    Memory,
+    ReadError,
+    SharedContext,
+    StoreError,
+    memory_info,
+    open_store,
+)
+from foveal.memory.store import contexts
+from foveal.memory.store.objects import Context
+from foveal.memory.store.store import Store
 from foveal.memory.store.verify import verify
+from foveal.sources import SourceMap
 
 LONG = "".join(f"value_{n} = {n * n}\n" for n in range(300))
 
@@ -69,6 +82,30 @@ def test_two_who_append_at_once_do_not_lose_a_word(engine: Engine, shared: Share
         text = engine.tokenizer.decode(fork.sequence.tokens.tolist())
         assert all(f"w{number}_{turn} = 0\n" in text for number in range(2) for turn in range(3))
         assert len(fork.places.documents) == 7
+
+
+def test_loading_what_is_just_being_replaced_takes_the_new_one(
+    engine: Engine, shared: SharedContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An append between two reads of a load takes away what the older state was made of."""
+    read, appended = contexts.read_map, []
+
+    def append_then_read(store: Store, context: Context) -> SourceMap:
+        if not appended:
+            appended.append(shared.append("y = 2\n", shared.head()))
+            raise CorruptMemory("plan (its source map)", "both copies are damaged")
+        return read(store, context)
+
+    monkeypatch.setattr(contexts, "read_map", append_then_read)
+    with Memory.load(engine, "plan", root=shared.store) as loaded:
+        assert loaded.length == shared.length and len(loaded.places.documents) == 2
+
+    def damaged(store: Store, context: Context) -> SourceMap:
+        raise CorruptMemory("plan (its source map)", "both copies are damaged")
+
+    monkeypatch.setattr(contexts, "read_map", damaged)
+    with pytest.raises(CorruptMemory):
+        Memory.load(engine, "plan", root=shared.store)
 
 
 def test_forks_share_the_base(engine: Engine, shared: SharedContext) -> None:

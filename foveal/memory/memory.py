@@ -303,7 +303,18 @@ class Memory:
         when what cannot be computed again is damaged in both its copies.
         """
         store, name = find(place, root, create=False)
-        context = store.context(name)
+        while True:
+            context = store.context(name)
+            try:
+                return cls._load(engine, store, context)
+            except CorruptMemory:
+                # Another process may have saved it anew meanwhile: what the older one was made of is gone then.
+                if store.context(name) == context:
+                    raise
+
+    @classmethod
+    def _load(cls, engine: Engine, store: Store, context: Context) -> Self:
+        name = context.name
         contexts.check_fingerprint(context, engine.fingerprint)
         facts = _Facts.of(context)
         layout, chunk = engine.pool.layout, engine.batch.scheduler.chunk
