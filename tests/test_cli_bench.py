@@ -96,7 +96,14 @@ def test_an_interrupted_measurement_leaves_nothing_behind(tmp_path: Path) -> Non
     ]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     child = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background of a shell have inherited that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not _measuring(child.pid) and child.poll() is None and time.monotonic() < deadline:
