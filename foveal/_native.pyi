@@ -38,13 +38,6 @@ class Runtime:
     @property
     def scratch_bytes(self) -> int: ...
 
-def greedy(runtime: Runtime, logits: Tensor) -> tuple[int, float]:
-    """
-    The likeliest token (the lowest of equals) of logits fp32 [V], and its log-probability.
-
-    Raises ValueError when a logit is NaN or none is finite.
-    """
-
 def linear(
     runtime: Runtime, x: Tensor, weights: Sequence[Matrix], simulate: Sequence[bool], out: Sequence[Tensor]
 ) -> None:
@@ -316,6 +309,13 @@ class AttendJob:
 def attend(runtime: Runtime, jobs: Sequence[AttendJob]) -> None:
     """Runs `AttendJob`s together."""
 
+def greedy(runtime: Runtime, logits: Tensor) -> tuple[int, float]:
+    """
+    The likeliest token (the lowest of equals) of logits fp32 [V], and its log-probability.
+
+    Raises ValueError when a logit is NaN or none is finite.
+    """
+
 class CacheShape:
     """Where a sequence's entries lie (foveal.cache.live makes it)."""
 
@@ -350,15 +350,11 @@ class Live:
     @property
     def page_count(self) -> int: ...
     def add_page(self, arg0: object, arg1: object, /) -> None: ...
-    def drop_pages(self, arg: int, /) -> None:
-        """Keep the first `count` pages."""
-
     def put_window(self, arg0: int, arg1: int, arg2: int, arg3: object, /) -> None: ...
     def get_window(self, arg0: int, arg1: int, arg2: int, arg3: object, /) -> None: ...
     def put_open(self, arg0: int, arg1: bool, arg2: int, arg3: int, arg4: object, arg5: object, /) -> None: ...
     def get_open(self, arg0: int, arg1: bool, arg2: int, arg3: int, arg4: object, arg5: object, /) -> None: ...
     def commit(self, arg: int, /) -> None: ...
-    def rollback(self) -> None: ...
 
 class Network:
     """All layers in one call (foveal.engine.native makes it)."""

@@ -17,10 +17,6 @@ constexpr std::int64_t kGroup = 16;   // rows that are computed or left out toge
 constexpr std::int64_t kBlock = 64;   // 4-byte elements of a row that are multiplied in one go
 constexpr std::int64_t kBlockBytes = 4 * kBlock;
 
-FOVEAL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-FOVEAL_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-FOVEAL_INLINE std::int64_t shares(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-FOVEAL_INLINE std::int64_t round_up(std::int64_t a, std::int64_t b) { return shares(a, b) * b; }
 
 // ---------------------------------------------------------------- one machine vector
 

@@ -84,13 +84,6 @@ void bind_live(nb::module_& module) {
              live.pages.push_back(memory_of(page, 0, "the page"));
              live.packs.push_back(memory_of(pack, static_cast<std::size_t>(live.shape.page_pack_bytes), "the pack"));
            })
-      .def("drop_pages",
-           [](Live& live, std::size_t count) {
-             require(count <= live.pages.size(), "fewer pages are held than are to be kept");
-             live.pages.resize(count);
-             live.packs.resize(count);
-           },
-           "Keep the first `count` pages.")
       .def("put_window",
            [](Live& live, std::size_t layer, std::int64_t first, std::int64_t last, const nb::object& rows) {
              Ring& ring = live.window(layer);
@@ -117,8 +110,7 @@ void bind_live(nb::module_& module) {
              rings.kv.get(first, last, memory_of(kv, bytes, "open rows"));
              rings.gate.get(first, last, memory_of(gate, bytes, "open gates"));
            })
-      .def("commit", &Live::commit)
-      .def("rollback", &Live::rollback);
+      .def("commit", &Live::commit);
 }
 
 // Python's class `Network`: the network, and what its pointers point into.
@@ -193,7 +185,6 @@ NetworkShape network_shape(const nb::dict& of) {
           real("hyper_eps"),
           nb::cast<int>(of["sinkhorn_iters"]),
           flag("simulate_linear"),
-          flag("simulate_index_query"),
           flag("simulate_experts"),
           flag("quantize_kv"),
           flag("quantize_index")};

@@ -114,8 +114,8 @@ void compress(Context& context, const CompressArgs* jobs, int count) {
     for (std::int64_t i = 0; i < entries; ++i) make_nth(jobs, i, context.own(0));
     return;
   }
-  const std::int64_t grain = most(1, least(ceil_div(entries, threads), kTaskFloats * entries / work));
-  context.pool.run(ceil_div(entries, grain), [&](std::int64_t task, int thread) {
+  const std::int64_t grain = most(1, least(shares(entries, threads), kTaskFloats * entries / work));
+  context.pool.run(shares(entries, grain), [&](std::int64_t task, int thread) {
     for (std::int64_t i = task * grain; i < least(entries, (task + 1) * grain); ++i)
       make_nth(jobs, i, context.own(thread));
   });

@@ -11,7 +11,6 @@ namespace {
 
 constexpr std::int64_t kKvBlock = 64, kIndexBlock = 32;
 
-FOVEAL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 // Where the parts of a kKvFP8 entry begin.
 struct KvLayout {

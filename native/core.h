@@ -157,20 +157,24 @@ struct IndexOps;
 struct AttendOps;
 struct SampleOps;
 
-// Everything a kernel needs besides its arguments. One for each network; used by one thread at a time.
-struct Context {
-  Pool& pool;
-  Arena& arena;                                  // shared scratch: taken before a parallel region
-  std::vector<std::unique_ptr<Arena>>& private_; // one for each thread: taken inside a region, under a Scope
-  Precision precision;
+// The kernels of one instruction set.
+struct Kernels {
   const LinearOps* linear;
   const RowOps* rows;
   const CompressOps* compress;
   const IndexOps* index;
   const AttendOps* attend;
   const SampleOps* sample;
+};
 
-  Arena& own(int thread) { return *private_[static_cast<std::size_t>(thread)]; }
+// Everything a kernel needs besides its arguments. One for each network; used by one thread at a time.
+struct Context : Kernels {
+  Pool& pool;
+  Arena& arena;                                    // shared scratch: taken before a parallel region
+  std::vector<std::unique_ptr<Arena>>& of_thread;  // one for each thread: taken inside a region, under a Scope
+  Precision precision;
+
+  Arena& own(int thread) { return *of_thread[static_cast<std::size_t>(thread)]; }
 };
 
 }  // namespace foveal

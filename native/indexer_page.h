@@ -9,9 +9,6 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-FOVEAL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-FOVEAL_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-FOVEAL_INLINE std::int64_t shares(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // ---------------------------------------------------------------- queries
 

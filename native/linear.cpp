@@ -57,7 +57,7 @@ void linear_as(Context& context, const float* x, std::int64_t n, std::int64_t x_
                int count, bool exact) {
   if (count == 0) return;
   for (std::int64_t start = 0; start < n; start += kChunk)
-    linear_chunk(context, x + start * x_stride, at_most(kChunk, n - start), x_stride, products, count, start, exact);
+    linear_chunk(context, x + start * x_stride, least(kChunk, n - start), x_stride, products, count, start, exact);
 }
 
 // wo_a as one product for each group, of its rows with its heads: [n, groups * rows of a group].
@@ -83,7 +83,7 @@ void group_down(Context& context, const GroupedArgs& args, const float* heads, s
 void grouped_output(Context& context, const GroupedArgs& args) {
   for (std::int64_t start = 0; start < args.n; start += kChunk) {
     const Arena::Scope scope(context.arena);
-    const std::int64_t n = at_most(kChunk, args.n - start);
+    const std::int64_t n = least(kChunk, args.n - start);
     float* latent = context.arena.take<float>(n * args.wo_a->rows);
     group_down(context, args, args.heads + start * args.groups * args.wo_a->columns, n, latent);
     const Product up{args.wo_b, args.simulate, args.precision, args.y + start * args.wo_b->rows, args.wo_b->rows};
@@ -133,9 +133,9 @@ void route(Context& context, const RouteArgs& args) {
   float* affinity = args.affinity ? args.affinity : context.arena.take<float>(args.n * experts);
   const Product product{args.gate, false, Precision::kFP32, affinity, experts};
   linear_as(context, args.y, args.n, args.gate->columns, &product, 1, true);
-  const std::int64_t each = 25 * experts, together = at_least(1, kTaskNanoseconds / each);
-  run_tasks(context, ceil_div(args.n, together), args.n * each, [&](std::int64_t task, int) {
-    for (std::int64_t t = task * together; t < at_most(args.n, (task + 1) * together); ++t)
+  const std::int64_t each = 25 * experts, together = most(1, kTaskNanoseconds / each);
+  run_tasks(context, shares(args.n, together), args.n * each, [&](std::int64_t task, int) {
+    for (std::int64_t t = task * together; t < least(args.n, (task + 1) * together); ++t)
       route_token(args, t, affinity + t * experts);
   });
 }

@@ -117,7 +117,7 @@ Group make_group(Context& context, const ExpertsArgs& args, Prepared& prepared, 
               weights,
               count,
               nullptr,
-              ceil_div(w1->rows, kQuantBlock)};
+              shares(w1->rows, kQuantBlock)};
   group.x1 = prepared.find(context, group.in1, n);
   group.x3 = prepared.find(context, group.in3, n);
   group.z = context.arena.take<std::uint8_t>(count * group.mid.row_bytes());
@@ -141,13 +141,13 @@ void run_groups(Context& context, const ExpertsArgs& args, const Group* groups, 
     const Group* group = groups;
     for (; task >= group->tasks; ++group) task -= group->tasks;
     const std::int64_t first = task * kQuantBlock;
-    inner(*group, first, at_most(kQuantBlock, group->w1->rows - first), args.limit, context.own(thread));
+    inner(*group, first, least(kQuantBlock, group->w1->rows - first), args.limit, context.own(thread));
   });
   const std::int64_t d = groups[0].w2->rows, cost = region_cost(groups, count, false);
-  std::int64_t block = at_least(8, d / (8 * context.pool.threads()) / 8 * 8);
-  block = at_most(block, n > kFewTokens ? 64 : 128);
-  run_tasks(context, ceil_div(d, block), cost, [&](std::int64_t task, int thread) {
-    outer(groups, count, task * block, at_most(d, (task + 1) * block), out, n, d, context.own(thread));
+  std::int64_t block = most(8, d / (8 * context.pool.threads()) / 8 * 8);
+  block = least(block, n > kFewTokens ? 64 : 128);
+  run_tasks(context, shares(d, block), cost, [&](std::int64_t task, int thread) {
+    outer(groups, count, task * block, least(d, (task + 1) * block), out, n, d, context.own(thread));
   });
 }
 
@@ -176,7 +176,7 @@ void experts_chunk(Context& context, const ExpertsArgs& args, std::int64_t start
 
 void experts(Context& context, const ExpertsArgs& args) {
   for (std::int64_t start = 0; start < args.n; start += kChunk)
-    experts_chunk(context, args, start, at_most(kChunk, args.n - start));
+    experts_chunk(context, args, start, least(kChunk, args.n - start));
 }
 
 }  // namespace foveal::FOVEAL_ISA

@@ -10,9 +10,6 @@ namespace {
 constexpr std::int64_t kInlineNanoseconds = 6000;  // less work than this is not worth waking another thread
 constexpr std::int64_t kTaskNanoseconds = 10000;
 
-FOVEAL_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-FOVEAL_INLINE std::int64_t at_least(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-FOVEAL_INLINE std::int64_t at_most(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 // Rows [first, first + rows) of a weight times an input.
 struct Part {
@@ -40,21 +37,21 @@ FOVEAL_INLINE void run_parts(Context& context, Part* parts, std::int64_t count, 
   // Enough tasks to even out the threads' speeds; long streams for few tokens, whole decoded blocks for many.
   const std::int64_t share = cost / (8 * context.pool.threads());
   const std::int64_t wanted =
-      at_least(kTaskNanoseconds, n > kFewTokens ? share : at_most(share, 16 * kTaskNanoseconds));
+      most(kTaskNanoseconds, n > kFewTokens ? share : least(share, 16 * kTaskNanoseconds));
   for (std::int64_t i = 0; i < count; ++i) {
     Part& part = parts[i];
-    const std::int64_t mine = at_least(1, product_cost(*part.weight, part.rows, n, part.layout));
+    const std::int64_t mine = most(1, product_cost(*part.weight, part.rows, n, part.layout));
     const std::int64_t multiple = n > kFewTokens ? 16 : 8;
-    part.block = at_least(multiple, part.rows * wanted / mine / multiple * multiple);
-    if (n > kFewTokens) part.block = at_most(part.block, block_rows(part.layout));
-    part.tasks = ceil_div(part.rows, part.block);
+    part.block = most(multiple, part.rows * wanted / mine / multiple * multiple);
+    if (n > kFewTokens) part.block = least(part.block, block_rows(part.layout));
+    part.tasks = shares(part.rows, part.block);
     tasks += part.tasks;
   }
   run_tasks(context, tasks, cost, [&](std::int64_t task, int thread) {
     const Part* part = parts;
     for (; task >= part->tasks; ++part) task -= part->tasks;
     const std::int64_t first = part->first + task * part->block;
-    const std::int64_t last = at_most(first + part->block, part->first + part->rows);
+    const std::int64_t last = least(first + part->block, part->first + part->rows);
     Output y = part->y;
     y.base += first - part->first;
     multiply(*part->weight, first, last, part->layout, part->x, n, y, context.own(thread));
@@ -65,10 +62,10 @@ FOVEAL_INLINE void run_parts(Context& context, Part* parts, std::int64_t count, 
 FOVEAL_INLINE void prepare_rows(Context& context, const float* x, std::int64_t n, std::int64_t x_stride,
                                 const Layout* layouts, std::uint8_t* const* to, std::int64_t count) {
   constexpr std::int64_t kNumbersANanosecond = 4;
-  const std::int64_t each = at_least(1, layouts[0].columns * count / kNumbersANanosecond);
-  const std::int64_t together = at_least(1, kTaskNanoseconds / each);
-  run_tasks(context, ceil_div(n, together), n * each, [&](std::int64_t task, int) {
-    for (std::int64_t t = task * together; t < at_most(n, (task + 1) * together); ++t)
+  const std::int64_t each = most(1, layouts[0].columns * count / kNumbersANanosecond);
+  const std::int64_t together = most(1, kTaskNanoseconds / each);
+  run_tasks(context, shares(n, together), n * each, [&](std::int64_t task, int) {
+    for (std::int64_t t = task * together; t < least(n, (task + 1) * together); ++t)
       for (std::int64_t i = 0; i < count; ++i)
         prepare(layouts[i], x + t * x_stride, 0, layouts[i].columns, to[i] + t * layouts[i].row_bytes());
   });

@@ -56,16 +56,9 @@ Live::Live(const CacheShape& shape_) : shape(shape_) {
   }
 }
 
-std::int64_t Live::entries_after(std::int64_t tokens, std::size_t layer) const {
-  const std::int64_t ratio = shape.layers[layer].ratio;
-  return ratio ? tokens / ratio : 0;
-}
-
 std::int64_t Live::open_rows(std::int64_t ratio, std::int64_t tokens) {
   return (ratio == kCsaRatio && tokens >= ratio ? ratio : 0) + tokens % ratio;
 }
-
-std::int64_t Live::window_rows(std::int64_t tokens) const { return std::min(tokens, shape.window - 1); }
 
 Entries Live::entries(const Region& region, std::int64_t count) const {
   return {region.codec, pages.data(), region.offset, region.per_page, region.entry_bytes, count, region.width, shape.rotary};
@@ -78,14 +71,6 @@ void Live::commit(std::int64_t tokens) {
     rings.gate.commit();
   }
   length += tokens;
-}
-
-void Live::rollback() {
-  for (Ring& ring : windows_) ring.drop();
-  for (OpenRings& rings : open_) {
-    rings.kv.drop();
-    rings.gate.drop();
-  }
 }
 
 }  // namespace foveal

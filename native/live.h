@@ -1,7 +1,7 @@
 // One sequence as the network works on it: where its pages lie, and its tail in rings that a step writes in place.
 //
 // What is special here: nothing counts before `commit`. A step leaves its last rows in a staging area and its entries in
-// page slots behind the length; a step that fails is simply forgotten. Python's `foveal.cache.Sequence` owns the pages and
+// page slots behind the length; a step that fails is forgotten with this object. Python's `foveal.cache.Sequence` owns the pages and
 // holds one of these while it is being run; the saved form of a tail is made from it when somebody asks.
 #pragma once
 
@@ -51,7 +51,6 @@ class Ring {
   // Keeps the last `keep` of `count` rows that end before position `end`, until commit.
   void stage(const void* rows, std::int64_t count, std::int64_t keep, std::int64_t end);
   void commit();
-  void drop() { staged_ = 0; }
   // Rows [first, last) from or to contiguous memory, past the staging.
   void put(std::int64_t first, std::int64_t last, const void* from);
   void get(std::int64_t first, std::int64_t last, void* to) const;
@@ -78,16 +77,12 @@ class Live {
   Ring& window(std::size_t layer) { return windows_[layer]; }
   OpenRings& open(std::size_t layer, bool index) { return open_[open_at_[layer] + (index ? 1 : 0)]; }
 
-  std::int64_t entries_after(std::int64_t tokens, std::size_t layer) const;
   // Rows a compressor still needs after `tokens` tokens (Python: open_row_count).
   static std::int64_t open_rows(std::int64_t ratio, std::int64_t tokens);
-  // Rows of the raw window kept after `tokens` tokens.
-  std::int64_t window_rows(std::int64_t tokens) const;
   // Entries of a compressor in place, `count` of them.
   Entries entries(const Region& region, std::int64_t count) const;
 
   void commit(std::int64_t tokens);
-  void rollback();
 
  private:
   std::vector<Ring> windows_;

@@ -151,7 +151,7 @@ void Network::project(Step& s, const Layer& layer) {
     context.rows->rms_norm(context, s.latent, n, shape_.q_lora, shape_.q_lora, layer.q_norm, shape_.norm_eps, s.latent);
     Product from_latent[2] = {
         {&layer.wq_b, shape_.simulate_linear, context.precision, s.query, shape_.heads * c},
-        {&layer.index_wq_b, shape_.simulate_index_query, context.precision, nullptr, shape_.index_heads * shape_.index_dim}};
+        {&layer.index_wq_b, shape_.simulate_linear, context.precision, nullptr, shape_.index_heads * shape_.index_dim}};
     if (indexed) from_latent[1].y = s.index_query = s.take<float>(n * shape_.index_heads * shape_.index_dim);
     context.linear->linear(context, s.latent, n, shape_.q_lora, from_latent, indexed ? 2 : 1);
   }

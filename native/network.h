@@ -51,7 +51,7 @@ struct NetworkShape {
   std::int64_t experts, active;
   float route_scale, limit, norm_eps, hyper_eps;
   int sinkhorn_iters;
-  bool simulate_linear, simulate_index_query, simulate_experts;  // FP8 activations before these weights
+  bool simulate_linear, simulate_experts;  // FP8 activations before these weights
   bool quantize_kv, quantize_index;
 };
 

@@ -324,8 +324,8 @@ void split_rows(Context& context, const Call& call) {
   Arena::Scope scope(context.arena);
   const std::int64_t n = call.hyper.n;
   const Mix mix = make_mix(call, context.arena, n);
-  const std::int64_t share = most(4, ceil_div(mix.rows, context.pool.threads()));
-  context.pool.run(ceil_div(mix.rows, share), [&](std::int64_t task, int) {
+  const std::int64_t share = most(4, shares(mix.rows, context.pool.threads()));
+  context.pool.run(shares(mix.rows, share), [&](std::int64_t task, int) {
     mix_block(mix, 0, n, task * share, least(mix.rows, (task + 1) * share));
   });
   finish_tokens(call, context.arena, mix.acc, n);
@@ -336,15 +336,15 @@ void run(Context& context, const Call& call) {
   const int threads = context.pool.threads();
   if (threads > 1 && n < kTokens && products >= kSplit) return split_rows(context, call);
   std::int64_t share = kTokens;
-  if (threads > 1 && n * products >= 4 * kSplit) share = least(kTokens, most(kGroup, ceil_div(n, threads)));
+  if (threads > 1 && n * products >= 4 * kSplit) share = least(kTokens, most(kGroup, shares(n, threads)));
   const auto task = [&](std::int64_t i, int thread) {
     run_tokens(call, context.own(thread), i * share, least(n, (i + 1) * share));
   };
   if (threads == 1 || n * products < 4 * kSplit) {
-    for (std::int64_t i = 0; i < ceil_div(n, share); ++i) task(i, 0);
+    for (std::int64_t i = 0; i < shares(n, share); ++i) task(i, 0);
     return;
   }
-  context.pool.run(ceil_div(n, share), task);
+  context.pool.run(shares(n, share), task);
 }
 
 // Streams of one vector of columns: all are read before any is written.

@@ -10,9 +10,6 @@
 
 namespace foveal::FOVEAL_ISA {
 
-FOVEAL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-FOVEAL_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-FOVEAL_INLINE std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Below this many numbers touched (some 10 microseconds) waking the other threads costs more than they save.
 constexpr std::int64_t kInline = 98304;
@@ -25,8 +22,8 @@ FOVEAL_INLINE void each_token(Context& context, std::int64_t n, std::int64_t flo
     for (std::int64_t token = 0; token < n; ++token) body(token, 0);
     return;
   }
-  const std::int64_t grain = least(most(1, kTaskFloats / most(1, floats)), ceil_div(n, context.pool.threads()));
-  context.pool.run(ceil_div(n, grain), [&](std::int64_t task, int thread) {
+  const std::int64_t grain = least(most(1, kTaskFloats / most(1, floats)), shares(n, context.pool.threads()));
+  context.pool.run(shares(n, grain), [&](std::int64_t task, int thread) {
     const std::int64_t last = least(n, (task + 1) * grain);
     for (std::int64_t token = task * grain; token < last; ++token) body(token, thread);
   });
@@ -112,7 +109,7 @@ struct Turn {
   const float* cosine;
   const float* sine;
 };
-FOVEAL_INLINE std::int64_t turn_floats(const Rotary& rotary) { return ceil_div(rotary.half, kLanes) * 4 * kLanes; }
+FOVEAL_INLINE std::int64_t turn_floats(const Rotary& rotary) { return shares(rotary.half, kLanes) * 4 * kLanes; }
 
 // `memory` has turn_floats(rotary) floats.
 [[maybe_unused]] static Turn make_turn(const Rotary& rotary, std::int64_t position, bool inverse, float* memory) {

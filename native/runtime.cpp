@@ -17,25 +17,19 @@
 namespace foveal {
 namespace {
 
-struct Kernels {
+struct Isa {
   const char* name;
   bool runs_here;
-  const LinearOps* linear;
-  const RowOps* rows;
-  const CompressOps* compress;
-  const IndexOps* index;
-  const AttendOps* attend;
-  const SampleOps* sample;
+  Kernels kernels;
 };
 
-#define FOVEAL_KERNELS(isa, runs_here) \
-  Kernels {                       \
-    #isa, runs_here, &isa::linear_ops, &isa::row_ops, &isa::compress_ops, &isa::index_ops, &isa::attend_ops, \
-        &isa::sample_ops          \
+#define FOVEAL_ISA_OF(isa, runs_here)                                                                               \
+  Isa {                                                                                                             \
+    #isa, runs_here, {&isa::linear_ops, &isa::row_ops, &isa::compress_ops, &isa::index_ops, &isa::attend_ops, &isa::sample_ops} \
   }
 
 // Best first.
-std::vector<Kernels> all_kernels() {
+std::vector<Isa> all_isas() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -43,20 +37,20 @@ std::vector<Kernels> all_kernels() {
                       __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
                       __builtin_cpu_supports("avx512bf16");
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return {FOVEAL_KERNELS(avx512, avx512), FOVEAL_KERNELS(avx2, avx2), FOVEAL_KERNELS(portable, true)};
+  return {FOVEAL_ISA_OF(avx512, avx512), FOVEAL_ISA_OF(avx2, avx2), FOVEAL_ISA_OF(portable, true)};
 #else
-  return {FOVEAL_KERNELS(portable, true)};
+  return {FOVEAL_ISA_OF(portable, true)};
 #endif
 }
 
-Kernels choose(const std::string& isa) {
+Isa choose(const std::string& name) {
   std::string names;
-  for (const Kernels& kernels : all_kernels()) {
-    if (!kernels.runs_here) continue;
-    if (isa.empty() || isa == kernels.name) return kernels;
-    names += std::string(names.empty() ? "" : ", ") + kernels.name;
+  for (const Isa& isa : all_isas()) {
+    if (!isa.runs_here) continue;
+    if (name.empty() || name == isa.name) return isa;
+    names += std::string(names.empty() ? "" : ", ") + isa.name;
   }
-  throw std::invalid_argument("no kernels for \"" + isa + "\" on this machine; there are: " + names);
+  throw std::invalid_argument("no kernels for \"" + name + "\" on this machine; there are: " + names);
 }
 
 // Cores without their hyper-threads, as Linux lists them; elsewhere what the system says.
@@ -76,29 +70,28 @@ int physical_cores() {
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Kernels& kernels : all_kernels())
-    if (kernels.runs_here) names.emplace_back(kernels.name);
+  for (const Isa& isa : all_isas())
+    if (isa.runs_here) names.emplace_back(isa.name);
   return names;
 }
 
 Runtime::Runtime(int threads, const std::string& isa, Precision precision)
     : pool_(threads > 0 ? threads : physical_cores()) {
-  const Kernels kernels = choose(isa);
-  isa_ = kernels.name;
-  for (int thread = 0; thread < pool_.threads(); ++thread) private_.push_back(std::make_unique<Arena>());
-  context_ = std::make_unique<Context>(Context{pool_, arena_, private_, precision, kernels.linear, kernels.rows,
-                                               kernels.compress, kernels.index, kernels.attend, kernels.sample});
+  const Isa chosen = choose(isa);
+  isa_ = chosen.name;
+  for (int thread = 0; thread < pool_.threads(); ++thread) of_thread_.push_back(std::make_unique<Arena>());
+  context_ = std::make_unique<Context>(Context{chosen.kernels, pool_, arena_, of_thread_, precision});
 }
 
 std::int64_t Runtime::growths() const {
   std::int64_t total = arena_.growths();
-  for (const auto& arena : private_) total += arena->growths();
+  for (const auto& arena : of_thread_) total += arena->growths();
   return total;
 }
 
 std::size_t Runtime::scratch_bytes() const {
   std::size_t total = arena_.capacity();
-  for (const auto& arena : private_) total += arena->capacity();
+  for (const auto& arena : of_thread_) total += arena->capacity();
   return total;
 }
 

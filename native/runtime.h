@@ -27,7 +27,7 @@ class Runtime {
  private:
   Pool pool_;
   Arena arena_;
-  std::vector<std::unique_ptr<Arena>> private_;
+  std::vector<std::unique_ptr<Arena>> of_thread_;
   std::string isa_;
   std::unique_ptr<Context> context_;
 };

@@ -45,6 +45,12 @@ typedef std::uint8_t B __attribute__((vector_size(64)));     // 64 bytes
 
 constexpr int kLanes = 16;
 
+// Whole numbers: the smaller, the larger, a / b and a to a multiple of b, rounded up.
+FOVEAL_INLINE std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+FOVEAL_INLINE std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+FOVEAL_INLINE std::int64_t shares(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+FOVEAL_INLINE std::int64_t round_up(std::int64_t a, std::int64_t b) { return shares(a, b) * b; }
+
 // ---------------------------------------------------------------- loads, stores, constants
 
 template <class V>

@@ -150,7 +150,6 @@ def _shape(model: Transformer) -> dict[str, Any]:
         "hyper_eps": config.hc_eps,
         "sinkhorn_iters": config.hc_sinkhorn_iters,
         "simulate_linear": numerics.activations and first.attn.wo_b.simulate,
-        "simulate_index_query": numerics.activations and first.attn.wo_b.simulate,
         "simulate_experts": numerics.activations and first.ffn.simulated,
         "quantize_kv": numerics.kv,
         "quantize_index": numerics.index,

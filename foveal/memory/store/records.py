@@ -11,7 +11,7 @@ import enum
 import struct
 from dataclasses import dataclass
 
-from foveal.memory.store.cipher import NONCE_BYTES, TAG_BYTES, Cipher
+from foveal.memory.store.cipher import NONCE_BYTES, Cipher
 from foveal.memory.store.files import Buffer
 from foveal.memory.store.names import DIGEST_BYTES, NAME_BYTES, checksum
 
@@ -102,11 +102,6 @@ def open_payload(header: Header, stored: memoryview, cipher: Cipher | None) -> m
         return None
     plain = cipher.open(header.nonce, stored, _about(header.kind, header.key, header.serial))
     return None if plain is None else memoryview(plain)
-
-
-def plain_size(header: Header) -> int:
-    """Bytes of the payload before encryption."""
-    return header.size - TAG_BYTES if header.sealed else header.size
 
 
 def _about(kind: Kind, key: bytes, serial: int) -> bytes:

@@ -1,0 +1,125 @@
+"""What saving, forking and opening cost: bytes and seconds for a memory of many tokens.
+
+    python bench/store.py                        a million tokens in the shipped model's layout
+    python bench/store.py --tokens 128k --dir /a/disk
+
+What is special here: the pages are made up (`foveal.measure`), for only their number and size matter; what is done with
+them is what the commands do. The store lies under `--dir` (default: the system's temporary folder) and is removed
+afterwards: name a folder on the disk that is to be measured. Before an opening "from the disk"
+the system is asked to forget the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from foveal import Engine, Memory
+from foveal.cache import parse_tokens
+from foveal.cli.output import results, table
+from foveal.measure import OtherWork, make_image
+from foveal.memory import open_store
+from foveal.memory.reading import ReadTotals, SourceOptions
+from foveal.memory.store import contexts
+from foveal.memory.store.verify import verify
+from foveal.sources import SourceMap
+from foveal.sources.tokenise import TokenizedDocument
+
+MORE = 1000
+T = TypeVar("T")
+
+
+def made_up_memory(engine: Engine, tokens: int) -> Memory:
+    """A memory of `tokens` random tokens, four characters each in lines of forty."""
+    sequence = engine.restore_sequence(make_image(engine.pool.layout, tokens))
+    memory = Memory(engine, sequence, SourceMap(), SourceOptions("-"), ReadTotals(tokens=tokens, complete=True))
+    _note(memory, "made-up.txt", sequence.tokens.numpy())
+    return memory
+
+
+def _note(memory: Memory, path: str, ids: np.ndarray) -> None:
+    starts = np.arange(len(ids), dtype=np.int32) * 4
+    memory.places.append(TokenizedDocument(path, ids, starts, np.arange(0, starts[-1] + 41, 40, dtype=np.int32)))
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds, and what the work returned."""
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def forget_files(folder: Path) -> None:
+    """Ask the system to drop the files of `folder` from its cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, str]]:
+    """Rows of what was done, seconds, bytes written."""
+    rows = []
+    with open_store(folder) as store:
+
+        def written(what: str, work: Callable[[], T]) -> T:
+            before = store.packs.written
+            spent, result = timed(work)
+            rows.append((what, _seconds(spent), f"{store.packs.written - before:,}"))
+            return result
+
+        with made_up_memory(engine, tokens) as memory:
+            written("first save", lambda: memory.save_in(store, "base"))
+            more = torch.randint(0, engine.config.vocab_size, (MORE,)).tolist()
+            engine.prefill(memory.sequence, more)
+            _note(memory, "more.txt", np.array(more, dtype=np.int32))
+            written(f"save after {MORE:,} more tokens", lambda: memory.save_in(store, "base"))
+            written("fork on disk", lambda: contexts.fork(store, "base", "copy"))
+            written("fork on disk in the middle", lambda: contexts.fork(store, "base", "half", at=tokens // 2 + 17))
+            spent, fork = timed(memory.fork)
+            fork.free()
+            rows.append(("fork in memory", _seconds(spent), ""))
+        for what, prepare in (("open, from the disk", lambda: forget_files(folder)), ("open, from the cache", list)):
+            prepare()
+            spent, opened = timed(lambda: Memory.load(engine, "base", root=store))
+            opened.free()
+            rows.append((what, _seconds(spent), ""))
+        spent, report = timed(lambda: verify(store))
+        assert report.sound, report.problems
+        rows.append(("verify everything", _seconds(spent), ""))
+        rows.append(("make the index again", _seconds(timed(store.repair)[0]), ""))
+    return rows
+
+
+def _seconds(spent: float) -> str:
+    return f"{spent * 1000:,.1f} ms"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", default="1M")
+    parser.add_argument("--dir", type=Path, default=None, help="a folder on the disk to measure")
+    given = parser.parse_args()
+    engine = Engine.open("nano")
+    tokens = parse_tokens(given.tokens)
+    others = OtherWork()
+    with tempfile.TemporaryDirectory(dir=given.dir) as folder:
+        rows = measure(engine, tokens, Path(folder) / "store")
+    layout = engine.pool.layout
+    title = f"{tokens:,} tokens, {layout.format}, {layout.page_bytes:,} bytes a page"
+    results().print(table("what", "time>", "bytes written>", title=title, rows=rows))
+    print(f"other processes kept {others.cores() or 0:.2f} cores busy meanwhile")
+
+
+if __name__ == "__main__":
+    main()
