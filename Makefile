@@ -34,8 +34,8 @@ format: $(VENV)/.installed-dev
 
 # A build of its own, beside the installed one. Python and torch leak on purpose at exit; only our errors count.
 sanitize: $(VENV)/.installed-dev
-	$(BIN)/cmake --version >/dev/null 2>&1 || $(PIP) cmake
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -DFOVEAL_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" -DSKBUILD_SABI_VERSION=
+	$(PIP) cmake nanobind
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -DFOVEAL_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --parallel 2
 	sh native/sanitize.sh "$(CURDIR)/$(BIN)/python" build/sanitize
 

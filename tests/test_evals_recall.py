@@ -9,7 +9,7 @@ import pytest
 from cli_support import write_model
 
 from foveal.api import Engine
-from foveal.evals.recall import ANSWER_TOKENS, MIN_CUE_TOKENS, choose_cues, evaluate, stretch
+from foveal.evals.recall import ANSWER_TOKENS, MIN_CUE_TOKENS, choose_cues, evaluate, looking_at, stretch
 from foveal.sources import Document
 
 
@@ -45,6 +45,16 @@ def test_a_stretch_is_as_long_as_asked(engine: Engine) -> None:
     chosen = stretch(documents(), engine.tokenizer, 3000, random.Random(2))
     size = sum(len(engine.tokenizer.encode(d.text)) for d in chosen)
     assert 2800 <= size <= 3000
+
+
+def test_the_same_weights_can_look_at_fewer_entries(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", seed=1)
+    with looking_at(str(folder), 3) as other:
+        changed = Engine.open(other, threads=1)
+        assert changed.config.index_topk == 3
+    with looking_at(str(folder), None) as same:
+        assert Engine.open(same, threads=1).config.index_topk != 3
+    assert not Path(other).exists()
 
 
 def test_the_whole_evaluation_runs(engine: Engine, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
-from foveal.api import Engine
+from foveal.api import Engine, model_folder
 from foveal.cache.plan import parse_tokens
 from foveal.memory import Memory, Recall
 from foveal.sources import Document, read_source
@@ -208,6 +209,22 @@ def _tell(length: int, samples: Sequence[Sample]) -> None:
     print(f"{length} tokens, {len(samples)} recalls: tokens {right:.3f}, cited {cited:.3f}", file=sys.stderr)
 
 
+@contextmanager
+def looking_at(model: str, topk: int | None) -> Iterator[str | Path]:
+    """The model, or the same weights with another `index_topk` in a folder that lasts as long as this."""
+    if topk is None:
+        yield model
+        return
+    folder = model_folder(model).resolve()
+    with tempfile.TemporaryDirectory() as place:
+        for path in folder.iterdir():
+            if path.name != "config.json":
+                (Path(place) / path.name).symlink_to(path)
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (Path(place) / "config.json").write_text(json.dumps(values | {"index_topk": topk}), encoding="utf-8")
+        yield Path(place)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table, or with ``--json`` everything."""
     parser = argparse.ArgumentParser(prog="python -m foveal.evals.recall", description=__doc__)
@@ -217,12 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--contexts", type=int, default=8, help="different stretches of the source, for each length")
     parser.add_argument("--cues", type=int, default=5, help="lines asked of each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--topk", type=int, default=None, help="entries the indexer chooses; default: the model's")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    engine = Engine.open(given.model, threads=given.threads)
     sizes = dict(contexts=given.contexts, cues=given.cues, seed=given.seed)
-    reports = [evaluate(engine, given.source, parse_tokens(n), model=given.model, **sizes) for n in given.length]
+    with looking_at(given.model, given.topk) as model:
+        engine = Engine.open(model, threads=given.threads)
+        reports = [evaluate(engine, given.source, parse_tokens(n), model=given.model, **sizes) for n in given.length]
     if given.json:
         json.dump({"reports": [asdict(report) for report in reports]}, sys.stdout, indent=1)
         print()
