@@ -6,7 +6,6 @@ With ``--export-start OUT`` nothing is trained: the network as the run would beg
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from foveal.model.transformer import Transformer
 from foveal.ops import Numerics
 from foveal.train import snapshot
 from foveal.train.data import Composer, DataError, TokenStore, TokenTable
+from foveal.train.device import keep_freed_memory
 from foveal.train.export import export_model
 from foveal.train.loss import TrainTransformer
 from foveal.train.optim import OptimError
@@ -28,19 +28,6 @@ from foveal.train.trainer import Trainer, TrainingError, load_parameters
 
 CONFIGS = Path(__file__).parent / "configs"
 REFUSALS = (SettingsError, ConfigError, CheckpointError, DataError, OptimError, snapshot.SnapshotError, TrainingError)
-
-
-def keep_freed_memory() -> None:
-    """Let the C allocator keep what is freed instead of returning it to the system: a step frees and asks for the same
-    hundreds of megabytes, and having them mapped and cleared anew costs a sixth of its time. Linux (glibc) only."""
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mmap_max, trim_threshold, top_pad = -4, -1, -2
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 64 << 20)
 
 
 def started(run: RunConfig, composer: Composer, table: TokenTable) -> Transformer:

@@ -19,6 +19,7 @@ from foveal.config import ModelConfig
 from foveal.model.attention import Segment
 from foveal.model.state import PlainState
 from foveal.model.trace import Observer
+from foveal.train.device import multiplies_bf16
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class TrainTransformer:
     products are autocast (twice as fast here; parameters, norms and softmax stay fp32)."""
 
     def __init__(self, model: nn.Module, config: ModelConfig, precision: str = "fp32") -> None:
-        self.model, self.config, self.precision = model, config, precision
+        self.model, self.config = model, config
+        if precision == "auto":
+            precision = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
+        self.precision = precision
 
     def train_forward(self, tokens: Tensor) -> TrainOutput:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
