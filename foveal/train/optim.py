@@ -56,8 +56,8 @@ class OptimConfig:
 def orthogonalize(matrices: Tensor, steps: tuple[int, int] = (8, 2), dtype: torch.dtype | None = None) -> Tensor:
     """Nearest semi-orthogonal matrices, approximately, by Newton-Schulz: [k, n, m] -> [k, n, m] fp32.
 
-    Computed in `dtype`; None: the one the device multiplies fastest, of BF16 (which suffices) and FP32. After (8, 2) steps singular values lie within about 1 % of 1 (bf16), after (5, 0) between 0.7 and 1.2. Zero
-    matrices stay zero.
+    Computed in `dtype`; None: the one the device multiplies fastest, of BF16 (which suffices) and FP32. After (8, 2)
+    steps singular values lie within about 1 % of 1 (bf16), after (5, 0) between 0.7 and 1.2. Zero matrices stay zero.
     """
     dtype = dtype or product_dtype(matrices.device)
     tall = matrices.shape[-2] > matrices.shape[-1]

@@ -57,9 +57,9 @@ class RunConfig:
     `train` and `heldout` are token stores (paths without ``.bin``); `out` is the run's folder. `tokens` and `minutes`
     are the budget: the schedule follows whichever is used up faster; minutes count training time, over all restarts.
     `model` is ``{preset: NAME, field: value, ...}``. `start` is "structured" or "random"; `start_from` a checkpoint of
-    another run whose parameters are taken instead. With `precision` "bf16" matrix products run in
-    bfloat16 (parameters stay fp32); "auto" chooses it where the device multiplies it faster than fp32. Every `heldout_every` steps (0: never) recall is measured
-    on `heldout_sequences` held-out sequences.
+    another run whose parameters are taken instead. With `precision` "bf16" matrix products run in bfloat16 (parameters
+    stay fp32); "auto" chooses it where the device multiplies it faster than fp32. Every `heldout_every` steps (0:
+    never) recall is measured on `heldout_sequences` held-out sequences.
     """
 
     out: str
