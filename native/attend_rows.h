@@ -150,7 +150,7 @@ void make_tile(Floats, const std::uint8_t* const* rows, std::int64_t first, std:
 
 // ---------------------------------------------------------------- BF16 tiles
 
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
 // Rows a and b alternating, 64 channels of each, `count` of them there.
 FOVEAL_INLINE void interleave(const std::uint16_t* a, const std::uint16_t* b, std::int64_t count, std::uint8_t* to) {
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,  //

@@ -18,7 +18,7 @@ FOVEAL_INLINE void put_weights(Floats, const F* weight, bool rounded, std::uint3
   }
   store(reinterpret_cast<float*>(to), x);
 }
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
 FOVEAL_INLINE U high_bits(F x) {
   const U bits = as_bits(x);
   return bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -78,17 +78,17 @@ void multiply(const Work& work, const Operand& operand, const Tile& tile, std::i
   float* logits = work.logits + lane;
   bool fresh = true;
   const std::uint32_t* const terms[2] = {operand.query, operand.low};
+  const std::int64_t elements = shares(work.args->width, Kind::kNumbers);
   for (const std::uint32_t* query : terms) {
     if (query == nullptr) continue;
 #if FOVEAL_AVX512
     if (operand.padded > 0) {
-      const auto* from = reinterpret_cast<const std::uint16_t*>(query) + lane * operand.padded;
-      add_logits_few(tile, first, last, work.args->width, from, operand.padded, work.lanes, count, fresh, logits);
+      const std::uint32_t* from = query + lane * operand.padded;
+      add_logits_few<Kind>(tile, first, last, elements, from, operand.padded, work.lanes, count, fresh, logits);
       fresh = false;
       continue;
     }
 #endif
-    const std::int64_t elements = shares(work.args->width, Kind::kNumbers);
     add_logits<Kind>(tile, first, last, elements, query + lane, work.lanes, count, fresh, logits);
     fresh = false;
   }
@@ -112,7 +112,7 @@ void run_tile_of(const Work& work, const Operand& operand, const Partial& partia
 
 void run_tile(const Work& work, const Operand& operand, const Partial& partial, const std::uint8_t* const* rows,
               std::int64_t lane, std::int64_t count, std::int64_t first, std::int64_t last, bool masked) {
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
   if (operand.pairs) return run_tile_of<Pairs>(work, operand, partial, rows, lane, count, first, last, masked);
 #endif
   run_tile_of<Floats>(work, operand, partial, rows, lane, count, first, last, masked);

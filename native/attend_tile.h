@@ -74,7 +74,7 @@ struct Floats {
   static constexpr std::int64_t kNumbers = 1;
   static __attribute__((always_inline)) Wide dot(Wide sum, Wide a, Wide b) { return wide_fma(a, b, sum); }
 };
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
 struct Pairs {
   static constexpr std::int64_t kNumbers = 2;
   static __attribute__((always_inline)) Wide dot(Wide sum, Wide a, Wide b) { return dot_bf16(sum, (H)a, (H)b); }
@@ -166,31 +166,37 @@ FOVEAL_INLINE F sums_of(const F (&x)[16]) {
                           _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
 }
 
-// As `add_logits`, with vectors across the channels: for heads too few to fill a vector. `query` [lanes, padded] BF16,
-// zeros behind `width`, with rows up to a multiple of 4 behind the last lane.
-void add_logits_few(const Tile& tile, std::int64_t first, std::int64_t last, std::int64_t width,
-                    const std::uint16_t* query, std::int64_t padded, std::int64_t lanes, std::int64_t count, bool fresh,
+// As `add_logits`, with vectors across the channels: for heads too few to fill a vector. `query` [lanes, padded], zeros
+// behind `elements`, with rows up to a multiple of 4 behind the last lane.
+template <class Kind>
+void add_logits_few(const Tile& tile, std::int64_t first, std::int64_t last, std::int64_t elements,
+                    const std::uint32_t* query, std::int64_t padded, std::int64_t lanes, std::int64_t count, bool fresh,
                     float* logits) {
   for (std::int64_t r = first; r < last; r += 4)
     for (std::int64_t lane = 0; lane < count; lane += 4) {
       F sum[16] = {};
-      const std::uint16_t* q = query + lane * padded;
-      std::int64_t c = 0;
-      const auto step = [&](const H (&x)[4]) __attribute__((always_inline)) {
+      const std::uint32_t* q = query + lane * padded;
+      const auto step = [&](std::int64_t at, const F (&x)[4]) __attribute__((always_inline)) {
         for (int l = 0; l < 4; ++l) {
-          const H y = load_as<H>(q + l * padded + c);
-          for (int i = 0; i < 4; ++i) sum[4 * i + l] = dot_bf16(sum[4 * i + l], y, x[i]);
+          const F y = load_as<F>(q + l * padded + at);
+          for (int i = 0; i < 4; ++i) sum[4 * i + l] = Kind::dot(sum[4 * i + l], y, x[i]);
         }
       };
-      for (; c + 32 <= width; c += 32) {
-        H x[4];
-        for (int i = 0; i < 4; ++i) x[i] = load_as<H>(tile.key[r + i] + 2 * c);
-        step(x);
-      }
-      if (c < width) {
-        H x[4];
-        for (int i = 0; i < 4; ++i) x[i] = (H)load_bytes(tile.key[r + i] + 2 * c, 2 * (width - c));
-        step(x);
+      for (std::int64_t block = 0; block * kBlock < elements; ++block) {
+        const std::int64_t start = block * kBlock, steps = least(kBlock, elements - start);
+        const std::uint8_t* key[4];
+        for (int i = 0; i < 4; ++i) key[i] = tile.key[r + i] + block * tile.key_stride;
+        std::int64_t at = 0;
+        for (; at + kLanes <= steps; at += kLanes) {
+          F x[4];
+          for (int i = 0; i < 4; ++i) x[i] = load_as<F>(key[i] + 4 * at);
+          step(start + at, x);
+        }
+        if (at < steps) {
+          F x[4];
+          for (int i = 0; i < 4; ++i) x[i] = (F)load_bytes(key[i] + 4 * at, 4 * (steps - at));
+          step(start + at, x);
+        }
       }
       const F all = sums_of(sum);
       for (int i = 0; i < 4; ++i) {

@@ -27,7 +27,7 @@ void keep_logits(const Work& work, const Operand& operand, const std::uint8_t* c
       make_tile(kind, part, 0, last, operand.shape, work.memory, tile);
       multiply<Kind>(work, operand, tile, 0, work.count, 0, last);
     };
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
     if (operand.pairs)
       add(Pairs{});
     else

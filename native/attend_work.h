@@ -77,7 +77,7 @@ FOVEAL_INLINE void fetch(const std::uint8_t* const* rows, std::int64_t count, st
 struct Operand {
   RowShape shape;
   bool pairs, rounded;
-  std::int64_t padded;            // with few heads: BF16 numbers between two rows of the queries; else 0
+  std::int64_t padded;            // with few heads: elements between two rows of the queries; else 0
   const std::uint32_t *query, *low;
 };
 
@@ -151,22 +151,27 @@ void narrow_queries(const Work& work, std::int64_t padded, std::uint16_t* high, 
 
 // Whether vectors across the channels (each with a sum over its lanes to pay for) are better than vectors across the
 // heads: instructions a row. A matter of the model, not of the batch, since the two add in different orders.
-FOVEAL_INLINE bool few_heads(const AttendArgs& args) {
-  const std::int64_t across_channels = args.heads * (args.width + 96) / 32;
-  const std::int64_t across_heads = shares(args.heads, kLanes) * args.width / 2;
+FOVEAL_INLINE bool few_heads(const AttendArgs& args, std::int64_t numbers) {
+#if FOVEAL_AVX512
+  const std::int64_t across_channels = args.heads * (args.width + 48 * numbers) / (kLanes * numbers);
+  const std::int64_t across_heads = shares(args.heads, kLanes) * args.width / numbers;
   return 4 * across_channels < 3 * across_heads;
+#else
+  (void)args, (void)numbers;
+  return false;
+#endif
 }
 
 void prepare_pairs(const Work& work, Arena& arena, Operand& operand) {
   const std::int64_t width = work.args->width, elements = shares(width, 2), padded = round_up(width, 32);
-  const bool two = work.args->precision == Precision::kFP32, few = few_heads(*work.args);
+  const bool two = work.args->precision == Precision::kFP32, few = few_heads(*work.args, 2);
   const std::int64_t room = few ? work.lanes * padded / 2 : elements * work.lanes;
   auto* query = arena.take<std::uint32_t>(room);
   auto* low = two ? arena.take<std::uint32_t>(room) : nullptr;
   operand.query = query;
   operand.low = low;
   if (few) {
-    operand.padded = padded;
+    operand.padded = padded / 2;
     std::memset(query, 0, static_cast<std::size_t>(room) * sizeof(std::uint32_t));
     if (two) std::memset(low, 0, static_cast<std::size_t>(room) * sizeof(std::uint32_t));
     return narrow_queries(work, padded, reinterpret_cast<std::uint16_t*>(query), reinterpret_cast<std::uint16_t*>(low));
@@ -180,8 +185,8 @@ void prepare_pairs(const Work& work, Arena& arena, Operand& operand) {
 }
 
 void prepare_floats(const Work& work, Arena& arena, Operand& operand) {
-  const std::int64_t width = work.args->width;
-  auto* query = arena.take<std::uint32_t>(width * work.lanes);
+  const std::int64_t width = work.args->width, padded = round_up(width, kLanes);
+  auto* query = arena.take<std::uint32_t>(padded * work.lanes);
   operand.query = query;
   operand.low = nullptr;
   const Arena::Scope scope(arena);
@@ -191,13 +196,18 @@ void prepare_floats(const Work& work, Arena& arena, Operand& operand) {
     for (std::int64_t i = 0; i < work.count * width; ++i) copy[i] = widen_one(narrow_one(rows[i]));
     rows = copy;
   }
-  spread_queries(work, reinterpret_cast<const std::uint32_t*>(rows), width, width, query);
+  if (!few_heads(*work.args, 1))
+    return spread_queries(work, reinterpret_cast<const std::uint32_t*>(rows), width, width, query);
+  operand.padded = padded;
+  std::memset(query, 0, static_cast<std::size_t>(padded * work.lanes) * sizeof(float));
+  for (std::int64_t lane = 0; lane < work.count; ++lane)
+    std::memcpy(query + lane * padded, rows + lane * width, static_cast<std::size_t>(width) * sizeof(float));
 }
 
 Operand operand_of(const Work& work, Arena& arena, Codec codec, std::int64_t rotary) {
   Operand operand{{codec, work.args->width, rotary}, false, false, 0, nullptr, nullptr};
   const bool plain = codec == Codec::kF32;
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
   operand.pairs = !plain;
 #else
   operand.rounded = !plain && work.args->precision == Precision::kBF16;

@@ -182,6 +182,7 @@ struct Context : Kernels {
 // Declares something once in the namespace of each instruction set.
 #if defined(__x86_64__) || defined(_M_X64)
 #define FOVEAL_EACH_ISA(...)                                \
+  namespace foveal::avx512bf16 { __VA_ARGS__ }              \
   namespace foveal::avx512 { __VA_ARGS__ }                  \
   namespace foveal::avx2 { __VA_ARGS__ }                    \
   namespace foveal::portable { __VA_ARGS__ }

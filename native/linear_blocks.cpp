@@ -117,7 +117,7 @@ void multiply(const Matrix& weight, std::int64_t first, std::int64_t last, const
               std::int64_t n, const Output& y, Arena& scratch) {
   if (n == 0 || first >= last) return;
   const Job job{weight, first, last, x, n, y, scratch};
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
   if (layout.half) switch (weight.format) {
       case Format::kFP4:
         return layout.terms == 2 ? multiply_as<HalfFP4, Half, 2>(job) : multiply_as<HalfFP4, Half, 1>(job);

@@ -64,6 +64,7 @@ struct Wide {
   static constexpr int kVectors = 4;  // groups of 16 lanes a step
   static constexpr int kElements = 16;
   static constexpr int kParts = 16 / kNative;
+  static constexpr bool kReady = false;
   std::int64_t lane = 0;  // where the part in work begins
   FOVEAL_INLINE N dot(N acc, N w, N x) { return fma_native(w, x, acc); }
 };
@@ -76,7 +77,100 @@ FOVEAL_INLINE float scale_value(std::uint8_t code) {
   return value;
 }
 
-#if FOVEAL_AVX2
+#if FOVEAL_AVX512
+
+// mantissa * 2^(exponent - 3) with mantissa in [8, 16), as BF16 with the scale 2^(code - 127).
+constexpr std::uint16_t bf16_of(int mantissa, int exponent, int code) {
+  const int field = exponent + code;
+  if (code == 255) return 0x7fc0;
+  if (field <= 0) return 0;  // below BF16's normal numbers, which the dot product takes as 0
+  return (std::uint16_t)(field >= 255 ? 0x7f80 : field << 7 | (mantissa - 8) << 4);
+}
+
+constexpr std::uint16_t bf16_of_e4m3(int magnitude, int code) {
+  if (magnitude == 127) return 0x7fc0;
+  if (magnitude == 0) return code == 255 ? 0x7fc0 : 0;
+  int mantissa = magnitude & 7, exponent = (magnitude >> 3) - 7;
+  if (exponent == -7) {
+    for (exponent = -6; mantissa < 8; --exponent) mantissa *= 2;
+    return bf16_of(mantissa, exponent, code);
+  }
+  return bf16_of(mantissa + 8, exponent, code);
+}
+
+constexpr std::uint16_t bf16_of_e2m1(int magnitude, int code) {
+  constexpr int mantissas[8] = {0, 8, 8, 12, 8, 12, 8, 12}, exponents[8] = {0, -1, 0, 0, 1, 1, 2, 2};
+  if (magnitude == 0) return code == 255 ? 0x7fc0 : 0;
+  return bf16_of(mantissas[magnitude], exponents[magnitude], code);
+}
+
+// For each scale: high bytes of the 128 magnitudes, then low bytes.
+struct FP8Tables {
+  alignas(64) std::uint8_t bytes[256][256];
+  constexpr FP8Tables() : bytes() {
+    for (int code = 0; code < 256; ++code)
+      for (int magnitude = 0; magnitude < 128; ++magnitude) {
+        const std::uint16_t bits = bf16_of_e4m3(magnitude, code);
+        bytes[code][magnitude] = (std::uint8_t)(bits >> 8);
+        bytes[code][128 + magnitude] = (std::uint8_t)(bits & 255);
+      }
+  }
+};
+// For each scale: the 16 codes' numbers.
+struct FP4Tables {
+  alignas(64) std::uint16_t words[256][16];
+  constexpr FP4Tables() : words() {
+    for (int code = 0; code < 256; ++code)
+      for (int number = 0; number < 16; ++number)
+        words[code][number] = (std::uint16_t)(bf16_of_e2m1(number & 7, code) | (number & 8) << 12);
+  }
+};
+constexpr FP8Tables kFP8Tables;
+constexpr FP4Tables kFP4Tables;
+
+
+// 32 BF16 numbers as fp32: the even ones, then the odd ones.
+FOVEAL_INLINE void split(__m512i pairs, N* w) {
+  w[0] = (N)_mm512_slli_epi32(pairs, 16);
+  w[1] = (N)_mm512_and_si512(pairs, _mm512_set1_epi32(-65536));
+}
+
+// An FP8 block's table in registers; looks codes up.
+struct FP8Codes {
+  __m512i high0, high1, low0, low1;
+  FOVEAL_INLINE void enter(FP8Codes& d, std::uint8_t scale) {
+    const std::uint8_t* table = kFP8Tables.bytes[scale];
+    d.high0 = _mm512_load_si512(table);
+    d.high1 = _mm512_load_si512(table + 64);
+    d.low0 = _mm512_load_si512(table + 128);
+    d.low1 = _mm512_load_si512(table + 192);
+  }
+  // Codes 16q to 16q + 7 come as BF16 in the first vector, 16q + 8 to 16q + 15 in the second (q = 0 to 3).
+  FOVEAL_INLINE void decode(const FP8Codes& d, __m512i codes, __m512i* w) {
+    const __m512i magnitude = _mm512_permutex2var_epi8(d.high0, codes, d.high1);  // looks at 7 bits of a code
+    const __m512i low = _mm512_permutex2var_epi8(d.low0, codes, d.low1);
+    const __m512i high =
+        _mm512_ternarylogic_epi32(codes, _mm512_set1_epi8((char)0x80), magnitude, 0xea);  // (a & b) | c
+    w[0] = _mm512_unpacklo_epi8(low, high);
+    w[1] = _mm512_unpackhi_epi8(low, high);
+  }
+};
+
+// E2M1 pairs: a table of 16 numbers, scaled, that four bits of a lane look into.
+struct Nibbles {
+  __m512 table;
+  explicit Nibbles(std::uint8_t scale)
+      : table(_mm512_mul_ps(_mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f,  //
+                                           -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f),
+                            _mm512_set1_ps(scale_value(scale)))) {}
+  FOVEAL_INLINE void decode(const Nibbles& d, const std::uint8_t* from, N& even, N& odd) {
+    const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+    even = (N)_mm512_permutexvar_ps(pairs, d.table);
+    odd = (N)_mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), d.table);
+  }
+};
+
+#elif FOVEAL_AVX2
 
 // E4M3 codes times `factor`: as half-precision numbers 2^8 times too small, subnormals included.
 FOVEAL_INLINE N decode_e4m3(const std::uint8_t* from, N factor) {
@@ -164,7 +258,12 @@ struct WideBF16 : Wide {
       : base((const std::uint16_t*)m.data + row * m.columns), stride(m.columns), columns(m.columns) {}
   FOVEAL_INLINE void enter(const WideBF16&, std::int64_t) {}
   FOVEAL_INLINE void decode(const std::uint16_t* from, N* w) {
+#if FOVEAL_AVX512
+    split(_mm512_loadu_si512(from), w);
+    split(_mm512_loadu_si512(from + 32), w + 2);
+#else
     for (int v = 0; v < 4; ++v) w[v] = (N)(widen_words(from + 16 * v) << 16);
+#endif
   }
   FOVEAL_INLINE void load_step(const WideBF16& d, std::int64_t r, std::int64_t s, N* w) {
     decode(d.base + r * d.stride + s * kStep + d.lane, w);
@@ -181,6 +280,36 @@ struct WideBF16 : Wide {
   }
 };
 
+#if FOVEAL_AVX512
+struct WideFP8 : Wide {
+  static constexpr int kRows = 8;
+  const std::uint8_t* base;
+  const std::uint8_t* scale;
+  std::int64_t stride, columns;
+  FP8Codes codes;
+  WideFP8(const Matrix& m, std::int64_t row)
+      : base((const std::uint8_t*)m.data + row * m.columns),
+        scale(m.scale + row / kFP8Rows * ((m.columns + 127) / 128)),
+        stride(m.columns),
+        columns(m.columns) {}
+  FOVEAL_INLINE void enter(WideFP8& d, std::int64_t s) { FP8Codes::enter(d.codes, d.scale[s / 2]); }
+  FOVEAL_INLINE void decode(const WideFP8& d, __m512i codes, N* w) {
+    __m512i pairs[2];
+    FP8Codes::decode(d.codes, codes, pairs);
+    split(pairs[0], w);
+    split(pairs[1], w + 2);
+  }
+  FOVEAL_INLINE void load_step(const WideFP8& d, std::int64_t r, std::int64_t s, N* w) {
+    decode(d, _mm512_loadu_si512(d.base + r * d.stride + s * kStep), w);
+  }
+  FOVEAL_INLINE void load_tail(const WideFP8& d, std::int64_t r, std::int64_t s, N* w) {
+    decode(d, (__m512i)load_bytes(d.base + r * d.stride + s * kStep, d.columns - s * kStep), w);
+  }
+  FOVEAL_INLINE void fetch(const WideFP8& d, std::int64_t r, std::int64_t s) {
+    __builtin_prefetch(d.base + r * d.stride + s * kStep, 0, 2);
+  }
+};
+#else
 struct WideFP8 : Wide {
   static constexpr int kRows = 4;
   const std::uint8_t* base;
@@ -209,6 +338,7 @@ struct WideFP8 : Wide {
     __builtin_prefetch(d.base + r * d.stride + s * kStep, 0, 2);
   }
 };
+#endif
 
 // 32 columns come as their 16 even ones, then their 16 odd ones.
 struct WideFP4 : Wide {
@@ -246,23 +376,20 @@ struct WideFP4 : Wide {
 // Rows already decoded, padded to whole steps.
 template <class Arithmetic>
 struct Ready : Arithmetic {
+  static constexpr bool kReady = true;
   using Element = typename Arithmetic::Element;
   using V = typename Arithmetic::V;
   const Element* base;
   std::int64_t stride, columns;
   Ready(const Element* base_, std::int64_t stride_) : base(base_), stride(stride_), columns(stride_) {}
-  FOVEAL_INLINE void enter(const Ready&, std::int64_t) {}
-  FOVEAL_INLINE void load_step(const Ready& d, std::int64_t r, std::int64_t s, V* w) {
-    const Element* from = d.base + r * d.stride + s * kStep;
-    for (int v = 0; v < Arithmetic::kVectors; ++v) w[v] = load_as<V>(from + Arithmetic::kElements * v + d.lane);
+  FOVEAL_INLINE V load_vector(const Ready& d, std::int64_t r, std::int64_t s, int v) {
+    return load_as<V>(d.base + r * d.stride + s * kStep + Arithmetic::kElements * v + d.lane);
   }
-  FOVEAL_INLINE void load_tail(const Ready& d, std::int64_t r, std::int64_t s, V* w) { load_step(d, r, s, w); }
-  FOVEAL_INLINE void fetch(const Ready&, std::int64_t, std::int64_t) {}
 };
 
 // ---------------------------------------------------------------- pairs of BF16 numbers
 
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
 
 struct Half {
   using V = H;
@@ -271,58 +398,10 @@ struct Half {
   static constexpr int kVectors = 2;  // a step
   static constexpr int kElements = 32;
   static constexpr int kParts = 1;
+  static constexpr bool kReady = false;
   static constexpr std::int64_t lane = 0;
   FOVEAL_INLINE F dot(F acc, H w, H x) { return dot_bf16(acc, w, x); }
 };
-
-// mantissa * 2^(exponent - 3) with mantissa in [8, 16), as BF16 with the scale 2^(code - 127).
-constexpr std::uint16_t bf16_of(int mantissa, int exponent, int code) {
-  const int field = exponent + code;
-  if (code == 255) return 0x7fc0;
-  if (field <= 0) return 0;  // below BF16's normal numbers, which the dot product takes as 0
-  return (std::uint16_t)(field >= 255 ? 0x7f80 : field << 7 | (mantissa - 8) << 4);
-}
-
-constexpr std::uint16_t bf16_of_e4m3(int magnitude, int code) {
-  if (magnitude == 127) return 0x7fc0;
-  if (magnitude == 0) return code == 255 ? 0x7fc0 : 0;
-  int mantissa = magnitude & 7, exponent = (magnitude >> 3) - 7;
-  if (exponent == -7) {
-    for (exponent = -6; mantissa < 8; --exponent) mantissa *= 2;
-    return bf16_of(mantissa, exponent, code);
-  }
-  return bf16_of(mantissa + 8, exponent, code);
-}
-
-constexpr std::uint16_t bf16_of_e2m1(int magnitude, int code) {
-  constexpr int mantissas[8] = {0, 8, 8, 12, 8, 12, 8, 12}, exponents[8] = {0, -1, 0, 0, 1, 1, 2, 2};
-  if (magnitude == 0) return code == 255 ? 0x7fc0 : 0;
-  return bf16_of(mantissas[magnitude], exponents[magnitude], code);
-}
-
-// For each scale: high bytes of the 128 magnitudes, then low bytes.
-struct FP8Tables {
-  alignas(64) std::uint8_t bytes[256][256];
-  constexpr FP8Tables() : bytes() {
-    for (int code = 0; code < 256; ++code)
-      for (int magnitude = 0; magnitude < 128; ++magnitude) {
-        const std::uint16_t bits = bf16_of_e4m3(magnitude, code);
-        bytes[code][magnitude] = (std::uint8_t)(bits >> 8);
-        bytes[code][128 + magnitude] = (std::uint8_t)(bits & 255);
-      }
-  }
-};
-// For each scale: the 16 codes' numbers.
-struct FP4Tables {
-  alignas(64) std::uint16_t words[256][16];
-  constexpr FP4Tables() : words() {
-    for (int code = 0; code < 256; ++code)
-      for (int number = 0; number < 16; ++number)
-        words[code][number] = (std::uint16_t)(bf16_of_e2m1(number & 7, code) | (number & 8) << 12);
-  }
-};
-constexpr FP8Tables kFP8Tables;
-constexpr FP4Tables kFP4Tables;
 
 struct HalfBF16 : Half {
   static constexpr int kRows = 8;
@@ -355,26 +434,18 @@ struct HalfFP8 : Half {
   const std::uint8_t* base;
   const std::uint8_t* scale;
   std::int64_t stride, columns;
-  __m512i high0, high1, low0, low1;
+  FP8Codes codes;
   HalfFP8(const Matrix& m, std::int64_t row)
       : base((const std::uint8_t*)m.data + row * m.columns),
         scale(m.scale + row / kFP8Rows * ((m.columns + 127) / 128)),
         stride(m.columns),
         columns(m.columns) {}
-  FOVEAL_INLINE void enter(HalfFP8& d, std::int64_t s) {
-    const std::uint8_t* table = kFP8Tables.bytes[d.scale[s / 2]];
-    d.high0 = _mm512_load_si512(table);
-    d.high1 = _mm512_load_si512(table + 64);
-    d.low0 = _mm512_load_si512(table + 128);
-    d.low1 = _mm512_load_si512(table + 192);
-  }
+  FOVEAL_INLINE void enter(HalfFP8& d, std::int64_t s) { FP8Codes::enter(d.codes, d.scale[s / 2]); }
   FOVEAL_INLINE void decode(const HalfFP8& d, __m512i codes, H* w) {
-    const __m512i magnitude = _mm512_permutex2var_epi8(d.high0, codes, d.high1);  // looks at 7 bits of a code
-    const __m512i low = _mm512_permutex2var_epi8(d.low0, codes, d.low1);
-    const __m512i high =
-        _mm512_ternarylogic_epi32(codes, _mm512_set1_epi8((char)0x80), magnitude, 0xea);  // (a & b) | c
-    w[0] = (H)_mm512_unpacklo_epi8(low, high);
-    w[1] = (H)_mm512_unpackhi_epi8(low, high);
+    __m512i pairs[2];
+    FP8Codes::decode(d.codes, codes, pairs);
+    w[0] = (H)pairs[0];
+    w[1] = (H)pairs[1];
   }
   FOVEAL_INLINE void load_step(const HalfFP8& d, std::int64_t r, std::int64_t s, H* w) {
     decode(d, _mm512_loadu_si512(d.base + r * d.stride + s * kStep), w);
@@ -426,7 +497,7 @@ struct HalfFP4 : Half {
   }
 };
 
-#endif  // FOVEAL_AVX512
+#endif  // FOVEAL_BF16
 
 }  // namespace
 }  // namespace foveal::FOVEAL_ISA

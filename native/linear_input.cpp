@@ -69,6 +69,32 @@ FOVEAL_INLINE void put_wide(const Layout& layout, const float* x, float* to) {
 }
 
 #if FOVEAL_AVX512
+// The same in the orders in which BF16 numbers are split (linear_formats.h).
+FOVEAL_INLINE void put_split(const Layout& layout, const float* x, float* to) {
+  if (layout.order == Format::kFP4) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    for (int half = 0; half < 64; half += 32) {
+      const auto a = (__m512)load(x + half), b = (__m512)load(x + half + kLanes);
+      store(to + half, (F)_mm512_permutex2var_ps(a, even, b));
+      store(to + half + kLanes, (F)_mm512_permutex2var_ps(a, odd, b));
+    }
+    return;
+  }
+  // Quarters of each 16: even and odd ones of the first 8, of the last 8; then a transposition of quarters.
+  const __m512i parts = _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  __m512 v[4];
+  for (int i = 0; i < 4; ++i) v[i] = _mm512_permutexvar_ps(parts, (__m512)load(x + kLanes * i));
+  const __m512 a = _mm512_shuffle_f32x4(v[0], v[1], 0x88), b = _mm512_shuffle_f32x4(v[0], v[1], 0xdd);
+  const __m512 c = _mm512_shuffle_f32x4(v[2], v[3], 0x88), d = _mm512_shuffle_f32x4(v[2], v[3], 0xdd);
+  store(to, (F)_mm512_shuffle_f32x4(a, c, 0x88));
+  store(to + kLanes, (F)_mm512_shuffle_f32x4(b, d, 0x88));
+  store(to + 2 * kLanes, (F)_mm512_shuffle_f32x4(a, c, 0xdd));
+  store(to + 3 * kLanes, (F)_mm512_shuffle_f32x4(b, d, 0xdd));
+}
+#endif
+
+#if FOVEAL_BF16
 
 FOVEAL_INLINE __m512i pair(F low, F high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
 FOVEAL_INLINE F rest(F x, __m512i halves, int which) {
@@ -114,15 +140,20 @@ FOVEAL_INLINE void put_pairs(const Layout& layout, const float* x, std::uint8_t*
 
 Layout layout_for(const Matrix& weight, bool simulate, Precision precision, bool exact) {
   const bool plain = weight.format == Format::kF32 || exact;  // fp32 numbers, not rounded
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
   const bool half = !plain;
 #else
   const bool half = false;
 #endif
   const bool one = simulate || precision == Precision::kBF16;
   const bool round = !half && !plain && !simulate && precision == Precision::kBF16;
+#if FOVEAL_AVX512
+  // In fp32, BF16 numbers come as FP4 ones do.
+  const Format order = !half && weight.format == Format::kBF16 ? Format::kFP4 : weight.format;
+#else
   // In fp32 the columns of all formats but FP4 come in their natural order.
-  const Format order = half || weight.format == Format::kFP4 ? weight.format : Format::kF32;
+  const Format order = weight.format == Format::kFP4 ? Format::kFP4 : Format::kF32;
+#endif
   return {half, order, half && !one ? 2 : 1, simulate, round, weight.columns};
 }
 
@@ -146,9 +177,15 @@ void prepare(const Layout& layout, const float* x, std::int64_t first, std::int6
       from = block;
     }
     for (std::int64_t at = 0; at < here; at += kStep, to += step_bytes) {
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
       if (layout.half) {
         put_pairs(layout, from + at, to);
+        continue;
+      }
+#endif
+#if FOVEAL_AVX512
+      if (layout.order != Format::kF32) {
+        put_split(layout, from + at, (float*)to);
         continue;
       }
 #endif

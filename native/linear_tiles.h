@@ -15,6 +15,48 @@ constexpr int kTileTokens = 4;
 constexpr int kTileTokens = 2;  // half as many registers
 #endif
 
+// One step: R rows are decoded one after the other, each meets all tokens.
+template <class D, int Terms, int R, int T, class Load>
+FOVEAL_INLINE void decoded_step(D& d, std::int64_t s, const typename D::Element* const* x, typename D::Sum* sums,
+                                const Load& load) {
+  using V = typename D::V;
+  constexpr int kVectors = D::kVectors;
+  D::enter(d, s);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    V w[kVectors];
+    load(r, s, w);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t)
+#pragma GCC unroll 2
+        for (int term = 0; term < Terms; ++term)
+          sums[r * T + t] =
+              D::dot(sums[r * T + t], w[v], load_as<V>(x[t] + ((s * kVectors + v) * Terms + term) * D::kElements));
+  }
+}
+
+// One step of rows that are decoded already: a vector of each row and one of a token stay in registers.
+template <class D, int Terms, int R, int T>
+FOVEAL_INLINE void ready_step(D& d, std::int64_t s, const typename D::Element* const* x, typename D::Sum* sums) {
+  using V = typename D::V;
+#pragma GCC unroll 4
+  for (int v = 0; v < D::kVectors; ++v) {
+    V w[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) w[r] = D::load_vector(d, r, s, v);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t)
+#pragma GCC unroll 2
+      for (int term = 0; term < Terms; ++term) {
+        const V y = load_as<V>(x[t] + ((s * D::kVectors + v) * Terms + term) * D::kElements);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sums[r * T + t] = D::dot(sums[r * T + t], w[r], y);
+      }
+  }
+}
+
 // One part of the lanes of what run_tile does.
 template <class D, int Terms, int R, int T>
 FOVEAL_INLINE void run_part(D& d, std::int64_t steps, bool tail, const std::uint8_t* const* tokens, std::int64_t ahead,
@@ -22,7 +64,6 @@ FOVEAL_INLINE void run_part(D& d, std::int64_t steps, bool tail, const std::uint
   using Element = typename D::Element;
   using V = typename D::V;
   using Sum = typename D::Sum;
-  constexpr int kVectors = D::kVectors;
   Sum sums[R * T];
   if (from) {
 #pragma GCC unroll 16
@@ -34,30 +75,19 @@ FOVEAL_INLINE void run_part(D& d, std::int64_t steps, bool tail, const std::uint
   const Element* x[T];
 #pragma GCC unroll 4
   for (int t = 0; t < T; ++t) x[t] = (const Element*)tokens[t] + d.lane;
-  const auto step = [&](std::int64_t s, auto load) __attribute__((always_inline)) {
-    D::enter(d, s);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      V w[kVectors];
-      load(r, s, w);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-#pragma GCC unroll 4
-        for (int t = 0; t < T; ++t)
-#pragma GCC unroll 2
-          for (int term = 0; term < Terms; ++term)
-            sums[r * T + t] =
-                D::dot(sums[r * T + t], w[v], load_as<V>(x[t] + ((s * kVectors + v) * Terms + term) * D::kElements));
-    }
-  };
-  for (std::int64_t s = 0; s < steps; ++s) {
-    step(s, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) {
-      D::fetch(d, r + ahead, at);
-      D::load_step(d, r, at, w);
-    });
+  if constexpr (D::kReady) {
+    for (std::int64_t s = 0; s < steps; ++s) ready_step<D, Terms, R, T>(d, s, x, sums);
+  } else {
+    for (std::int64_t s = 0; s < steps; ++s)
+      decoded_step<D, Terms, R, T>(d, s, x, sums, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) {
+        D::fetch(d, r + ahead, at);
+        D::load_step(d, r, at, w);
+      });
+    if (tail)
+      decoded_step<D, Terms, R, T>(d, steps, x, sums, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) {
+        D::load_tail(d, r, at, w);
+      });
   }
-  if (tail)
-    step(steps, [&](int r, std::int64_t at, V* w) __attribute__((always_inline)) { D::load_tail(d, r, at, w); });
 #pragma GCC unroll 16
   for (int i = 0; i < R * T; ++i) std::memcpy((float*)(acc + i) + d.lane, &sums[i], sizeof sums[i]);
 }

@@ -34,10 +34,11 @@ std::vector<Isa> all_isas() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
-                      __builtin_cpu_supports("avx512bf16");
+                      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return {FOVEAL_ISA_OF(avx512, avx512), FOVEAL_ISA_OF(avx2, avx2), FOVEAL_ISA_OF(portable, true)};
+  return {FOVEAL_ISA_OF(avx512bf16, bf16), FOVEAL_ISA_OF(avx512, avx512), FOVEAL_ISA_OF(avx2, avx2),
+          FOVEAL_ISA_OF(portable, true)};
 #else
   return {FOVEAL_ISA_OF(portable, true)};
 #endif

@@ -18,8 +18,11 @@
 #endif
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VBMI__) && \
-    defined(__AVX512VNNI__) && defined(__AVX512BF16__)
+    defined(__AVX512VNNI__)
 #define FOVEAL_AVX512 1
+#if defined(__AVX512BF16__)
+#define FOVEAL_BF16 1  // products of BF16 pairs in one instruction; without it, fp32 products are the fastest
+#endif
 #elif defined(__AVX2__) && defined(__FMA__)
 #define FOVEAL_AVX2 1
 #endif
@@ -280,9 +283,9 @@ FOVEAL_INLINE std::uint16_t narrow_one(float x) {
   return (std::uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// acc[i] + a[2i+1] * b[2i+1] + a[2i] * b[2i], the odd product first; denormal results are 0 on AVX-512.
+// acc[i] + a[2i+1] * b[2i+1] + a[2i] * b[2i], the odd product first; the instruction's denormal results are 0.
 FOVEAL_INLINE F dot_bf16(F acc, H a, H b) {
-#if FOVEAL_AVX512
+#if FOVEAL_BF16
   return (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
 #else
   const U x = load_as<U>(&a), y = load_as<U>(&b);
