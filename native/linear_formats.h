@@ -156,13 +156,26 @@ struct FP8Codes {
   }
 };
 
-// E2M1 pairs: a table of 16 numbers, scaled, that four bits of a lane look into.
+// For each scale: the 16 codes' numbers in fp32.
+struct FP4Floats {
+  alignas(64) float numbers[256][16];
+  constexpr FP4Floats() : numbers() {
+    constexpr double values[8] = {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0};
+    double scale = 0x1p-127;
+    for (int code = 0; code < 256; ++code, scale *= 2)
+      for (int number = 0; number < 16; ++number) {
+        const double value = values[number & 7] * scale;
+        const float rounded = code == 255 ? __builtin_nanf("") : value < 0x1p128 ? (float)value : __builtin_inff();
+        numbers[code][number] = number & 8 ? -rounded : rounded;
+      }
+  }
+};
+constexpr FP4Floats kFP4Floats;
+
+// E2M1 pairs: four bits of a lane look into the table of their scale.
 struct Nibbles {
   __m512 table;
-  explicit Nibbles(std::uint8_t scale)
-      : table(_mm512_mul_ps(_mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f,  //
-                                           -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f),
-                            _mm512_set1_ps(scale_value(scale)))) {}
+  explicit Nibbles(std::uint8_t scale) : table(_mm512_load_ps(kFP4Floats.numbers[scale])) {}
   FOVEAL_INLINE void decode(const Nibbles& d, const std::uint8_t* from, N& even, N& odd) {
     const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
     even = (N)_mm512_permutexvar_ps(pairs, d.table);
