@@ -22,8 +22,10 @@ Region region_of(const RegionTuple& t) {
 }
 
 CacheShape make_shape(std::int64_t window, std::int64_t head_dim, std::int64_t rotary, const std::string& window_codec,
-                      const std::string& pack_kind, const std::vector<LayerTuple>& layers) {
+                      const std::string& pack_kind, const std::vector<LayerTuple>& layers, std::int64_t slots) {
+  require(slots > 0, "a slab has at least one slot");
   CacheShape shape;
+  shape.slots = slots;
   shape.window = window;
   shape.head_dim = head_dim;
   shape.rotary = rotary;
@@ -37,10 +39,17 @@ CacheShape make_shape(std::int64_t window, std::int64_t head_dim, std::int64_t r
       layer.index = region_of(*index);
       shape.pack.width = layer.index.width;
       shape.pack.keys = layer.index.per_page;
-      layer.index.pack_offset = shape.page_pack_bytes;
-      shape.page_pack_bytes += pack_bytes(shape.pack);
+      shape.key_bytes = pack_bytes(shape.pack);
+      layer.index.pack_offset = slots * shape.slot_bytes;
+      shape.slot_bytes += shape.key_bytes;
     }
     shape.layers.push_back(layer);
+  }
+  for (LayerLayout& layer : shape.layers) {
+    if (!layer.main.present || layer.index.present) continue;
+    shape.copy_bytes = layer.main.per_page * layer.main.entry_bytes;
+    layer.main.pack_offset = slots * shape.slot_bytes;
+    shape.slot_bytes += shape.copy_bytes;
   }
   return shape;
 }
@@ -52,37 +61,60 @@ std::uint8_t* memory_of(const nb::object& object, std::size_t bytes, const char*
   return static_cast<std::uint8_t*>(array.data());
 }
 
-// Packs the keys of a page's first `tokens` tokens, in all layers.
-void build_pack(Runtime& runtime, const CacheShape& shape, const nb::object& page, const nb::object& pack,
-                std::int64_t tokens) {
-  std::uint8_t* bytes = memory_of(page, 0, "the page");
-  std::uint8_t* packed = memory_of(pack, static_cast<std::size_t>(shape.page_pack_bytes), "the pack");
+// Fills a page's slot with what its first `tokens` tokens left.
+void fill_slot(Runtime& runtime, const CacheShape& shape, std::uint8_t* page, std::uint8_t* slab, std::int64_t slot,
+               std::int64_t tokens) {
   for (const LayerLayout& layer : shape.layers) {
-    const Region& region = layer.index;
-    if (!region.present) continue;
-    const std::int64_t keys = tokens / layer.ratio;
-    const Entries entries{region.codec, &bytes, region.offset, region.per_page, region.entry_bytes, keys, region.width, shape.rotary};
-    if (keys > 0) runtime.context().index->pack(shape.pack, entries, 0, keys, packed + region.pack_offset);
+    if (!layer.main.present) continue;
+    const Region& region = layer.index.present ? layer.index : layer.main;
+    const std::int64_t count = tokens / layer.ratio;
+    const Entries entries{region.codec, &page, region.offset, region.per_page, region.entry_bytes, count, region.width, shape.rotary};
+    std::uint8_t* to = slab + region.pack_offset + slot * (layer.index.present ? shape.key_bytes : shape.copy_bytes);
+    if (count == 0) continue;
+    if (layer.index.present)
+      runtime.context().index->pack(shape.pack, entries, 0, count, to);
+    else
+      std::memcpy(to, page + region.offset, static_cast<std::size_t>(count * region.entry_bytes));
   }
+}
+
+// Addresses of memory that Python holds: page, slab, slot.
+using PageTuple = std::tuple<std::uintptr_t, std::uintptr_t, std::int64_t>;
+
+void fill_slots(Runtime& runtime, const CacheShape& shape, const std::vector<PageTuple>& pages,
+                const std::vector<std::int64_t>& tokens) {
+  require(pages.size() == tokens.size(), "pages and their tokens must be of one number");
+  const nb::gil_scoped_release release;
+  runtime.context().pool.run(static_cast<std::int64_t>(pages.size()), [&](std::int64_t i, int) {
+    const auto& [page, slab, slot] = pages[static_cast<std::size_t>(i)];
+    fill_slot(runtime, shape, reinterpret_cast<std::uint8_t*>(page), reinterpret_cast<std::uint8_t*>(slab), slot,
+              tokens[static_cast<std::size_t>(i)]);
+  });
 }
 
 void bind_live(nb::module_& module) {
   nb::class_<CacheShape>(module, "CacheShape", "Where a sequence's entries lie (foveal.cache.live makes it).")
       .def("__init__",
            [](CacheShape* self, std::int64_t window, std::int64_t head_dim, std::int64_t rotary, const std::string& codec,
-              const std::string& pack_kind, const std::vector<LayerTuple>& layers) {
-             new (self) CacheShape(make_shape(window, head_dim, rotary, codec, pack_kind, layers));
+              const std::string& pack_kind, const std::vector<LayerTuple>& layers, std::int64_t slots) {
+             new (self) CacheShape(make_shape(window, head_dim, rotary, codec, pack_kind, layers, slots));
            })
-      .def_ro("page_pack_bytes", &CacheShape::page_pack_bytes);
-  module.def("build_pack", &build_pack, "Pack the index keys of a page's first `tokens` tokens, in all layers.");
+      .def_ro("slots", &CacheShape::slots)
+      .def_ro("slot_bytes", &CacheShape::slot_bytes)
+      .def_prop_ro("slab_bytes", &CacheShape::slab_bytes);
+  module.def("fill_slots", &fill_slots,
+             "Fill the slots of (page address, slab address, slot) with what the first tokens[i] tokens left in page i, in\n"
+             "all layers. The caller holds the memory, and vouches for its size.");
   nb::class_<Live>(module, "Live", "A sequence in work: pages, and its tail in rings (foveal.cache.live owns it).")
       .def(nb::init<const CacheShape&>())
       .def_rw("length", &Live::length)
       .def_prop_ro("page_count", [](const Live& live) { return live.pages.size(); })
-      .def("add_page",
-           [](Live& live, const nb::object& page, const nb::object& pack) {
-             live.pages.push_back(memory_of(page, 0, "the page"));
-             live.packs.push_back(memory_of(pack, static_cast<std::size_t>(live.shape.page_pack_bytes), "the pack"));
+      .def("add_pages",
+           [](Live& live, const std::vector<PageTuple>& pages) {
+             for (const auto& [page, slab, slot] : pages) {
+               require(slot >= 0 && slot < live.shape.slots, "no such slot in a slab");
+               live.add_page(reinterpret_cast<std::uint8_t*>(page), reinterpret_cast<std::uint8_t*>(slab), slot);
+             }
            })
       .def("put_window",
            [](Live& live, std::size_t layer, std::int64_t first, std::int64_t last, const nb::object& rows) {

@@ -64,6 +64,19 @@ Entries Live::entries(const Region& region, std::int64_t count) const {
   return {region.codec, pages.data(), region.offset, region.per_page, region.entry_bytes, count, region.width, shape.rotary};
 }
 
+Entries Live::copied(const Region& region, std::int64_t count) const {
+  Entries found = entries(region, count);
+  found.pages = copies.data();
+  found.offset = region.pack_offset;
+  return found;
+}
+
+void Live::add_page(std::uint8_t* page, std::uint8_t* slab, std::int64_t slot) {
+  pages.push_back(page);
+  packs.push_back(slab + slot * shape.key_bytes);
+  copies.push_back(slab + slot * shape.copy_bytes);
+}
+
 void Live::commit(std::int64_t tokens) {
   for (Ring& ring : windows_) ring.commit();
   for (OpenRings& rings : open_) {

@@ -22,7 +22,7 @@ struct Region {
   std::int64_t entry_bytes = 0;
   std::int64_t width = 0;        // e
   std::int64_t row_width = 0;    // of kv and of gate: 2 e in CSA layers, e in HCA layers
-  std::int64_t pack_offset = 0;  // index keys: in a page's pack
+  std::int64_t pack_offset = 0;  // of index keys, and of HCA entries: in a slab, behind what its pages' slots take
 };
 
 struct LayerLayout {
@@ -30,6 +30,9 @@ struct LayerLayout {
   Region main, index;
 };
 
+// What a step streams through lies in slabs, layer by layer: of `slots` pages the index keys in the order of the dot
+// products (packs), and copies of the HCA entries. A layer's part of one page is `key_bytes` or `copy_bytes`; that of the
+// next slot follows, so that memory is read in one go, page after page.
 struct CacheShape {
   std::int64_t window = 0;     // W
   std::int64_t head_dim = 0;   // c
@@ -37,7 +40,10 @@ struct CacheShape {
   Codec window_codec = Codec::kBF16;
   std::vector<LayerLayout> layers;
   PackShape pack{PackKind::kFP4, 0, 0};
-  std::int64_t page_pack_bytes = 0;
+  std::int64_t slots = 1, key_bytes = 0, copy_bytes = 0;
+  std::int64_t slot_bytes = 0;  // of one page, in all layers
+
+  std::int64_t slab_bytes() const { return slots * slot_bytes; }
 };
 
 // Rows by position in a ring, and the newest rows of a step that is not committed yet.
@@ -72,7 +78,10 @@ class Live {
   const CacheShape shape;
   std::int64_t length = 0;
   std::vector<std::uint8_t*> pages;
-  std::vector<std::uint8_t*> packs;
+  std::vector<std::uint8_t*> packs;   // where a page's slot begins in the first layer's keys...
+  std::vector<std::uint8_t*> copies;  // ...and in the first layer's HCA entries
+
+  void add_page(std::uint8_t* page, std::uint8_t* slab, std::int64_t slot);
 
   Ring& window(std::size_t layer) { return windows_[layer]; }
   OpenRings& open(std::size_t layer, bool index) { return open_[open_at_[layer] + (index ? 1 : 0)]; }
@@ -81,6 +90,8 @@ class Live {
   static std::int64_t open_rows(std::int64_t ratio, std::int64_t tokens);
   // Entries of a compressor in place, `count` of them.
   Entries entries(const Region& region, std::int64_t count) const;
+  // The same of an HCA layer, from the copies.
+  Entries copied(const Region& region, std::int64_t count) const;
 
   void commit(std::int64_t tokens);
 

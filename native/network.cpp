@@ -26,6 +26,11 @@ class Timer {
   std::chrono::steady_clock::time_point start_;
 };
 
+void copy_entries(const Live& sequence, const Region& region, std::int64_t first, std::int64_t last) {
+  const Entries from = sequence.entries(region, last), to = sequence.copied(region, last);
+  for (std::int64_t s = first; s < last; ++s) std::memcpy(to.at(s), from.at(s), static_cast<std::size_t>(region.entry_bytes));
+}
+
 }  // namespace
 
 // What one step works on: all tokens as one flat batch, then its segments. Scratch is good for the layer in progress.
@@ -167,7 +172,7 @@ void Network::project(Step& s, const Layer& layer) {
   for (std::int64_t i = 0; i < n * shape_.index_heads; ++i) s.index_weights[i] *= scale;
 }
 
-// New entries straight into their slots, and the new keys into the packs.
+// New entries straight into their slots; the new keys into the packs, and HCA entries into their copies.
 void Network::compress(Step& s, std::size_t number) {
   const Timer timer(seconds, "compress");
   const Layer& layer = layers_[number];
@@ -196,9 +201,13 @@ void Network::compress(Step& s, std::size_t number) {
   }
   if (!s.compress_jobs.empty())
     context.compress->compress(context, s.compress_jobs.data(), static_cast<int>(s.compress_jobs.size()));
-  if (layer.ratio != kCsaRatio) return;
   for (const Segment& segment : s.segments) {
     Live& sequence = *segment.sequence;
+    if (layer.ratio != kCsaRatio) {
+      copy_entries(sequence, sequence.shape.layers[number].main, sequence.length / layer.ratio,
+                   (sequence.length + segment.count) / layer.ratio);
+      continue;
+    }
     const Region& region = sequence.shape.layers[number].index;
     std::int64_t key = sequence.length / layer.ratio;
     const std::int64_t last = (sequence.length + segment.count) / layer.ratio;
@@ -265,7 +274,8 @@ void Network::attend(Step& s, std::size_t number) {
     job.window = sequence.window(number).rows(sequence.length, static_cast<std::uint8_t*>(s.window) + start * row);
     job.window_codec = sequence.shape.window_codec;
     job.window_size = shape_.window;
-    if (layer.ratio) job.entries = sequence.entries(sequence.shape.layers[number].main, visible);
+    const Region& main = sequence.shape.layers[number].main;
+    if (layer.ratio) job.entries = layer.ratio == kCsaRatio ? sequence.entries(main, visible) : sequence.copied(main, visible);
     job.indices = s.chosen[i];
     job.k = shape_.topk;
     job.ratio = layer.ratio;

@@ -1,8 +1,9 @@
 """A sequence while native kernels run it: pages by address, the tail in rings that a step writes in place.
 
 What is special here: everything in this module is derived. It can be dropped between two steps and made again from
-pages and tail; the saved form of a tail is made from it only when somebody asks. A page's *pack* (its index keys in the
-order the native dot products want) lies beside the page and is shared by all sequences that share the page.
+pages and tail; the saved form of a tail is made from it only when somebody asks. What a step streams through (a page's
+index keys, in the order the native dot products want, and its HCA entries) is copied to its slot in a slab, shared by
+all sequences that share the page.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from foveal import _native
 from foveal.cache.codec import EntryCodec, IndexFp4, IndexFp8, KvFp8
 from foveal.cache.layout import CacheLayout, Region
-from foveal.cache.page import Page
+from foveal.cache.page import Page, PagePool
+from foveal.cache.slabs import Slot, slots_of
 from foveal.cache.tail import Tail
 from foveal.config import PAGE_TOKENS
 from foveal.model.state import OpenRows, Part, open_row_count, parts_of, row_width
@@ -25,16 +27,17 @@ class Live:
     """Rings and page addresses of one sequence of `layout`.
 
     `fp4_keys`: index queries and keys go through the Hadamard rotation and FP4 at run time, so that keys may be packed
-    as FP4 whatever the cache stores.
+    as FP4 whatever the cache stores. `runtime`: whose threads fill slots.
     """
 
-    def __init__(self, layout: CacheLayout, *, fp4_keys: bool) -> None:
-        self.layout = layout
+    def __init__(self, pool: PagePool, runtime: _native.Runtime, *, fp4_keys: bool) -> None:
+        self.layout = pool.layout
         self.fp4_keys = fp4_keys
-        self._shape = _shape(layout, fp4_keys)
-        self.native = _native.Live(self._shape)
-        self._held: list[torch.Tensor] = []
-        """What `native` points into: a page may get another pack, or be let go, while this is still in use."""
+        self.slabs = pool.slabs(cache_shape(pool.layout, fp4_keys))
+        self.native = _native.Live(self.slabs.shape)
+        self._runtime = runtime
+        self._held: list[tuple[torch.Tensor, Slot]] = []
+        """What `native` points into: a page may get another slot, or be let go, while this is still in use."""
 
     def load(self, tail: Tail, pages: Seq[Page]) -> None:
         """Take over a sequence of which nothing is here yet."""
@@ -52,17 +55,21 @@ class Live:
         self.add_pages(pages)
 
     def add_pages(self, pages: Seq[Page]) -> None:
-        """Make the next pages of the sequence known; packs their keys when nobody has."""
+        """Make the next pages of the sequence known; fills a slot for each that has none."""
+        places: list[tuple[int, int, int]] = []
+        fill: list[tuple[int, int, int]] = []
+        tokens: list[int] = []
         for number, page in enumerate(pages, start=self.native.page_count):
-            if page.pack is None or page.pack_fp4 != self.fp4_keys:
-                with torch.inference_mode(False):
-                    page.pack = torch.zeros(self._shape.page_pack_bytes, dtype=torch.uint8)
-                page.pack_fp4 = self.fp4_keys
-                filled = min(max(self.native.length - number * PAGE_TOKENS, 0), PAGE_TOKENS)
-                if filled:
-                    _native.build_pack(_packer(), self._shape, page.data, page.pack, filled)
-            self._held += (page.data, page.pack)
-            self.native.add_page(page.data, page.pack)
+            new = page.slot is None or not page.slot.belongs_to(self.slabs)
+            slot = self.slabs.take() if new or page.slot is None else page.slot
+            places.append((page.data.data_ptr(), slot.address, slot.number))
+            if new:
+                page.slot = slot
+                fill.append(places[-1])
+                tokens.append(min(max(self.native.length - number * PAGE_TOKENS, 0), PAGE_TOKENS))
+            self._held.append((page.data, slot))
+        _native.fill_slots(self._runtime, self.slabs.shape, fill, tokens)
+        self.native.add_pages(places)
 
     def tail(self, windows: int) -> Tail:
         """The tail at the present length, as tensors of its own. `windows`: layers and MTP blocks; the latter are not
@@ -86,14 +93,14 @@ class Live:
         return Tail(length, tuple(made), rows)
 
 
-@lru_cache(maxsize=1)
-def _packer() -> _native.Runtime:
-    """Packing needs kernels and no threads."""
-    return _native.Runtime(threads=1)
-
-
 @lru_cache(maxsize=16)
-def _shape(layout: CacheLayout, fp4_keys: bool) -> _native.CacheShape:
+def cache_shape(layout: CacheLayout, fp4_keys: bool) -> _native.CacheShape:
+    """The layout as kernels need it, with slabs of about `foveal.cache.slabs.SLAB_BYTES`."""
+    one = _shape(layout, fp4_keys, slots=1)
+    return _shape(layout, fp4_keys, slots=slots_of(one.slot_bytes))
+
+
+def _shape(layout: CacheLayout, fp4_keys: bool, slots: int) -> _native.CacheShape:
     config = layout.config
     layers = []
     for layer in range(config.num_hidden_layers):
@@ -102,7 +109,8 @@ def _shape(layout: CacheLayout, fp4_keys: bool) -> _native.CacheShape:
         layers.append((ratio, parts.get(Part.MAIN), parts.get(Part.INDEX)))
     window = "f32" if layout.format.window_dtype is torch.float32 else "bf16"
     kind = _pack_kind(layout, fp4_keys)
-    return _native.CacheShape(config.sliding_window, config.head_dim, config.qk_rope_head_dim, window, kind, layers)
+    widths = config.sliding_window, config.head_dim, config.qk_rope_head_dim
+    return _native.CacheShape(*widths, window, kind, layers, slots)
 
 
 def _region(layout: CacheLayout, layer: int, part: Part) -> tuple[str, int, int, int, int, int]:

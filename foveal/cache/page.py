@@ -16,26 +16,27 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from foveal import _native
 from foveal.cache.errors import CacheError, CacheFull
 from foveal.cache.layout import CacheLayout, Region
+from foveal.cache.slabs import Slabs, Slot
 from foveal.config import PAGE_TOKENS
 
 
 class Page:
     """One page. `data` is uint8 [page_bytes]; `tokens` is None while open, then int32 [256], the token ids behind it.
 
-    `references` counts the sequences that hold it. Pages are made and counted by a `PagePool` only. `pack` is derived
-    from the page's index keys, for native kernels (`foveal.cache.live`); it is never saved.
+    `references` counts the sequences that hold it. Pages are made and counted by a `PagePool` only. `slot` holds copies
+    of what native kernels stream through (`foveal.cache.live`); it is never saved.
     """
 
-    __slots__ = ("__weakref__", "data", "pack", "pack_fp4", "references", "tokens")
+    __slots__ = ("__weakref__", "data", "references", "slot", "tokens")
 
     def __init__(self, data: Tensor, tokens: Tensor | None = None) -> None:
         self.data = data
         self.tokens = tokens
         self.references = 1
-        self.pack: Tensor | None = None
-        self.pack_fp4 = False
+        self.slot: Slot | None = None
 
     @property
     def sealed(self) -> bool:
@@ -55,14 +56,14 @@ class Page:
         if slot + len(rows) > region.count:
             raise CacheError(f"{len(rows)} entries from slot {slot} do not fit a page's {region.count} slots")
         self.rows(region)[slot : slot + len(rows)] = rows
-        self.pack = None
+        self.slot = None
 
     def clear_after(self, layout: CacheLayout, tokens: int) -> None:
         """Zero what lies behind the entries of the page's first `tokens` tokens (0 to 256)."""
         self._must_be_open()
         for region in layout.regions.values():
             self.rows(region)[layout.config.entries_after(tokens, region.layer) :] = 0
-        self.pack = None
+        self.slot = None
 
     def seal(self, tokens: Tensor) -> None:
         """The page is full: `tokens`, int32 [256], are what it stands for."""
@@ -92,6 +93,12 @@ class PagePool:
         # Weak, so that a sequence dropped without `free` costs nothing once Python has collected it.
         self._pages: weakref.WeakSet[Page] = weakref.WeakSet()
         self._by_address: weakref.WeakValueDictionary[int, Page] = weakref.WeakValueDictionary()
+        self._slabs: dict[_native.CacheShape, Slabs] = {}
+
+    def slabs(self, shape: _native.CacheShape) -> Slabs:
+        """Where this pool's pages have their slots, for kernels that see the cache as `shape`."""
+        with self._lock:
+            return self._slabs.setdefault(shape, Slabs(shape))
 
     @property
     def live(self) -> int:

@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from foveal import _native
 from foveal.cache.errors import CacheError, SequenceFreed
 from foveal.cache.image import SequenceImage, check_image
 from foveal.cache.layout import CacheBytes
@@ -111,7 +112,7 @@ class Sequence:
             open_windows=self._tail.open_bytes(),
             reserved=len(self._pages) * self.layout.page_bytes - needed.entries,
             kept_tails=kept,
-            views=(self._views.nbytes() if self._views is not None else 0) + self._pack_bytes(),
+            views=(self._views.nbytes() if self._views is not None else 0) + self._slot_bytes(),
         )
 
     @property
@@ -126,8 +127,8 @@ class Sequence:
     def _tail(self, tail: Tail) -> None:
         self._made_tail, self._length, self._live = tail, tail.position, None
 
-    def _pack_bytes(self) -> int:
-        return sum(page.pack.nbytes for page in self._pages if page.pack is not None)
+    def _slot_bytes(self) -> int:
+        return sum(page.slot.nbytes for page in self._pages if page.slot is not None)
 
     # ------------------------------------------------------------------ a step (SequenceState)
 
@@ -222,16 +223,17 @@ class Sequence:
 
     # ------------------------------------------------------------------ a step by native kernels
 
-    def begin_live(self, count: int, *, fp4_keys: bool) -> Live:
+    def begin_live(self, count: int, runtime: _native.Runtime, *, fp4_keys: bool) -> Live:
         """Stage a step of `count` tokens to be run by native kernels: pages for it are there and known to the result.
 
-        `commit_live` ends it; `rollback`, or the next step, drops it. `fp4_keys`: see `Live`. Raises `CacheFull`.
+        `commit_live` ends it; `rollback`, or the next step, drops it. `runtime`, `fp4_keys`: see `Live`. Raises
+        `CacheFull`.
         """
         self._alive()
         step = self._begin(count)
         if self._live is None or self._live.fp4_keys != fp4_keys:
             tail = self._tail
-            self._live = Live(self.layout, fp4_keys=fp4_keys)
+            self._live = Live(self.pool, runtime, fp4_keys=fp4_keys)
             self._live.load(tail, self._pages)
         self._live.add_pages(step.new_pages)
         return self._live
@@ -249,7 +251,7 @@ class Sequence:
         self._keep_tail_after(old)
 
     def _leave_live(self) -> None:
-        """Go back to pages and tail alone: whoever writes into a page outside a native step makes packs of it stale."""
+        """Go back to pages and tail alone: whoever writes into a page outside a native step makes its slot stale."""
         if self._live is not None:
             self._tail = self._tail
 

@@ -61,7 +61,7 @@ class NativeNetwork:
         parts = []
         try:
             for state, segment in zip(states, segments, strict=True):
-                live = state.begin_live(segment.count, fp4_keys=self.numerics.index)
+                live = state.begin_live(segment.count, self.runtime, fp4_keys=self.numerics.index)
                 parts.append((live.native, segment.count, trace))
             streams = self._room(len(tokens))
             self._network.step(tokens, parts, streams)
