@@ -3,9 +3,12 @@ Foveal's native kernels for the CPU. Tensors are passed as DLPack; see native/ f
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+from numpy.typing import NDArray
 from torch import Tensor
+
+Array: TypeAlias = Tensor | NDArray[Any]
 
 def available_isas() -> list[str]:
     """Instruction sets with kernels in this build that this machine runs."""
@@ -39,7 +42,7 @@ class Runtime:
     def scratch_bytes(self) -> int: ...
 
 def linear(
-    runtime: Runtime, x: Tensor, weights: Sequence[Matrix], simulate: Sequence[bool], out: Sequence[Tensor]
+    runtime: Runtime, x: Array, weights: Sequence[Matrix], simulate: Sequence[bool], out: Sequence[Array]
 ) -> None:
     """
     Products of one input x [n, columns] with several weights: out[i] [n, rows] = x @ weights[i].T. Where simulate[i],
@@ -47,7 +50,7 @@ def linear(
     """
 
 def grouped_output(
-    runtime: Runtime, heads: Tensor, wo_a: Matrix, wo_b: Matrix, groups: int, simulate: bool, out: Tensor
+    runtime: Runtime, heads: Array, wo_a: Matrix, wo_b: Matrix, groups: int, simulate: bool, out: Array
 ) -> None:
     """
     heads [n, groups * width] through wo_a's rows of each group, then all through wo_b: out [n, d].
@@ -55,15 +58,15 @@ def grouped_output(
 
 def route(
     runtime: Runtime,
-    y: Tensor,
+    y: Array,
     gate: Matrix,
-    bias: Tensor | None,
-    table: Tensor | None,
-    tokens: Tensor | None,
+    bias: Array | None,
+    table: Array | None,
+    tokens: Array | None,
     scale: float,
-    chosen: Tensor,
-    weights: Tensor,
-    affinity: Tensor,
+    chosen: Array,
+    weights: Array,
+    affinity: Array,
 ) -> None:
     """
     The experts of each token: fills chosen and weights [n, A] and affinity [n, E].
@@ -71,39 +74,39 @@ def route(
 
 def experts(
     runtime: Runtime,
-    y: Tensor,
-    chosen: Tensor,
-    weights: Tensor,
+    y: Array,
+    chosen: Array,
+    weights: Array,
     w1: Sequence[Matrix],
     w2: Sequence[Matrix],
     w3: Sequence[Matrix],
     shared: Sequence[Matrix],
     limit: float,
     simulate: bool,
-    out: Tensor,
+    out: Array,
 ) -> None:
     """
     SwiGLU experts of y [n, d], weighted, in ascending order, then the shared (w1, w2, w3): out [n, d].
     """
 
-def embed(runtime: Runtime, table: Matrix, tokens: Tensor, out: Tensor) -> None:
+def embed(runtime: Runtime, table: Matrix, tokens: Array, out: Array) -> None:
     """
     Rows of `table` (bf16 or f32) for tokens int64 [n], repeated for each stream: out [n, S, d].
     """
 
 def hyper_pre(
     runtime: Runtime,
-    streams: Tensor,
-    fn: Tensor,
-    base: Tensor,
-    scale: Tensor,
+    streams: Array,
+    fn: Array,
+    base: Array,
+    scale: Array,
     iterations: int,
     eps: float,
     norm_eps: float,
-    norm: Tensor | None,
-    x: Tensor,
-    post: Tensor,
-    comb: Tensor,
+    norm: Array | None,
+    x: Array,
+    post: Array,
+    comb: Array,
 ) -> None:
     """
     Streams [n, S, d] -> x [n, d] (RMS-normed and times `norm` [d] unless that is None), post [n, S], comb
@@ -112,32 +115,30 @@ def hyper_pre(
 
 def hyper_head(
     runtime: Runtime,
-    streams: Tensor,
-    fn: Tensor,
-    base: Tensor,
-    scale: Tensor,
+    streams: Array,
+    fn: Array,
+    base: Array,
+    scale: Array,
     eps: float,
     norm_eps: float,
-    norm: Tensor | None,
-    x: Tensor,
+    norm: Array | None,
+    x: Array,
 ) -> None:
     """
     Streams [n, S, d] -> x [n, d] that the LM head reads. fn [S, S * d], base [S], scale [1].
     """
 
-def hyper_post(runtime: Runtime, out: Tensor, post: Tensor, comb: Tensor, streams: Tensor) -> None:
+def hyper_post(runtime: Runtime, out: Array, post: Array, comb: Array, streams: Array) -> None:
     """
     Streams [n, S, d] in place: destination k gets post_k * out + sum of comb[j, k] * stream_j.
     """
 
-def rms_norm(runtime: Runtime, x: Tensor, weight: Tensor | None, eps: float, out: Tensor) -> None:
+def rms_norm(runtime: Runtime, x: Array, weight: Array | None, eps: float, out: Array) -> None:
     """
     x [n, width] / rms, times weight [width] unless None -> out [n, width].
     """
 
-def finish_query(
-    runtime: Runtime, x: Tensor, positions: Tensor, frequencies: Tensor, eps: float, quantize: bool
-) -> None:
+def finish_query(runtime: Runtime, x: Array, positions: Array, frequencies: Array, eps: float, quantize: bool) -> None:
     """
     x [n, heads, c] in place: RMS norm of each head (eps < 0: none), rotation at int64 positions [n], with
     `quantize` the Hadamard rotation and FP4.
@@ -145,54 +146,54 @@ def finish_query(
 
 def finish_kv(
     runtime: Runtime,
-    x: Tensor,
-    positions: Tensor,
-    frequencies: Tensor,
-    weight: Tensor,
+    x: Array,
+    positions: Array,
+    frequencies: Array,
+    weight: Array,
     eps: float,
     quantize: bool,
-    rows: Tensor,
+    rows: Array,
 ) -> None:
     """
     x [n, c]: RMS norm times weight, rotation, with `quantize` the FP8 of KV rows -> rows [n, c], float32,
     bfloat16 or (BF16 bits) uint16.
     """
 
-def rotate(runtime: Runtime, x: Tensor, positions: Tensor, frequencies: Tensor, inverse: bool) -> None:
+def rotate(runtime: Runtime, x: Array, positions: Array, frequencies: Array, inverse: bool) -> None:
     """
     Rotates the last channels of x [n, heads, c] in place, as interleaved pairs.
     """
 
-def quantize_kv(runtime: Runtime, x: Tensor, rotary: int) -> None:
+def quantize_kv(runtime: Runtime, x: Array, rotary: int) -> None:
     """
     x [n, c] in place: FP8 in blocks of 64 before the last `rotary` channels, BF16 on those.
     """
 
-def quantize_index(runtime: Runtime, x: Tensor) -> None:
+def quantize_index(runtime: Runtime, x: Array) -> None:
     """
     x [n, width] in place: Hadamard rotation, FP4 in blocks of 32. width must be a power of two.
     """
 
-def quantize_activations(runtime: Runtime, x: Tensor) -> None:
+def quantize_activations(runtime: Runtime, x: Array) -> None:
     """x [n, width] in place: FP8 in blocks of 128."""
 
 def compress(
     runtime: Runtime,
-    past_kv: Tensor | None,
-    past_gate: Tensor | None,
-    kv: Tensor,
-    gate: Tensor,
+    past_kv: Array | None,
+    past_gate: Array | None,
+    kv: Array,
+    gate: Array,
     length: int,
     first: int,
     last: int,
     ratio: int,
     overlap: bool,
-    norm: Tensor,
+    norm: Array,
     eps: float,
-    frequencies: Tensor,
+    frequencies: Array,
     finish: str,
     codec: str,
-    out: Tensor,
+    out: Array,
 ) -> None:
     """
     Entries [first, last) -> their bytes, uint8 [last - first, bytes of one]. kv and gate [rows, width]
@@ -201,17 +202,17 @@ def compress(
     "kv_fp8", "index_fp4" or "index_fp8". Raises ValueError for wrong shapes or missing rows.
     """
 
-def add_position_bias(runtime: Runtime, gate: Tensor, ape: Tensor, position: int) -> None:
+def add_position_bias(runtime: Runtime, gate: Array, ape: Array, position: int) -> None:
     """
     gate [n, width] in place: adds ape[(position + i) % ratio]; ape [ratio, width].
     """
 
-def encode_entries(runtime: Runtime, codec: str, entries: Tensor, rotary: int, out: Tensor) -> None:
+def encode_entries(runtime: Runtime, codec: str, entries: Array, rotary: int, out: Array) -> None:
     """
     Entries float32 [n, e] -> uint8 [n, bytes], as foveal.cache.codec does.
     """
 
-def decode_entries(runtime: Runtime, codec: str, rows: Tensor, rotary: int, entries: Tensor) -> None:
+def decode_entries(runtime: Runtime, codec: str, rows: Array, rotary: int, entries: Array) -> None:
     """The inverse of encode_entries."""
 
 def entry_bytes(codec: str, width: int, rotary: int) -> int:
@@ -228,7 +229,7 @@ class IndexKeys:
     def __init__(
         self,
         runtime: Runtime,
-        data: Tensor,
+        data: Array,
         count: int,
         width: int,
         *,
@@ -237,7 +238,7 @@ class IndexKeys:
         per_page: int = 64,
         step: int = 64,
     ) -> None: ...
-    def forked(self, runtime: Runtime, data: Tensor, count: int, *, codec: str) -> IndexKeys:
+    def forked(self, runtime: Runtime, data: Array, count: int, *, codec: str) -> IndexKeys:
         """
         The full pages of these keys, shared, and `count` more keys behind them.
         """
@@ -250,12 +251,12 @@ class IndexKeys:
     def nbytes(self) -> int:
         """Bytes of all packs."""
 
-def index_is_fp4(x: Tensor) -> bool:
+def index_is_fp4(x: Array) -> bool:
     """
     Whether rows [n, width] fp32 are FP4 codes times one power of two in every block of 32.
     """
 
-def index_scores(runtime: Runtime, query: Tensor, weights: Tensor, keys: IndexKeys, out: Tensor) -> None:
+def index_scores(runtime: Runtime, query: Array, weights: Array, keys: IndexKeys, out: Array) -> None:
     """
     Scores of queries [n, I, ci] with weights [n, I] over all keys into out [n, keys], fp32.
     """
@@ -284,32 +285,32 @@ class AttendJob:
     def __init__(
         self,
         *,
-        query: Tensor,
+        query: Array,
         position: int,
-        out: Tensor,
-        sink: Tensor,
-        frequencies: Tensor,
-        fresh: Tensor,
+        out: Array,
+        sink: Array,
+        frequencies: Array,
+        fresh: Array,
         length: int,
-        past: Tensor | None = None,
+        past: Array | None = None,
         window_codec: str,
         window_size: int,
-        pages: Sequence[Tensor] = [],
+        pages: Sequence[Array] = [],
         entry_codec: str = "bf16",
         count: int = 0,
         per_page: int = 1,
         offset: int = 0,
         rotary: int = 0,
         ratio: int = 0,
-        indices: Tensor | None = None,
-        entry_mass: Tensor | None = None,
-        window_mass: Tensor | None = None,
+        indices: Array | None = None,
+        entry_mass: Array | None = None,
+        window_mass: Array | None = None,
     ) -> None: ...
 
 def attend(runtime: Runtime, jobs: Sequence[AttendJob]) -> None:
     """Runs `AttendJob`s together."""
 
-def greedy(runtime: Runtime, logits: Tensor) -> tuple[int, float]:
+def greedy(runtime: Runtime, logits: Array) -> tuple[int, float]:
     """
     The likeliest token (the lowest of equals) of logits fp32 [V], and its log-probability.
 
@@ -370,13 +371,13 @@ class Network:
     def __init__(self, arg0: object, arg1: dict[str, Any], /) -> None: ...
     def add_layer(self, arg: dict[str, Any], /) -> None: ...
     def set_ends(self, arg: dict[str, Any], /) -> None: ...
-    def step(self, tokens: Tensor, segments: Sequence[tuple[Live, int, bool]], streams: Tensor) -> None:
+    def step(self, tokens: Array, segments: Sequence[tuple[Live, int, bool]], streams: Array) -> None:
         """
         Run the next tokens int64 [n] of (Live, count, trace) segments; fills streams fp32 [n, S, d]. The sequences hold
         the step uncommitted. Raises ValueError when sizes, pages or token ids do not fit; nothing has changed then.
         """
 
-    def logits(self, arg0: Tensor, arg1: Tensor, /) -> None: ...
+    def logits(self, arg0: Array, arg1: Array, /) -> None: ...
     def traces(self) -> list[Any]: ...
     def seconds(self) -> dict[str, float]: ...
     def index_counters(self) -> tuple[int, int]: ...

@@ -1,4 +1,4 @@
-"""Writes foveal/_native.pyi from the built module: python native/make_stub.py. Arrays are typed as torch tensors."""
+"""Writes foveal/_native.pyi from the built module: python native/make_stub.py. Arrays may be torch's or numpy's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from pathlib import Path
 
 TARGET = Path(__file__).resolve().parent.parent / "foveal" / "_native.pyi"
 ARRAY = re.compile(r"Annotated\[NDArray(?:\[[^\]]*\])?, dict\((?:[^()]|\([^()]*\))*\)\]")
+IMPORTS = """from typing import Any, TypeAlias
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array: TypeAlias = Tensor | NDArray[Any]
+"""
 BARE = {"dict": "dict[str, Any]", "list": "list[Any]", "tuple": "tuple[Any, ...]"}
 
 
@@ -18,11 +25,11 @@ def main() -> None:
     subprocess.run([sys.executable, "-m", "nanobind.stubgen", "-m", "foveal._native", "-q", "-o", str(out)], check=True)
     text = out.read_text(encoding="utf-8")
     out.unlink()
-    text = ARRAY.sub("Tensor", text).replace("import numpy\nfrom numpy.typing import NDArray\n", "")
+    text = ARRAY.sub("Array", text).replace("import numpy\nfrom numpy.typing import NDArray\n", "")
     text = re.sub(
         r"(?<=: |> |.\[)(dict|list|tuple)(?=[],:)]|$)", lambda match: BARE[match[1]], text, flags=re.MULTILINE
     )
-    text = text.replace("from typing import Annotated\n", "from typing import Any\n\nfrom torch import Tensor\n")
+    text = text.replace("from typing import Annotated\n", IMPORTS)
     TARGET.write_text(text, encoding="utf-8")
     for command in (["format", "-q"], ["check", "--fix", "-q"]):
         subprocess.run([sys.executable, "-m", "ruff", *command, str(TARGET)], check=True)

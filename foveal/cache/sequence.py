@@ -54,7 +54,7 @@ class Sequence:
         self._live: Live | None = None
         self._kept: list[Tail] = [self._made_tail]
         self._pages: list[Page] = []
-        self._open_tokens = torch.empty(0, dtype=torch.int32)
+        self._open_tokens: list[int] = []
         self._step: Step | None = None
         self._freed = False
 
@@ -88,7 +88,7 @@ class Sequence:
         """All token ids so far, int32 [t]. A copy."""
         self._alive()
         full = [page.tokens for page in self._pages if page.tokens is not None]
-        return torch.cat([*full, self._open_tokens])
+        return torch.cat([*full, _ids(self._open_tokens)])
 
     @property
     def pages(self) -> tuple[Page, ...]:
@@ -201,21 +201,20 @@ class Sequence:
         new = self._length + step.count
         none = torch.empty_like(self._tail.windows[-1][:0])
         windows = tuple(step.windows.get(layer, none) for layer in range(len(self.config.compress_ratios)))
-        self._take_pages(step, ids)
+        self._take_pages(step, ids.tolist())
         old, self._step = self._length, None
         self._tail = Tail(new, windows, step.rows)
         self._keep_tail_after(old)
 
-    def _take_pages(self, step: Step, ids: Tensor) -> None:
-        """The step's pages are the sequence's now; those it filled are sealed. (No list of all pages is made anew: at a
-        million tokens that would cost more than the step.)"""
-        old, new = self._length, self._length + step.count
-        open_tokens = torch.cat([self._open_tokens, ids])
+    def _take_pages(self, step: Step, ids: list[int]) -> None:
+        """The step's pages are the sequence's now; those it filled are sealed. (No list of all pages is made anew, and
+        one token makes no tensor: with a small model that would cost more than the step.)"""
+        full, new = self._length // PAGE_TOKENS, self._length + step.count
         self._pages += step.new_pages
-        for number in range(old // PAGE_TOKENS, new // PAGE_TOKENS):
-            start = (number - old // PAGE_TOKENS) * PAGE_TOKENS
-            self._pages[number].seal(open_tokens[start : start + PAGE_TOKENS].clone())
-        self._open_tokens = open_tokens[len(open_tokens) - new % PAGE_TOKENS :].clone()
+        self._open_tokens += ids
+        for page in self._pages[full : new // PAGE_TOKENS]:
+            page.seal(_ids(self._open_tokens[:PAGE_TOKENS]))
+            del self._open_tokens[:PAGE_TOKENS]
 
     def _keep_tail_after(self, old: int) -> None:
         if self.tail_every and self._length // self.tail_every > old // self.tail_every:
@@ -244,7 +243,7 @@ class Sequence:
         step, live = self._step, self._live
         if step is None or live is None or len(tokens) != step.count:
             raise CacheError("commit_live without a begin_live for as many tokens")
-        self._take_pages(step, tokens.to(torch.int32))
+        self._take_pages(step, tokens.tolist())
         live.native.commit(step.count)
         old, self._step = self._length, None
         self._length += step.count
@@ -318,7 +317,7 @@ class Sequence:
             copies[0].data.copy_(self._pages[-1].data)
         self.pool.share(full)
         child._pages = [*full, *copies]
-        child._tail, child._kept, child._open_tokens = self._tail, list(self._kept), self._open_tokens
+        child._tail, child._kept, child._open_tokens = self._tail, list(self._kept), list(self._open_tokens)
         return child
 
     def keep_tail(self) -> Tail:
@@ -354,7 +353,7 @@ class Sequence:
         if not 0 <= length <= self.length:
             raise CacheError(f"cannot truncate a sequence of {self.length} tokens to {length}")
         if length == self.length:
-            return self._open_tokens[:0]
+            return _ids([])
         tail = next(kept for kept in reversed(self._kept) if kept.position <= length)
         tokens = self.tokens
         full, filled = divmod(tail.position, PAGE_TOKENS)
@@ -364,7 +363,7 @@ class Sequence:
         self.pool.release(page for page in self._pages[full:] if page not in kept)
         self._pages, self._tail = kept, tail
         self._kept = [k for k in self._kept if k.position <= tail.position]
-        self._open_tokens = tokens[full * PAGE_TOKENS : tail.position].clone()
+        self._open_tokens = tokens[full * PAGE_TOKENS : tail.position].tolist()
         self._limit_views()
         return tokens[tail.position : length].clone()
 
@@ -425,7 +424,7 @@ class Sequence:
             raise
         sequence._pages, sequence._tail = pages, tail
         sequence.add_tail(tail)
-        sequence._open_tokens = ids[len(image.pages) * PAGE_TOKENS :].clone()
+        sequence._open_tokens = ids[len(image.pages) * PAGE_TOKENS :].tolist()
         return sequence
 
     # ------------------------------------------------------------------ inside
@@ -466,3 +465,7 @@ class Sequence:
         if self._views is not None:
             for layer, part in self.layout.regions:
                 self._views.limit((layer, part), self.config.entries_after(self.length, layer))
+
+
+def _ids(tokens: list[int]) -> Tensor:
+    return torch.tensor(tokens, dtype=torch.int32)

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,8 +154,8 @@ class BatchEngine:
         observer = Observer() if any(work.last and work.request.trace for work in plan) else None
         try:
             streams = self._forward(plan, observer)
-            ends = torch.tensor([len(work.tokens) for work in plan]).cumsum(0) - 1
-            logits = self.network.logits(streams[ends.to(streams.device)])
+            ends = [end - 1 for end in itertools.accumulate(len(work.tokens) for work in plan)]
+            logits = self.network.logits(streams if len(streams) == len(plan) else streams[ends])
         except Exception:
             return [self._run_alone(work) for work in plan]
         return [
@@ -168,7 +169,7 @@ class BatchEngine:
         ]
 
     def _forward(self, plan: Sequence[Work], observer: Observer | None) -> Tensor:
-        tokens = torch.tensor([token for work in plan for token in work.tokens], dtype=torch.int64)
+        tokens = _ids([token for work in plan for token in work.tokens])
         segments = [Segment(work.request.state, len(work.tokens)) for work in plan]
         return self.network(tokens, segments, observer)
 
@@ -243,7 +244,7 @@ class BatchEngine:
         size = next_cut(state.length, len(tokens), self.scheduler.chunk)
         if size:
             with self._lock:
-                self.network(torch.tensor(tokens[:size], dtype=torch.int64), [Segment(state, size)])
+                self.network(_ids(tokens[:size]), [Segment(state, size)])
         return size
 
 
@@ -258,3 +259,7 @@ class _Result:
         self.logits = logits
         self.trace = trace
         self.error = error
+
+
+def _ids(tokens: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.array(tokens, dtype=np.int64))  # several times as fast as a tensor of a list

@@ -32,7 +32,7 @@ def _kernels() -> _native.Runtime:
 def _likeliest(logits: Tensor) -> Sampled:
     """The common case, greedy without alternatives, in one pass over the vocabulary."""
     try:
-        token, logprob = _native.greedy(_kernels(), logits.float().contiguous())
+        token, logprob = _native.greedy(_kernels(), logits.float().contiguous().numpy())
     except ValueError as error:
         raise BadLogitsError(_NOT_NUMBERS) from error
     return Sampled(token, logprob)
