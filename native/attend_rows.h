@@ -66,8 +66,9 @@ constexpr Bytes128 make_e4m3() {
 }
 constexpr Bytes128 kE4M3 = make_e4m3();
 
-// 1 to 64 codes times a power of two to BF16; false (and nothing) where a code or the scale is out of the ordinary.
-FOVEAL_INLINE bool decode_block(const std::uint8_t* from, std::int64_t count, std::uint8_t e8m0, std::uint16_t* to) {
+// 1 to 64 codes times a power of two as BF16, 32 in each vector; false (and nothing) where a code or the scale is out of
+// the ordinary.
+FOVEAL_INLINE bool decode_codes(const std::uint8_t* from, std::int64_t count, std::uint8_t e8m0, __m512i* to) {
   if (e8m0 < 27 || e8m0 > 227) return false;
   const auto raw = (__m512i)load_bytes(from, count);
   const __m512i seven = _mm512_set1_epi8(0x7f);
@@ -81,11 +82,17 @@ FOVEAL_INLINE bool decode_block(const std::uint8_t* from, std::int64_t count, st
   const __m512i power = _mm512_set1_epi16(static_cast<short>((e8m0 - 127) * 128));
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);
   const __m512i first = _mm512_unpacklo_epi8(low, high), second = _mm512_unpackhi_epi8(low, high);
+  to[0] = _mm512_mask_add_epi16(first, _mm512_test_epi16_mask(first, magnitude), first, power);
+  to[1] = _mm512_mask_add_epi16(second, _mm512_test_epi16_mask(second, magnitude), second, power);
+  return true;
+}
+
+FOVEAL_INLINE bool decode_block(const std::uint8_t* from, std::int64_t count, std::uint8_t e8m0, std::uint16_t* to) {
+  __m512i pairs[2];
+  if (!decode_codes(from, count, e8m0, pairs)) return false;
   const __mmask64 there = count >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << count) - 1;
-  _mm512_mask_storeu_epi16(to, static_cast<__mmask32>(there),
-                           _mm512_mask_add_epi16(first, _mm512_test_epi16_mask(first, magnitude), first, power));
-  _mm512_mask_storeu_epi16(to + 32, static_cast<__mmask32>(there >> 32),
-                           _mm512_mask_add_epi16(second, _mm512_test_epi16_mask(second, magnitude), second, power));
+  _mm512_mask_storeu_epi16(to, static_cast<__mmask32>(there), pairs[0]);
+  _mm512_mask_storeu_epi16(to + 32, static_cast<__mmask32>(there >> 32), pairs[1]);
   return true;
 }
 #endif
@@ -118,11 +125,41 @@ FOVEAL_INLINE F widen_part(const std::uint16_t* from, std::int64_t count) {
   return widen(part);
 }
 
+#if FOVEAL_AVX512
+// As `spread_floats`, for FP8 rows whose parts are whole vectors, without a detour through memory; false (and rubbish) where
+// `decode_codes` says so.
+FOVEAL_INLINE bool spread_kv(const std::uint8_t* from, const RowShape& shape, std::int64_t at, float* to) {
+  const std::int64_t plain = shape.width - shape.rotary;
+  if (plain % kLanes != 0 || shape.rotary % kLanes != 0) return false;
+  const auto put = [&](std::int64_t c, __m256i numbers) __attribute__((always_inline)) {
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16);
+    _mm512_storeu_si512(to + (c / kBlock * kTileRows + at) * kBlock + c % kBlock, wide);
+  };
+  const std::uint8_t* scales = from + plain + 2 * shape.rotary;
+  for (std::int64_t c = 0; c < plain; c += 64) {
+    const std::int64_t count = least(64, plain - c);
+    __m512i pairs[2];
+    if (!decode_codes(from + c, count, scales[c / 64], pairs)) return false;
+    put(c, _mm512_castsi512_si256(pairs[0]));
+    if (count > 16) put(c + 16, _mm512_extracti64x4_epi64(pairs[0], 1));
+    if (count > 32) put(c + 32, _mm512_castsi512_si256(pairs[1]));
+    if (count > 48) put(c + 48, _mm512_extracti64x4_epi64(pairs[1], 1));
+  }
+  for (std::int64_t c = plain; c < shape.width; c += kLanes)
+    put(c, _mm256_loadu_si256((const __m256i*)(from + plain + 2 * (c - plain))));
+  for (std::int64_t c = shape.width; c < round_up(shape.width, kBlock); c += kLanes) put(c, __m256i{});
+  return true;
+}
+#endif
+
 // A row into blocks [width / 64 rounded up][kTileRows][64] at row `at`; channels from `width` on are 0.
 void spread_floats(const std::uint8_t* from, const RowShape& shape, std::uint16_t* decoded, std::int64_t at,
                    float* to) {
   const std::int64_t padded = round_up(shape.width, kBlock);
   const bool plain = shape.codec == Codec::kF32;
+#if FOVEAL_AVX512
+  if (shape.codec == Codec::kKvFP8 && from != nullptr && spread_kv(from, shape, at, to)) return;
+#endif
   if (shape.codec == Codec::kKvFP8 && from != nullptr) {
     decode_kv(from, shape, decoded);
     from = reinterpret_cast<const std::uint8_t*>(decoded);

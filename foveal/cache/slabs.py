@@ -96,7 +96,7 @@ def slots_of(slot_bytes: int) -> int:
 
 def _large_memory(size: int) -> Tensor:
     """`size` zeros, uint8, at the start of a large memory page; the system gives memory as they are used."""
-    memory = mmap.mmap(-1, size + _LARGE_PAGE)
+    memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     with torch.inference_mode(False):
