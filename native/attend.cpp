@@ -99,7 +99,7 @@ void run_all(const Work& work, const Partial& main, Arena& arena) {
   fetch_first(args, work.tokens[0]);
   run_window(work, main);
   if (args.indices == nullptr && args.ratio <= 0) return;
-  const Partial next = partial_at(work, arena.take<float>(partial_floats(work.count, args.width)));
+  const Partial next = new_partial(work, arena.take<float>(partial_floats(work.count, args.width)));
   if (args.indices == nullptr) return run_list(work, main, next, work.tokens[0], 0, work.count, arena);
   for (std::int64_t lane = 0; lane < work.count;) {
     const std::int64_t token = work.tokens[lane], end = least(work.count, (token + 1) * args.heads - work.row);
@@ -128,10 +128,10 @@ void run_task(Context& context, const Task& task, int thread) {
   const std::int64_t floats = partial_floats(task.count, task.args->width);
   const Work work = make_work(*task.args, task.row, task.count, arena);
   if (task.partials != nullptr) {
-    const Partial partial = partial_at(work, task.partials + task.segment * floats);
+    const Partial partial = new_partial(work, task.partials + task.segment * floats);
     return run_segment(work, partial, task.segment, arena);
   }
-  const Partial main = partial_at(work, arena.take<float>(floats));
+  const Partial main = new_partial(work, arena.take<float>(floats));
   run_all(work, main, arena);
   finish(work, main, arena);
 }

@@ -153,8 +153,8 @@ FOVEAL_INLINE bool spread_kv(const std::uint8_t* from, const RowShape& shape, st
 #endif
 
 // A row into blocks [width / 64 rounded up][kTileRows][64] at row `at`; channels from `width` on are 0.
-void spread_floats(const std::uint8_t* from, const RowShape& shape, std::uint16_t* decoded, std::int64_t at,
-                   float* to) {
+FOVEAL_INLINE void spread_floats(const std::uint8_t* from, const RowShape& shape, std::uint16_t* decoded,
+                                 std::int64_t at, float* to) {
   const std::int64_t padded = round_up(shape.width, kBlock);
   const bool plain = shape.codec == Codec::kF32;
 #if FOVEAL_AVX512

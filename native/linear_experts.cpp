@@ -144,8 +144,9 @@ void run_groups(Context& context, const ExpertsArgs& args, const Group* groups, 
     inner(*group, first, least(kQuantBlock, group->w1->rows - first), args.limit, context.own(thread));
   });
   const std::int64_t d = groups[0].w2->rows, cost = region_cost(groups, count, false);
-  std::int64_t block = most(8, d / (8 * context.pool.threads()) / 8 * 8);
-  block = least(block, n > kFewTokens ? 64 : 128);
+  const bool few = n <= kFewTokens;  // long runs of rows, so that memory keeps up
+  std::int64_t block = most(8, d / ((few ? 2 : 8) * context.pool.threads()) / 8 * 8);
+  block = least(block, few ? 128 : 64);
   run_tasks(context, shares(d, block), cost, [&](std::int64_t task, int thread) {
     outer(groups, count, task * block, least(d, (task + 1) * block), out, n, d, context.own(thread));
   });

@@ -189,23 +189,29 @@ FOVEAL_INLINE std::int64_t same_scale(std::int64_t row, std::int64_t last) {
   return (edge < last ? edge : last) - row;
 }
 
-// How many rows further on weights are fetched: as far as memory is late, and not into another thread's rows.
-template <int R>
-FOVEAL_INLINE std::int64_t rows_ahead(const Matrix& weight, std::int64_t row, std::int64_t last) {
+// How many rows further on weights are fetched: as far as memory is late, and not so far that a short run of rows would
+// be over before.
+FOVEAL_INLINE std::int64_t rows_ahead(const Matrix& weight, std::int64_t rows) {
   constexpr std::int64_t kAheadBytes = 16 << 10;
-  const std::int64_t bytes = R * weight_row_bytes(weight);
-  const std::int64_t rows = (kAheadBytes + bytes - 1) / bytes * R;
-  return row + R + rows <= last ? rows : 0;
+  const std::int64_t wanted = least(shares(kAheadBytes, weight_row_bytes(weight)), rows / 4);
+  return round_up(most(1, wanted), 8);
+}
+
+// Asks for the first bytes of some rows, which nobody has fetched.
+FOVEAL_INLINE void fetch_first(const Matrix& weight, std::int64_t row, std::int64_t rows) {
+  constexpr std::int64_t kFirstBytes = 2 << 10;
+  const std::int64_t bytes = weight.format == Format::kFP4 ? weight.columns / 2 : weight_row_bytes(weight);
+  const auto* from = (const std::uint8_t*)weight.data + row * bytes;
+  for (std::int64_t i = 0; i < least(kFirstBytes, rows * bytes); i += 64) __builtin_prefetch(from + i);
 }
 
 // Few tokens: weights are decoded in registers, R rows at a time.
 template <class D, int Terms, int R, int T>
-FOVEAL_INLINE std::int64_t stream_tile(const Matrix& weight, std::int64_t row, std::int64_t last, std::int64_t first,
+FOVEAL_INLINE std::int64_t stream_tile(const Matrix& weight, std::int64_t row, std::int64_t ahead, std::int64_t first,
                                        const std::uint8_t* const* x, float* const* y, bool add) {
   F acc[R * T];
   D d(weight, row);
-  run_tile<D, Terms, R, T>(d, weight.columns / kStep, weight.columns % kStep != 0, x, rows_ahead<R>(weight, row, last),
-                           nullptr, acc);
+  run_tile<D, Terms, R, T>(d, weight.columns / kStep, weight.columns % kStep != 0, x, ahead, nullptr, acc);
   put<R, T>(acc, R, y, row - first, add);
   return row + R;
 }
@@ -215,14 +221,16 @@ template <class D, int Terms, int T>
 void stream(const Matrix& weight, std::int64_t first, std::int64_t row, std::int64_t last, const std::uint8_t* const* x,
             float* const* y, bool add) {
   constexpr int kRows = T == 1 ? D::kRows : 4;
+  const std::int64_t far = rows_ahead(weight, last - row);
+  fetch_first(weight, row, last - row);
   while (row < last) {
-    const std::int64_t room = same_scale(row, last);
+    const std::int64_t room = same_scale(row, last), ahead = row + kRows + far <= last ? far : 0;
     if (room >= kRows)
-      row = stream_tile<D, Terms, kRows, T>(weight, row, last, first, x, y, add);
+      row = stream_tile<D, Terms, kRows, T>(weight, row, ahead, first, x, y, add);
     else if (kRows > 4 && room >= 4)
-      row = stream_tile<D, Terms, 4, T>(weight, row, last, first, x, y, add);
+      row = stream_tile<D, Terms, 4, T>(weight, row, ahead, first, x, y, add);
     else
-      row = stream_tile<D, Terms, 1, T>(weight, row, last, first, x, y, add);
+      row = stream_tile<D, Terms, 1, T>(weight, row, ahead, first, x, y, add);
   }
 }
 
