@@ -68,7 +68,7 @@ def bench(
     )
     if plot is not None:
         check_plot(plot)
-    with _stopping(), _Status() as status:
+    with stopping(), _Status() as status:
         chosen = preset_model(preset, say=status) if preset is not None else openable(model or "")
         with chosen as folder:
             settings = Settings.from_dict(wanted.to_dict() | {"model": str(folder)})
@@ -116,8 +116,8 @@ class _Status:
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: the measuring process stopped, temporary files gone."""
+def stopping() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: processes it started stopped, temporary files gone."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

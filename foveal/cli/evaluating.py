@@ -1,0 +1,195 @@
+"""`foveal eval`: what a model recalls of long texts, beside what a plain search finds."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveal.cli.benching import stopping
+from foveal.cli.options import Json, Threads
+from foveal.cli.output import INTERRUPTED, UserError, note, notes, parse_count, print_json, results, show_seconds, table
+from foveal.cli.progress import LINE_EVERY
+from foveal.cli.progress import describe as describe_reading
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from foveal.evals.report import Summary
+    from foveal.evals.runner import Runner, Told
+    from foveal.evals.session import Session
+    from foveal.memory import Progress
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    tasks: Annotated[str, typer.Argument(help="Tasks by name, with commas between them; ruler or all for many.")],
+    length: Annotated[str, typer.Option(help="Tokens of the texts: 4k,32k,128k,512k,1M.")] = "4k",
+    samples: Annotated[int, typer.Option(min=1, help="Questions for each task and length.")] = 20,
+    contexts: Annotated[
+        int | None, typer.Option(min=1, help="Texts they share; default: as many as make 128k tokens, at least one.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="nano, or a model directory.")] = "nano",
+    source: Annotated[
+        Path | None, typer.Option(help="Folder the texts are made from; default: Python's standard library.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed makes other texts and questions.")] = 0,
+    form: Annotated[
+        str, typer.Option(help="completion (cues that are continued), chat (instructions), or auto (docs/evals.md).")
+    ] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results and memories; the same command goes on from there.")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Measure recall of long texts by the tasks of docs/evals.md. Ctrl-C keeps what was measured."""
+    from foveal.evals.session import Session
+
+    lengths = tuple(sorted({parse_count(part) for part in length.split(",")}))
+    with ExitStack() as stack:
+        stack.enter_context(stopping())
+        status = stack.enter_context(_Status())
+        folder = (
+            out if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foveal-eval-")))
+        )
+        session = stack.enter_context(
+            Session(
+                tasks,
+                lengths,
+                samples=samples,
+                contexts=contexts,
+                seed=seed,
+                form=form,
+                model=model,
+                source=source,
+                folder=folder,
+                keep=out is not None,
+                threads=threads,
+                progress=status,
+                on_reading=status.reading,
+            )
+        )
+        interrupted = _run(session.runner)
+        document = session.document()
+        status.stop()
+        if json:
+            print_json(document)
+        else:
+            _print(document, session)
+    if interrupted:
+        where = "run the same command again to go on" if out is not None else "give --out to be able to go on"
+        note(f"interrupted; {where}")
+        raise typer.Exit(INTERRUPTED)
+
+
+def _run(runner: Runner) -> bool:
+    """Whether it was interrupted."""
+    try:
+        runner.run()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+# ---------------------------------------------------------------------- while it runs
+
+
+class _Status:
+    """One line on stderr that changes, on a terminal; elsewhere a line now and then. A context manager."""
+
+    def __init__(self) -> None:
+        self._console = notes()
+        self._status = self._console.status("making texts") if self._console.is_terminal else None
+        self._told = ""
+        self._next_line = time.monotonic() + LINE_EVERY
+
+    def __enter__(self) -> _Status:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Nothing more is shown."""
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, told: Told) -> None:
+        left = f", {show_seconds(told.seconds_left)} left" if told.seconds_left is not None else ""
+        self._told = f"{told.done} of {told.total} texts{left}; {told.doing}"
+        self._show(self._told)
+
+    def reading(self, progress: Progress) -> None:
+        """Tell how far a text is read."""
+        self._show(f"{self._told} {describe_reading(progress)}")
+
+    def _show(self, text: str) -> None:
+        if self._status is not None:
+            self._status.update(text.replace("[", r"\["))
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY
+            note(text)
+
+
+# ---------------------------------------------------------------------- afterwards
+
+
+def _print(document: dict[str, Any], session: Session) -> None:
+    from foveal.evals.report import summaries
+
+    found = summaries(session.runner)
+    if not found:
+        raise UserError("nothing was measured")
+    about = document["model"]
+    results().print(
+        f"{about['name']}, {document['form']} form, seed {document['seed']}, texts from {document['source']['path']}\n",
+        markup=False,
+        soft_wrap=True,
+    )
+    results().print(_table(found))
+
+
+def _table(found: list[Summary]) -> Table:
+    systems = list(dict.fromkeys(summary.system for summary in found))
+    main, others = systems[0], systems[1:]
+    shown = table(
+        "tokens>", "task", "metric", "n>", "texts>", f"{main}>", "95 %", *(f"{name}>" for name in others), "also"
+    )
+    by = {(summary.length, summary.task.name, summary.system): summary for summary in found}
+    for length, name in dict.fromkeys((summary.length, summary.task.name) for summary in found):
+        first = by.get((length, name, main)) or by[length, name, next(s for s in others if (length, name, s) in by)]
+        metric = first.task.metric
+        cells = [f"{length:,}", name, metric, str(first.n), str(first.contexts)]
+        mine = by.get((length, name, main))
+        cells += [_number(mine.metrics.get(metric)), _interval(mine.intervals.get(metric))] if mine else ["-", ""]
+        for other in others:
+            theirs = by.get((length, name, other))
+            cells.append(_number(theirs.metrics.get(metric)) if theirs else "-")
+        shown.add_row(*cells, _also(first))
+    return shown
+
+
+def _also(summary: Summary) -> str:
+    rest = {name: value for name, value in summary.metrics.items() if name != summary.task.metric}
+    return ", ".join(f"{name} {_number(value)}" for name, value in rest.items())
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return f"{_number(ends[0])}-{_number(ends[1])}" if ends else ""

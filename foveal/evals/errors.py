@@ -1,0 +1,11 @@
+"""What can be wrong with an evaluation. Every message says what was wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class EvalError(ValueError):
+    """An evaluation was asked for that cannot be made, or what it needs is missing."""
+
+
+class EndpointError(EvalError):
+    """The endpoint could not be reached, refused a request, or answered with something else than the protocol says."""

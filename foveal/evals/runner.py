@@ -1,0 +1,214 @@
+"""The loop: texts are made, read once, and asked; every sample is kept as it comes.
+
+What is special here: nothing is remembered but the results file. The runner walks the same plan each time and passes
+over what is there; a text whose samples are all there is not even made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from foveal.evals.bench import Bench
+from foveal.evals.errors import EvalError
+from foveal.evals.material import Material
+from foveal.evals.results import Key, Results, Row
+from foveal.evals.systems import System
+from foveal.evals.task import Answer, Asking, Context, Form, Measuring, Question, Task
+
+VERSION = 1
+"""Of the tasks: raised when what they ask, or how they score, changes, so that old results are not taken for new."""
+READ_AT_MOST = 131_072
+"""Tokens to read for one task at one length, unless told how many texts to make; at least one text is made."""
+_KEPT = 400
+"""Characters of a text that the results keep."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured. `contexts`: texts for each task and length (default: as many as `READ_AT_MOST` allows, at
+    most one for each sample)."""
+
+    tasks: tuple[Task, ...]
+    lengths: tuple[int, ...]
+    samples: int
+    seed: int
+    form: Form
+    contexts: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or (self.contexts is not None and self.contexts < 1):
+            raise EvalError("there must be at least one sample and one text")
+
+    def questions(self, length: int) -> list[int]:
+        """How many questions each text of `length` gets: as many as the others, the last perhaps fewer."""
+        texts = min(self.samples, self.contexts or max(1, READ_AT_MOST // length))
+        each = -(-self.samples // texts)
+        full, rest = divmod(self.samples, each)
+        return [each] * full + ([rest] if rest else [])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One text of one task, to be put to the systems."""
+
+    task: Task
+    length: int
+    number: int
+    questions: int
+    each: int
+    """Questions that a whole text of this length gets: part of what its samples depend on."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """How far a run is: what is done now, samples that are there, samples there will be, seconds left if known."""
+
+    doing: str
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+OnProgress = Callable[[Told], None]
+
+
+class Runner:
+    """Carries a plan out. `bench` is None when an endpoint is asked; measurements inside the network need it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        material: Material,
+        systems: Sequence[System],
+        bench: Bench | None,
+        results: Results,
+        *,
+        progress: OnProgress = lambda _: None,
+    ) -> None:
+        self.plan, self.material, self.systems, self.bench, self.results = plan, material, systems, bench, results
+        self._progress = progress
+        self._left = _Left()
+        self._doing = ""
+
+    def jobs(self) -> Iterator[Job]:
+        """Everything there is to do, shorter texts first."""
+        for length in self.plan.lengths:
+            counts = self.plan.questions(length)
+            for task in self.plan.tasks:
+                if isinstance(task, Measuring) and self.bench is None:
+                    continue
+                for number, questions in enumerate(counts):
+                    yield Job(task, length, number, questions, counts[0])
+
+    def keys(self, job: Job) -> list[Key]:
+        """One for each system that the job is put to."""
+        if isinstance(job.task, Measuring):
+            assert self.bench is not None
+            return [self._key(job, "memory", self.bench.engine.fingerprint.digest)]
+        return [self._key(job, system.name, system.identity) for system in self.systems_for(job)]
+
+    def systems_for(self, job: Job) -> list[System]:
+        """Those that take a text of this length."""
+        return [system for system in self.systems if system.takes(job.length)]
+
+    def _key(self, job: Job, system: str, identity: str) -> Key:
+        plan = self.plan
+        parts = [VERSION, plan.seed, plan.form, self.material.digest, job.each, identity]
+        run = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return Key(run, job.task.name, job.length, system, job.number)
+
+    def run(self) -> None:
+        """Do what is not done yet. Ctrl-C goes through; what was done is kept."""
+        todo = [(job, [key for key in self.keys(job) if not self.results.finished(key)]) for job in self.jobs()]
+        self._left.plan([(job, len(keys)) for job, keys in todo])
+        for job, keys in todo:
+            if keys:
+                self._run(job, keys)
+
+    def _run(self, job: Job, keys: Sequence[Key]) -> None:
+        self._say(job, "making the text")
+        context = job.task.build(
+            self.material, job.length, job.questions, job.task.dice(self.plan.seed, job.length, job.number)
+        )
+        for key in keys:
+            began = time.monotonic()
+            if isinstance(job.task, Measuring):
+                self._measure(job, job.task, context, key)
+            elif isinstance(job.task, Asking):
+                system = next(system for system in self.systems if system.name == key.system)
+                self._ask(job, job.task, context, key, system)
+            self.results.finish(key)
+            self._left.passed(job, time.monotonic() - began)
+
+    def _measure(self, job: Job, task: Measuring, context: Context, key: Key) -> None:
+        self._say(job, "measuring")
+        for measured in task.measure(self.bench, context, job.length, job.number):
+            if not self.results.has(key, measured.number):
+                self.results.add(Row(key, measured.number, measured.metrics, _shortened(measured.detail)))
+            self._say(job, f"measured {measured.number + 1}")
+
+    def _ask(self, job: Job, task: Asking, context: Context, key: Key, system: System) -> None:
+        open_ones = [n for n in range(len(context.questions)) if not self.results.has(key, n)]
+        if not open_ones:
+            return
+        self._say(job, f"{system.name}: reading")
+        with system.reading(context.documents) as reader:
+            for number in open_ones:
+                self._say(job, f"{system.name}: asking {number + 1} of {len(context.questions)}")
+                question, began = context.questions[number], time.monotonic()
+                answers = reader.ask(question)
+                detail = _detail(question, answers) | {"seconds": round(time.monotonic() - began, 4)}
+                self.results.add(Row(key, number, task.score(self.material, question, answers), detail))
+
+    def _say(self, job: Job, doing: str) -> None:
+        self._doing = f"{job.task.name} at {job.length:,}, text {job.number + 1}: {doing}"
+        self.tell()
+
+    def tell(self, more: str = "") -> None:
+        """Report progress; `more` is said of what is being done."""
+        doing = f"{self._doing} {more}".rstrip()
+        self._progress(Told(doing, self._left.done, self._left.total, self._left.seconds()))
+
+
+class _Left:
+    """How long the rest will take: as long, by length of text and task, as what was done; else in proportion."""
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+        self._tokens_left = self._tokens_done = 0
+        self._seconds = 0.0
+
+    def plan(self, todo: Sequence[tuple[Job, int]]) -> None:
+        self.total = sum(count for _, count in todo)
+        self._tokens_left = sum(job.length * count for job, count in todo)
+
+    def passed(self, job: Job, seconds: float) -> None:
+        self.done += 1
+        self._tokens_left -= job.length
+        self._tokens_done += job.length
+        self._seconds += seconds
+
+    def seconds(self) -> float | None:
+        return self._seconds / self._tokens_done * self._tokens_left if self._tokens_done else None
+
+
+def _detail(question: Question, answers: Sequence[Answer]) -> dict[str, object]:
+    cited = [str(answer.citations[0]) if answer.citations else "" for answer in answers]
+    counted = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
+    return {
+        "place": round(question.place, 4),
+        "cue": question.cues[0][:_KEPT],
+        "answers": [text[:_KEPT] for text in question.answers[:8]],
+        "got": [answer.text[:_KEPT] for answer in answers[:8]],
+        "cited": cited[:8],
+        **({"prompt_tokens": max(counted)} if counted else {}),
+    }
+
+
+def _shortened(detail: object) -> dict[str, object]:
+    assert isinstance(detail, dict)
+    return {name: value[:_KEPT] if isinstance(value, str) else value for name, value in detail.items()}

@@ -1,0 +1,118 @@
+"""Verbatim recall on code: a line that stands once goes in, what follows it must come out, token by token.
+
+What is special here: right is what the source says next, 32 tokens, position by position, greedy; a citation is right
+when the first one names the file and lines where that text stands. Everything that looks at code (recall, citations,
+the indexer, top-k, perplexity) takes the same texts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from foveal.evals.errors import EvalError
+from foveal.evals.material import Documents, Material
+from foveal.evals.scoring import tokens_after, tokens_right
+from foveal.evals.task import Answer, Asking, Context, Metrics, Question, Where, cited
+from foveal.text import Tokenizer
+
+ANSWER_TOKENS = 32
+MIN_CUE_TOKENS = 8
+MIN_DISTANCE = 300
+"""Tokens between the cue's place in the source and the end of the memory, at least: well outside the raw window."""
+CODE = "code"
+"""Family of the tasks that share these texts."""
+
+
+class Recall(Asking):
+    """The product itself: `Memory.recall` from a line of text, as a person would paste it."""
+
+    name = "recall"
+    about = "verbatim recall on code: the 32 tokens after a line that stands once"
+    metric = "token_accuracy"
+    family = CODE
+
+    def build(self, material: Material, length: int, count: int, rng: random.Random) -> Context:
+        """A stretch of whole files, and lines of it."""
+        return code_context(material, length, count, rng)
+
+    def score(self, material: Material, question: Question, answers: Sequence[Answer]) -> Metrics:
+        """``token_accuracy``, ``sequence_accuracy`` (all 32 right), ``first_wrong`` (tokens before the first mistake),
+        ``citation_accuracy``."""
+        answer, tokenizer = answers[0], material.tokenizer
+        cue = question.cues[0]
+        expected = tokens_after(tokenizer, cue, question.expected, ANSWER_TOKENS)
+        got = answer.tokens
+        if got is None:
+            got = tokens_after(tokenizer, cue, answer.text, ANSWER_TOKENS)
+        share, first_wrong = tokens_right(got[:ANSWER_TOKENS], expected)
+        right = {"token_accuracy": share, "sequence_accuracy": float(share == 1), "first_wrong": float(first_wrong)}
+        return {**right, **cited(question, answers)}
+
+
+def code_context(material: Material, length: int, count: int, rng: random.Random) -> Context:
+    """A stretch of the source with up to `count` lines to recall from. Raises `EvalError` when no line will do."""
+    documents = material.stretch(length, rng)
+    questions = tuple(choose_cues(documents, material.tokenizer, count, rng))
+    if not questions:
+        raise EvalError(
+            f"no line of the text of {length:,} tokens stands once, has {MIN_CUE_TOKENS} tokens and is far from its end"
+        )
+    return Context(documents, questions)
+
+
+def choose_cues(documents: Documents, tokenizer: Tokenizer, count: int, rng: random.Random) -> list[Question]:
+    """Random lines of at least `MIN_CUE_TOKENS` tokens that stand only once, with enough text behind them."""
+    seen = Counter(line.strip() for document in documents for line in document.text.splitlines())
+    every = list(_candidates(documents, seen))
+    rng.shuffle(every)
+    found: list[Question] = []
+    for question in every:
+        if len(found) == count:
+            break
+        long_enough = len(tokenizer.encode(question.expected)) >= ANSWER_TOKENS + 2
+        if long_enough and len(tokenizer.encode(question.cues[0])) >= MIN_CUE_TOKENS:
+            found.append(_placed(question, tokenizer))
+    return found
+
+
+def _candidates(documents: Documents, seen: Counter[str]) -> Iterator[Question]:
+    total = sum(len(document.text) for document in documents)
+    before = 0
+    for document in documents:
+        lines = document.text.splitlines(keepends=True)
+        offset = 0
+        for number, line in enumerate(lines, start=1):
+            text = line.rstrip("\r\n")
+            offset += len(line)
+            far = total - before - offset > 4 * MIN_DISTANCE
+            if text.strip() and seen[text.strip()] == 1 and far:
+                following = document.text[offset - (len(line) - len(text)) : offset + 800]
+                yield _question(document.path, number, text, following, (before + offset) / total)
+        before += len(document.text)
+
+
+def _question(path: str, line: int, text: str, following: str, place: float) -> Question:
+    return Question(
+        ask="Continue the text above after this line, word for word, with nothing else and no code fence; write the "
+        f"next 6 lines:\n{text}",
+        cues=(text,),
+        answers=(following,),
+        max_tokens=ANSWER_TOKENS,
+        places=(Where(path, line, line),),
+        expected=following,
+        search=text,
+        place=place,
+        facts={"ignore_eos": True},
+    )
+
+
+def _placed(question: Question, tokenizer: Tokenizer) -> Question:
+    """With the lines that the expected tokens stand in."""
+    expected = tokens_after(tokenizer, question.cues[0], question.expected, ANSWER_TOKENS)
+    text = tokenizer.decode(list(expected))
+    (where,) = question.places
+    place = Where(where.path, where.first, where.first + 1 + text.count("\n"))
+    return replace(question, answers=(text,), places=(place,))

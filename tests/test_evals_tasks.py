@@ -1,0 +1,150 @@
+"""The tasks' texts: as long as asked, the same for the same seed, and the answers stand in them once."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from evals_support import documents, material
+
+from foveal.evals.errors import EvalError
+from foveal.evals.material import Material, tolerance, whole_text
+from foveal.evals.names import coined_words, key_words, letters, numbers, uuids
+from foveal.evals.systems import SearchSystem
+from foveal.evals.task import Answer, Asking, Context
+from foveal.evals.tasks import TASKS, chosen
+from foveal.evals.tasks.needles import SHAPES, Needles
+from foveal.evals.tasks.recall import ANSWER_TOKENS, MIN_CUE_TOKENS, Recall
+
+MATERIAL = material()
+LENGTH = 3000
+
+
+def build(name: str, count: int = 3, seed: int = 0, length: int = LENGTH) -> Context:
+    task = TASKS[name]
+    return task.build(MATERIAL, length, count, task.dice(seed, length, 0))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_texts_are_as_long_as_asked_and_the_same_for_the_same_seed(name: str) -> None:
+    one, same, other = build(name), build(name), build(name, seed=1)
+    assert one == same and one.documents != other.documents
+    size = MATERIAL.count(one.documents)
+    assert LENGTH - tolerance(LENGTH) <= size <= LENGTH
+    assert 1 <= len(one.questions) <= 3
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_needles_stand_in_the_text_once(shape: str) -> None:
+    context = build(shape)
+    text = whole_text(context.documents)
+    for question in context.questions:
+        assert question.cues and question.answers and 0 <= question.place < 1
+        for cue in question.cues:
+            assert text.count(cue) == SHAPES[shape].values_each
+        for value in question.answers:
+            assert text.count(value) == 1
+    keys = [line.partition(" for ")[2].partition(" is:")[0] for line in text.splitlines() if "special magic" in line]
+    assert len(keys) == len(set(keys)) * SHAPES[shape].values_each
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_needle_says_in_which_line_it_stands(shape: str) -> None:
+    context = build(shape)
+    lines = context.documents[0].text.splitlines()
+    for question in context.questions:
+        for place, value in zip(question.places, question.answers, strict=False):
+            assert value in lines[place.first - 1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_plain_search_finds_every_needle(shape: str) -> None:
+    context = build(shape)
+    task = TASKS[shape]
+    assert isinstance(task, Asking)
+    with SearchSystem().reading(context.documents) as reader:
+        for question in context.questions:
+            answers = reader.ask(question)
+            assert task.score(MATERIAL, question, answers)["accuracy"] == 1
+            assert task.score(MATERIAL, question, answers).get("citation_accuracy", 1.0) == 1
+            wrong = [Answer("no idea", None, ()) for _ in answers]
+            assert task.score(MATERIAL, question, wrong)["accuracy"] == 0
+
+
+def test_single_has_one_needle_when_one_question_is_asked() -> None:
+    for name in ("single_1", "single_2", "single_3"):
+        assert whole_text(build(name, count=1).documents).count("special magic") == 1
+    assert whole_text(build("multikey_1", count=1).documents).count("special magic") == 4
+
+
+def test_several_values_count_in_part() -> None:
+    task = Needles("multivalue", SHAPES["multivalue"])
+    question = build("multivalue", count=1).questions[0]
+    assert len(question.answers) == 4 and len(question.cues) == 1
+    half = Answer(f" {question.answers[1]}, {question.answers[3]}")
+    assert task.score(MATERIAL, question, [half]) == {"accuracy": 0.5}
+
+
+def test_several_keys_count_where_they_were_asked() -> None:
+    task = Needles("multiquery", SHAPES["multiquery"])
+    question = build("multiquery", count=1).questions[0]
+    assert len(question.cues) == 4
+    turned = [Answer(question.answers[(n + 1) % 4]) for n in range(4)]
+    assert task.score(MATERIAL, question, turned) == {"accuracy": 0.0}
+    in_one = [Answer("; ".join(question.answers))]
+    assert task.score(MATERIAL, question, in_one) == {"accuracy": 1.0}
+
+
+def test_cues_stand_once_and_say_what_follows() -> None:
+    context = build("recall", count=20, length=6000)
+    whole = {d.path: d.text for d in context.documents}
+    assert len(context.questions) == 20
+    for question in context.questions:
+        (cue,), (place,) = question.cues, question.places
+        assert sum(text.splitlines().count(cue) for text in whole.values()) == 1
+        assert whole[place.path].splitlines()[place.first - 1] == cue
+        assert cue + question.expected in whole[place.path]
+        # The answer begins with the token in which the cue's end lies.
+        assert question.answers[0] in cue + question.expected
+        assert len(MATERIAL.tokenizer.encode(cue)) >= MIN_CUE_TOKENS
+        assert len(MATERIAL.tokenizer.encode(question.expected)) > ANSWER_TOKENS
+
+
+def test_recall_is_scored_token_by_token() -> None:
+    task, question = Recall(), build("recall").questions[0]
+    right = task.score(MATERIAL, question, [Answer(question.expected)])
+    assert right == {"token_accuracy": 1.0, "sequence_accuracy": 1.0, "first_wrong": 32.0}
+    tokens = list(MATERIAL.tokenizer.encode(question.expected))
+    with SearchSystem().reading(build("recall").documents) as reader:
+        found = task.score(MATERIAL, question, reader.ask(question))
+    assert found["token_accuracy"] == 1.0 and found["citation_accuracy"] == 1.0
+    expected = task.score(MATERIAL, question, [Answer("", tuple(tokens[:0]))])
+    assert expected["token_accuracy"] == 0.0 and expected["first_wrong"] == 0.0
+
+
+def test_a_source_that_is_too_short_is_said_to_be() -> None:
+    with pytest.raises(EvalError, match="--source"):
+        build("recall", length=10**6)
+    with pytest.raises(EvalError, match="nothing to read"):
+        Material([], MATERIAL.tokenizer)
+    with pytest.raises(EvalError, match="no task 'singel_1'"):
+        chosen("singel_1")
+
+
+def test_names_are_all_different() -> None:
+    dice = random.Random(3)
+    for made in (key_words(dice), numbers(dice), uuids(dice), letters(dice, 5), coined_words(dice)):
+        some = [next(made) for _ in range(5000)]
+        assert len(set(some)) == 5000
+    keys = key_words(dice)
+    assert len({next(keys) for _ in range(60_000)}) == 60_000
+
+
+def test_needles_keep_away_from_text_that_looks_like_them() -> None:
+    every = documents()
+    every[0] = type(every[0])(every[0].path, "One of the special magic numbers for old-boat is: 7.\n" + every[0].text)
+    trap = Material(every, MATERIAL.tokenizer)
+    task = TASKS["single_2"]
+    for seed in range(4):
+        text = whole_text(task.build(trap, LENGTH, 1, task.dice(seed, LENGTH, 0)).documents)
+        assert text.count("special magic") == 1
