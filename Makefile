@@ -4,6 +4,7 @@
 #   make test     linters, types, the rooms' imports, all tests
 #   make format   put the code into the one format that `make test` asks for
 #   make sanitize run the native tests under the address and undefined-behaviour sanitizers
+#   make memcheck run every kernel under valgrind's memcheck
 #   make clean    remove what the above made
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # What the installed package is built from. Python files are not: the install is editable.
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test lint format sanitize clean
+.PHONY: demo test lint format sanitize memcheck clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -38,6 +39,10 @@ sanitize: $(VENV)/.installed-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -DFOVEAL_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --parallel 2
 	sh native/sanitize.sh "$(CURDIR)/$(BIN)/python" build/sanitize
+
+memcheck: $(VENV)/.installed
+	@mkdir -p build
+	sh native/memcheck.sh $(BIN)/python build/memcheck.log
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -102,12 +102,14 @@ def ceilings(threads: int, seconds: float) -> dict[str, Any]:
 
 
 def measured_fractions(
-    document: dict[str, Any], limit: dict[str, Any], *, arithmetic: str = "bf16_gemm_flops"
+    document: dict[str, Any], limit: dict[str, Any], *, arithmetic: str | None = None
 ) -> list[dict[str, Any]]:
     """Each timed operation of a `foveal bench --json` document as a fraction of its ceiling, decoding and reading.
 
-    `arithmetic` names the ceiling that computing is held against. Rows without a split give nothing.
+    `arithmetic` names the ceiling that computing is held against; by default the higher of BF16's and FP32's, since not
+    every machine multiplies BF16. Rows without a split give nothing.
     """
+    arithmetic = arithmetic or max(("bf16_gemm_flops", "fp32_gemm_flops"), key=lambda name: float(limit[name]))
     config = ModelConfig.from_dict(document["model"]["config"])
     form = CacheFormat(*document["cache"].split("+"))
     found = []
@@ -202,7 +204,7 @@ def main() -> None:
         named = [limit for limit in limits if limit["threads"] == measured["threads"]]
         if not named:
             sys.exit(f"{arguments.ops} was measured with {measured['threads']} threads; give --threads with it")
-        arithmetic = "int8_gemm_ops" if arguments.int8 else "bf16_gemm_flops"
+        arithmetic = "int8_gemm_ops" if arguments.int8 else None
         document["fractions"] = measured_fractions(measured, named[0], arithmetic=arithmetic)
     if arguments.json:
         print(json.dumps(document, indent=2))

@@ -8,9 +8,14 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-constexpr std::int64_t kDecodedBytes = 256 << 10;  // of a block of rows: they stay in the second-level cache
+// Bytes of a block of decoded rows, which stay in the second-level cache, and tokens that pass by before the next rows'
+// turn. Numbers of four bytes need more of both levels; machines that use them with AVX-512 have a megabyte and more.
+#if FOVEAL_AVX512 && !FOVEAL_BF16
+constexpr std::int64_t kDecodedBytes = 512 << 10, kTokenGroup = 16;
+#else
+constexpr std::int64_t kDecodedBytes = 256 << 10, kTokenGroup = 32;
+#endif
 constexpr std::int64_t kRowGroup = 16;             // rows whose chunk of columns stays in the first-level cache
-constexpr std::int64_t kTokenGroup = 32;           // tokens that pass by before the next rows' turn
 constexpr std::int64_t kStreamBytes = 64 << 10;    // of a weight that several groups of few tokens pass over in turn
 
 struct Job {
