@@ -41,11 +41,25 @@ float channel(Codec codec, const std::uint8_t* from, std::int64_t width, std::in
 
 // ---------------------------------------------------------------- FP4
 
+constexpr std::int64_t kBlockPairs = kPackBlock / 8;
+
 struct Fp4Block {
-  std::uint8_t codes[kPackBlock];
+  std::uint32_t pairs[kBlockPairs];  // as they lie in a pack: byte b holds the codes of channels b and 4 + b of eight
   std::uint8_t scale;
   bool zero;
 };
+
+// The four nibbles of x, a byte each.
+FOVEAL_INLINE std::uint32_t spread(std::uint32_t x) {
+  x = (x | x << 8) & 0x00ff00ffu;
+  return (x | x << 4) & 0x0f0f0f0fu;
+}
+// Eight codes as the cache stores them -> as a pack does; minus zero becomes zero.
+FOVEAL_INLINE std::uint32_t pair_of(std::uint32_t codes) {
+  const std::uint32_t magnitude = codes & 0x77777777u, nonzero = (magnitude + 0x77777777u) & 0x88888888u;
+  const std::uint32_t clean = magnitude | (codes & nonzero);
+  return spread(clean & 0xffffu) | spread(clean >> 16) << 4;
+}
 
 // The code of the FP4 number nearest to x (|x| <= 6), ties to the even code.
 FOVEAL_INLINE std::uint8_t nearest_code(float x) {
@@ -75,9 +89,14 @@ void encode_block(const float* x, std::int64_t count, Fp4Block* block) {
   const auto bits = load_as<std::uint32_t>(&sixth);
   block->scale = finite ? static_cast<std::uint8_t>((bits + 0x007fffffu) >> 23) : 255;
   const float inverse = 1.0f / power_of_two(block->scale);
-  for (std::int64_t c = 0; c < kPackBlock; ++c) {
-    const float scaled = c < count && finite ? x[c] * inverse : 0.0f;
-    block->codes[c] = nearest_code(scaled < -6.0f ? -6.0f : scaled > 6.0f ? 6.0f : scaled);
+  for (std::int64_t pair = 0; pair < kBlockPairs; ++pair) {
+    std::uint32_t codes = 0;
+    for (std::int64_t i = 0; i < 8; ++i) {
+      const std::int64_t c = 8 * pair + i;
+      const float scaled = c < count && finite ? x[c] * inverse : 0.0f;
+      codes |= static_cast<std::uint32_t>(nearest_code(scaled < -6.0f ? -6.0f : scaled > 6.0f ? 6.0f : scaled)) << (4 * i);
+    }
+    block->pairs[pair] = pair_of(codes);
   }
 }
 
@@ -85,23 +104,24 @@ void read_block(Codec codec, const std::uint8_t* from, std::int64_t width, std::
   const std::int64_t first = index * kPackBlock;
   const std::int64_t count = width - first < kPackBlock ? width - first : kPackBlock;
   if (codec == Codec::kIndexFP4) {
-    for (std::int64_t c = 0; c < kPackBlock; ++c) {
-      const std::int64_t at = first + c;
-      const int code = c < count ? (from[at / 2] >> (4 * (at & 1))) & 15 : 0;
-      block->codes[c] = static_cast<std::uint8_t>(code == 8 ? 0 : code);
-    }
+    std::uint8_t bytes[kPackBlock / 2] = {};
+    std::memcpy(bytes, from + first / 2, static_cast<std::size_t>((count + 1) / 2));
+    if (count % 2 != 0) bytes[count / 2] &= 15;
+    for (std::int64_t pair = 0; pair < kBlockPairs; ++pair)
+      block->pairs[pair] = pair_of(load_as<std::uint32_t>(bytes + 4 * pair));
     block->scale = from[width / 2 + index];
   } else {
     float values[kPackBlock];
     for (std::int64_t c = 0; c < count; ++c) values[c] = channel(codec, from, width, first + c);
     encode_block(values, count, block);
   }
-  block->zero = block->scale != 255;
-  for (std::int64_t c = 0; c < kPackBlock; ++c) block->zero = block->zero && block->codes[c] == 0;
+  std::uint32_t any = 0;
+  for (const std::uint32_t pair : block->pairs) any |= pair;
+  block->zero = block->scale != 255 && any == 0;
 }
 
 void pack_fp4(const PackLayout& layout, Codec codec, const std::uint8_t* from, std::int64_t slot, std::uint8_t* pack) {
-  std::uint8_t least = 255;  // of the scales of blocks that are not all zero
+  std::uint8_t lowest = 255;  // of the scales of blocks that are not all zero
   bool any = false;
   for (std::int64_t b = 0; b < layout.blocks; ++b) {
     Fp4Block block;
@@ -109,14 +129,10 @@ void pack_fp4(const PackLayout& layout, Codec codec, const std::uint8_t* from, s
     pack[b * kPackKeys + slot] = block.scale;
     if (!block.zero) {
       any = true;
-      least = block.scale < least ? block.scale : least;
+      lowest = block.scale < lowest ? block.scale : lowest;
     }
-    for (std::int64_t c = 0; c < kPackBlock; c += 8) {
-      const std::int64_t pair = (b * kPackBlock + c) / 8;
-      if (pair >= layout.pairs) break;
-      std::uint8_t* to = pack + layout.codes + pair * kStepBytes + slot * 4;
-      for (int i = 0; i < 4; ++i) to[i] = static_cast<std::uint8_t>(block.codes[c + i] | block.codes[c + 4 + i] << 4);
-    }
+    for (std::int64_t i = 0; i < least(kBlockPairs, layout.pairs - b * kBlockPairs); ++i)
+      std::memcpy(pack + layout.codes + (b * kBlockPairs + i) * kStepBytes + slot * 4, &block.pairs[i], 4);
   }
   // Blocks of zeros take the least scale of the others (any scale is right for them).
   for (std::int64_t b = 0; b < layout.blocks; ++b) {
@@ -126,7 +142,7 @@ void pack_fp4(const PackLayout& layout, Codec codec, const std::uint8_t* from, s
       const auto codes = load_as<std::uint32_t>(pack + layout.codes + pair * kStepBytes + slot * 4);
       zero = zero && codes == 0;
     }
-    if (zero && *scale != 255) *scale = any ? least : 127;
+    if (zero && *scale != 255) *scale = any ? lowest : 127;
   }
 }
 
