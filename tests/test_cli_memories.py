@@ -46,7 +46,7 @@ class Foveal:
 
     def __call__(self, *arguments: str, input: str | None = None) -> Result:
         options = ["--store", str(self.store)]
-        if arguments[0] in ("read", "recall") and "--model" not in arguments:
+        if arguments[0] in ("read", "recall", "sync") and "--model" not in arguments:
             options += ["--model", str(self.model)]
         return CliRunner().invoke(app, [*arguments, *options], input=input)
 

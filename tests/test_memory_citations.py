@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveal.memory import Citation, TokenOrigin, cite, origin_of
+from foveal.memory import Citation, Place, TokenOrigin, cite, origin_of
 from foveal.memory.citations import CONTEXT_TOKENS
 from foveal.model import LayerTrace
 
@@ -30,10 +30,10 @@ def trace(
     )
 
 
-def ten_tokens_a_line(token: int) -> tuple[str, int] | None:
+def ten_tokens_a_line(token: int) -> Place | None:
     """File a.py holds tokens 0-499 (its header the first ten), b.py the rest."""
     path, place = ("a.py", token) if token < 500 else ("b.py", token - 500)
-    return (path, place // 10) if place >= 10 else None
+    return Place(path, place // 10) if place >= 10 else None
 
 
 def test_masses_of_layers_add_up_and_the_heaviest_cell_comes_first() -> None:
@@ -79,7 +79,7 @@ def test_only_the_heaviest_cells_are_kept() -> None:
 def test_a_source_that_ends_inside_a_cell() -> None:
     origin = origin_of([trace(4, {0: 1.0, 1: 1.0, 2: 5.0}, position=6)], 6, source_tokens=6)
     assert [start for start, _ in origin.cells] == [0, 4]
-    assert cite([origin], lambda token: ("a", token), 6)[0].last_line == 5
+    assert cite([origin], lambda token: Place("a", token), 6)[0].last_line == 5
 
 
 def origins(*starts: int, mass: float = 1.0) -> list[TokenOrigin]:
@@ -153,3 +153,13 @@ def test_every_token_has_one_vote() -> None:
     sharp = TokenOrigin(((800, 3.0),), 3.0).supporting(801, source[793:801], source)
     first, second = cite([*faint, sharp], ten_tokens_a_line, SOURCE)
     assert (first.path, second.path) == ("a.py", "b.py") and first.share == pytest.approx(0.8)
+
+
+def test_lines_of_an_earlier_version_are_cited_apart() -> None:
+    def locate(token: int) -> Place:
+        return Place("a.py", 1 + token // 4, outdated=token < 8)
+
+    origin = TokenOrigin(((0, 1.0), (4, 1.0), (8, 6.0)), 8.0)
+    now, before = cite([origin], locate, 100)
+    assert (now, before) == (Citation("a.py", 3, 3, 0.75), Citation("a.py", 1, 2, 0.25, outdated=True))
+    assert str(before) == "a.py:1-2 (25%, earlier version)" and str(now) == "a.py:3 (75%)"

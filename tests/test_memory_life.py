@@ -185,7 +185,14 @@ def test_ctrl_c_in_the_middle_of_a_chunk_keeps_the_chunks_before(
         assert same(part.sequence, whole.sequence)
 
 
-def test_resume_after_changes_equals_a_fresh_read(engine: Engine, project: Path, tmp_path: Path) -> None:
+def read_at_once(engine: Engine, memory: Memory) -> Sequence:
+    """The memory's tokens, read in one go."""
+    sequence = engine.new_sequence()
+    engine.prefill(sequence, memory.sequence.tokens.tolist())
+    return sequence
+
+
+def test_resume_after_changes_equals_reading_it_at_once(engine: Engine, project: Path, tmp_path: Path) -> None:
     with Memory.read(engine, project) as memory:
         memory.save(tmp_path / "saved")
         assert memory.resume() == foveal.memory.Resumed(memory.length)
@@ -200,10 +207,14 @@ def test_resume_after_changes_equals_a_fresh_read(engine: Engine, project: Path,
             assert loaded.resume().kept == fresh.length, "an added file costs one chunk"
             (project / "m0.py").unlink()
             (project / "a.py").write_text("first = 1\n")
-            assert set(loaded.resume().changed) == {"m0.py", "a.py"}
-        with Memory.read(engine, project) as fresh:
-            memory.resume()
-            assert same(memory.sequence, fresh.sequence)
+            assert loaded.resume().changed == ("m0.py",)
+            paths = [path for path, _, _ in loaded.places.documents]
+            assert paths == [*(f"m{number}.py" for number in range(1, 8)), "a.py"], "what is new comes last"
+            with read_at_once(engine, loaded) as fresh_sequence:
+                assert same(loaded.sequence, fresh_sequence)
+        memory.resume()
+        with read_at_once(engine, memory) as fresh_sequence:
+            assert same(memory.sequence, fresh_sequence)
 
 
 def test_going_back_uses_kept_tails(engine: Engine, project: Path, tmp_path: Path) -> None:

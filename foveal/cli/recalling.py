@@ -81,7 +81,8 @@ def _cite(result: Recall, source: Path | None) -> None:
     cited = table("from", "share>")
     for citation in result.citations:
         lines = f"{citation.first_line}-{citation.last_line}"
-        cited.add_row(f"{citation.path}:{lines}", f"{citation.share:.0%}")
+        earlier = " (earlier version)" if citation.outdated else ""
+        cited.add_row(f"{citation.path}:{lines}{earlier}", f"{citation.share:.0%}")
     results().print(cited)
     if source is not None:
         for citation in result.citations:
@@ -90,6 +91,9 @@ def _cite(result: Recall, source: Path | None) -> None:
 
 def _quote(source: Path, citation: Citation) -> Iterator[str]:
     """The cited lines with their numbers, as the file holds them now, at most `LINES_SHOWN`."""
+    if citation.outdated:
+        yield "  (these lines are of an earlier version of the file and no longer in it)\n"
+        return
     file = source / citation.path if source.is_dir() else source
     try:
         text = file.read_text(encoding="utf-8", errors="replace").split("\n")  # as editors count lines
@@ -128,6 +132,7 @@ def document(memory: Memory, result: Recall, seconds: float) -> dict[str, Any]:
                 "first_line": citation.first_line,
                 "last_line": citation.last_line,
                 "share": round(citation.share, 4),
+                "outdated": citation.outdated,
             }
             for citation in result.citations
         ],

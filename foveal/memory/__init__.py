@@ -5,7 +5,7 @@ answer = memory.recall("def parse_config(")
 memory.save()
 """
 
-from foveal.memory.citations import Citation, TokenOrigin, cite, origin_of
+from foveal.memory.citations import Citation, Place, TokenOrigin, cite, origin_of
 from foveal.memory.errors import (
     Conflict,
     CorruptMemory,
@@ -23,6 +23,7 @@ from foveal.memory.reading import Progress, ReadTotals, Resumed, SourceOptions
 from foveal.memory.recall import Recall, RecallStream
 from foveal.memory.shared import SharedContext
 from foveal.memory.store.store import Store
+from foveal.memory.syncing import SyncCost, SyncPlan
 
 __all__ = [
     "Citation",
@@ -34,6 +35,7 @@ __all__ = [
     "Memory",
     "MemoryInfo",
     "MemoryNotFound",
+    "Place",
     "Progress",
     "ReadError",
     "ReadTotals",
@@ -45,6 +47,8 @@ __all__ = [
     "Store",
     "StoreBusy",
     "StoreError",
+    "SyncCost",
+    "SyncPlan",
     "TokenOrigin",
     "cite",
     "delete_memory",

@@ -22,8 +22,18 @@ from torch import Tensor
 from foveal.config import CSA_RATIO, HCA_RATIO
 from foveal.model import LayerTrace
 
-Locate = Callable[[int], tuple[str, int] | None]
-"""Token index in the source -> (path, line from 1), or None where no file stands (a header, a separator)."""
+
+@dataclass(frozen=True)
+class Place:
+    """A line of a source, from 1. `outdated`: it stood in an earlier version of the file and is no longer there."""
+
+    path: str
+    line: int
+    outdated: bool = False
+
+
+Locate = Callable[[int], Place | None]
+"""Token index in the source -> its place, or None where no file stands (a header, a separator)."""
 
 CELL_TOKENS = CSA_RATIO
 CONTEXT_TOKENS = 32
@@ -42,17 +52,19 @@ TOP_CELLS = 4
 class Citation:
     """Lines `first_line` to `last_line` (from 1, inclusive) of `path`; `share` of the attention on the source.
 
-    Shares of all citations of an answer sum to at most 1.
+    `outdated`: these are lines of an earlier version of the file, which are no longer in it. Shares of all citations of
+    an answer sum to at most 1.
     """
 
     path: str
     first_line: int
     last_line: int
     share: float
+    outdated: bool = False
 
     def __str__(self) -> str:
         lines = f"{self.first_line}-{self.last_line}" if self.last_line > self.first_line else f"{self.first_line}"
-        return f"{self.path}:{lines} ({self.share:.0%})"
+        return f"{self.path}:{lines} ({self.share:.0%}{', earlier version' if self.outdated else ''})"
 
 
 @dataclass(frozen=True)
@@ -126,20 +138,20 @@ def _add(into: Tensor, places: Tensor, mass: Tensor) -> None:
 
 def cite(origins: Sequence[TokenOrigin], locate: Locate, source_tokens: int, limit: int = 5) -> tuple[Citation, ...]:
     """The citations of an answer: the cells of all its tokens, as lines, near ones merged, largest share first."""
-    lines: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    lines: dict[tuple[str, bool], dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for origin in origins:
         for start, mass in origin.cells:
             covered = range(start, min(start + CELL_TOKENS, source_tokens))
             for token in covered:
                 place = locate(token)
                 if place is not None:
-                    lines[place[0]][place[1]] += mass / len(covered)
+                    lines[place.path, place.outdated][place.line] += mass / len(covered)
     total = sum(sum(masses.values()) for masses in lines.values())
     if not total:
         return ()
     found = [
-        Citation(path, *_trim(group), share)
-        for path, masses in lines.items()
+        Citation(path, *_trim(group), share, outdated)
+        for (path, outdated), masses in lines.items()
         for group in _groups(masses)
         if (share := sum(group.values()) / total) >= MIN_SHARE
     ]

@@ -9,6 +9,7 @@ damaged or evicted meanwhile is computed again.
 from __future__ import annotations
 
 import datetime
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,12 +17,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
 import torch
 
 from foveal import cache
 from foveal.api import Engine, with_settings
 from foveal.engine import GREEDY, Fingerprint, SamplingParams
-from foveal.memory.errors import CorruptMemory
+from foveal.memory.citations import Place
+from foveal.memory.errors import CorruptMemory, ReadError
 from foveal.memory.names import Root, check_name, find
 from foveal.memory.reading import (
     OnProgress,
@@ -30,7 +33,8 @@ from foveal.memory.reading import (
     ShouldStop,
     SourceOptions,
     TailEvery,
-    changed_files,
+    Target,
+    TokenizedSource,
     gather,
     go_back,
     run_tokens,
@@ -43,7 +47,12 @@ from foveal.memory.store.files import Presence
 from foveal.memory.store.objects import Context
 from foveal.memory.store.prefix import load_prefix
 from foveal.memory.store.store import Store
-from foveal.sources import SourceMap
+from foveal.memory.syncing import Changes, Mode, Present, SyncPlan, appended, compare, make_plan, rebuilt
+from foveal.memory.versions import Versions
+from foveal.sources import STANDARD_INPUT, SourceMap
+
+ABOUT_BYTES = 1536
+"""About what a context's record takes besides the facts."""
 
 
 class Memory:
@@ -74,6 +83,11 @@ class Memory:
         self.tail_every = tail_every
         self.forked_from: tuple[str, int] = ("", 0)
         """Name of the memory this one was forked from, and at which token."""
+        self.unread: tuple[str, ...] = ()
+        """Files of the source that are still to be read, in order."""
+        self.appending = False
+        """Whether a sync that appends was begun and is not finished."""
+        self._versions: Versions | None = None
         self._presence: Presence | None = None
 
     def __enter__(self) -> Self:
@@ -169,30 +183,118 @@ class Memory:
         should_stop: ShouldStop | None,
         store: Store | None,
     ) -> Resumed:
-        found = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
+        source = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
+        changes = self._compare(source)
+        if changes.none and self.complete:
+            return Resumed(self.length)
+        if self.appending:
+            past = self.sequence.tokens.numpy()
+            target = appended(self.places, past, changes, self.engine.tokenizer)
+        else:
+            target = rebuilt(self.places, self.sequence.tokens.numpy(), changes)
         if store is not None and not self.length:
-            self._begin_with(store, torch.from_numpy(found.ids))
-        before = self.length
-        past = self.sequence.tokens.numpy()
-        kept = go_back(self.sequence, found.ids, self.engine.batch.scheduler.chunk)
-        changed = changed_files(self.places, past, found.places, found.ids) if kept < before else ()
-        started = time.perf_counter()
+            self._begin_with(store, torch.from_numpy(target.ids))
+        kept = self._take(target, source, progress, should_stop)
+        return Resumed(kept, (*changes.changed, *changes.removed))
+
+    # ------------------------------------------------------------------ bringing up to date
+
+    def plan_sync(self, *, progress: OnProgress | None = None) -> SyncPlan:
+        """Compare the memory with its source, and say what each way to bring it up to date costs. Changes nothing.
+
+        The plan holds the source as it was found; `sync` takes it in. Raises `ReadError` for standard input, which
+        cannot be looked at again, or when nothing is left to read; `foveal.sources.SourceError` when the source is not
+        where it was.
+        """
+        if self.options.source == STANDARD_INPUT:
+            raise ReadError(
+                f"memory {self.name or 'without a name'} was not read from files, so nothing can be compared with it; "
+                "read it anew, or append to it"
+            )
+        source = gather(self.options, self.engine.tokenizer, progress=progress)
+        changes = self._compare(source)
+        distance = self.sequence.tail_every
+        present = Present(
+            past=self.sequence.tokens.numpy(),
+            places=self.places,
+            layout=self.engine.pool.layout,
+            chunk=self.engine.batch.scheduler.chunk,
+            tail_every=distance,
+            keeps_tails=self.tail_every != "none",
+            tails=tuple(tail.position for tail in self.sequence.kept_tails),
+            speed=self.totals.tokens_per_second or self._measure_speed(source),
+            about=len(json.dumps(self._facts())) + ABOUT_BYTES,
+        )
+        going_on: Mode | None = None if self.complete else "append" if self.appending else "rebuild"
+        return make_plan(present, source, changes, self.engine.tokenizer, going_on=going_on)
+
+    def sync(
+        self,
+        mode: Mode | None = None,
+        *,
+        plan: SyncPlan | None = None,
+        progress: OnProgress | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> SyncPlan:
+        """Bring the memory up to date with its source, by appending or rebuilding; returns what was done.
+
+        `mode` None does what the plan recommends: append, unless rebuilding reads at most twice as many tokens or more
+        than a quarter of the memory would be of earlier versions. `plan`: one that was made of this memory before
+        (`plan_sync`). When nothing has changed nothing is done, except that "rebuild" drops earlier versions.
+        Interruption is that of `read`: the next `sync` goes on, the same way. Errors are those of `plan_sync`, and
+        `ReadError` when the memory is another one than the plan was made of. Save it afterwards.
+        """
+        plan = plan or self.plan_sync(progress=progress)
+        if plan.length != self.length:
+            raise ReadError(
+                f"the plan was made when the memory had {plan.length} tokens; it has {self.length}: plan anew"
+            )
+        chosen = mode or plan.recommended
+        if not plan.is_needed(chosen):
+            return plan
+        self.appending = chosen == "append"
+        self._take(plan.targets[chosen], plan.source, progress, should_stop)
+        return plan
+
+    def _compare(self, source: TokenizedSource) -> Changes:
+        return compare(self.places, self.sequence.tokens.numpy(), source, self.engine.tokenizer, self.unread)
+
+    def _measure_speed(self, source: TokenizedSource) -> float:
+        """Tokens a second, measured on a chunk of the source that is read and dropped."""
+        chunk = self.engine.batch.scheduler.chunk
+        ids = np.concatenate([document.ids for document in source.documents])[:chunk].tolist()
+        with self.fork() as trial:
+            started = time.perf_counter()
+            self.engine.prefill(trial.sequence, ids)
+            return len(ids) / max(time.perf_counter() - started, 1e-9)
+
+    def _take(
+        self, target: Target, source: TokenizedSource, progress: OnProgress | None, should_stop: ShouldStop | None
+    ) -> int:
+        """Make the memory hold `target`, or as much as there is time for; returns the tokens that were kept."""
+        kept = self.length
+        if not self.appending:
+            kept = go_back(self.sequence, target.ids, self.engine.batch.scheduler.chunk)
+        began, started = self.length, time.perf_counter()
         try:
-            run_tokens(self.engine, self.sequence, found, progress=progress, should_stop=should_stop)
+            run_tokens(self.engine, self.sequence, target, progress=progress, should_stop=should_stop)
         except KeyboardInterrupt:
             self.sequence.rollback()  # the chunk in work is dropped; those before it stay
         finally:
-            self.places = found.places.copy()
+            self.places = target.places.copy()
             self.places.truncate(self.length)
             self.totals = ReadTotals(
-                files=found.files,
-                text_bytes=found.text_bytes,
-                tokens=len(found.ids),
+                files=len(source.documents),
+                text_bytes=source.text_bytes,
+                tokens=len(target.ids),
                 seconds=self.totals.seconds + time.perf_counter() - started,
-                skipped=tuple(found.skipped),
-                complete=self.length == len(found.ids),
+                skipped=tuple(source.skipped),
+                complete=self.length == len(target.ids),
+                run=self.totals.run + self.length - began,
             )
-        return Resumed(kept, changed)
+            self.unread = tuple(path for path, first, _ in target.places.documents if first >= self.length)
+            self.appending = self.appending and not self.complete
+        return kept
 
     def _begin_with(self, store: Store, tokens: torch.Tensor) -> None:
         """Start from what the store has of `tokens`, cut where reading cuts."""
@@ -231,12 +333,22 @@ class Memory:
     ) -> RecallStream:
         """`recall` as pieces of text while they come; the stream's `result` has the citations in the end."""
         params = with_settings(params, max_tokens=max_tokens, **settings)
-        return RecallStream(self.engine, self.sequence, self.locate, cue, params, healing=healing)
+        return RecallStream(self.engine, self.sequence, self.place, cue, params, healing=healing)
+
+    def place(self, token: int) -> Place | None:
+        """Path and line (from 1) in which token number `token` begins; None in a file's header line.
+
+        A line of an earlier version of a file is given as the present version numbers it; if it is not there any more,
+        as the earlier one did, and the place says that it is outdated.
+        """
+        if self._versions is None or not self._versions.fits(self.places):
+            self._versions = Versions(self.places, self.sequence.tokens, self.engine.tokenizer)
+        return self._versions.place(token)
 
     def locate(self, token: int) -> tuple[str, int] | None:
-        """Path and line (from 1) in which token number `token` begins; None in a file's header line."""
-        place = self.places.locate(token)
-        return (place.path, place.line) if place.line else None
+        """Path and line of `place`."""
+        place = self.place(token)
+        return (place.path, place.line) if place is not None else None
 
     # ------------------------------------------------------------------ fork and free
 
@@ -251,6 +363,7 @@ class Memory:
             created=self.created,
             tail_every=self.tail_every,
         )
+        fork.unread, fork.appending = self.unread, self.appending
         fork.forked_from = (self.name, self.length) if self.name else self.forked_from
         return fork
 
@@ -333,6 +446,7 @@ class Memory:
             created=context.created,
             tail_every=facts.tail_every,
         )
+        memory.unread, memory.appending = facts.unread, facts.appending
         memory._present(store, context)
         return memory
 
@@ -351,6 +465,7 @@ class Memory:
             "tail_every": self.tail_every,
             "source": options | {"include": list(self.options.include), "exclude": list(self.options.exclude)},
             "totals": self.totals.to_dict(),
+            **({} if self.complete else {"unread": list(self.unread), "appending": self.appending}),
         }
 
 
@@ -362,6 +477,8 @@ class _Facts:
         self.tail_every: TailEvery = facts["tail_every"]
         totals = ReadTotals.from_dict(facts["totals"])
         self.totals = replace(totals, complete=totals.complete and context.length == totals.tokens)
+        self.unread: tuple[str, ...] = tuple(facts.get("unread", ()))
+        self.appending: bool = bool(facts.get("appending", False))
         options = SourceOptions(**facts["source"])
         self.options = replace(options, include=tuple(options.include), exclude=tuple(options.exclude))
 

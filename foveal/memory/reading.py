@@ -2,7 +2,7 @@
 
 What is special here: tokens decide. Going on from an earlier read tokenises the source again and compares tokens; what
 is equal is kept, and from the first difference on (rounded down to a cut of the scheduler) it is read anew. So a read
-that was interrupted, resumed, or resumed over changed files ends in the same bits as one that was not.
+that was interrupted, resumed, or resumed over changed files ends in the same bits as reading the same tokens at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from foveal import cache
 from foveal.api import Engine
 from foveal.config import PAGE_TOKENS
 from foveal.memory.errors import ReadError
-from foveal.sources import Document, Skipped, SourceMap, read_source, tokenize_source
+from foveal.sources import STANDARD_INPUT, Document, Skipped, SourceMap, TokenizedDocument, read_source, tokenize_source
 from foveal.text import Tokenizer
 
 TailEvery = int | Literal["auto", "full", "none"]
@@ -59,8 +59,9 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class ReadTotals:
-    """What a source holds and how far it was read. `tokens` are those of the whole source, `text_bytes` its UTF-8 size,
-    `seconds` the time spent running the network on it; `complete` says that all tokens were read."""
+    """What a source holds and how far it was read. `tokens` are those of the whole source (and of earlier versions that
+    the memory has), `text_bytes` its UTF-8 size, `seconds` the time spent running the network on it, `run` the tokens
+    that it ran in that time; `complete` says that all tokens were read."""
 
     files: int = 0
     text_bytes: int = 0
@@ -68,6 +69,12 @@ class ReadTotals:
     seconds: float = 0.0
     skipped: tuple[Skipped, ...] = ()
     complete: bool = False
+    run: int = 0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The speed of reading so far; None before anything was run."""
+        return self.run / self.seconds if self.run and self.seconds else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"skipped": [[skip.path, skip.reason] for skip in self.skipped]}
@@ -92,8 +99,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What going on found: `kept` tokens of the earlier read were still right; `changed` are the files (gone, new or
-    edited) because of which the rest was read anew."""
+    """What going on found: `kept` tokens of the earlier read were still right; `changed` are the files (edited or gone)
+    because of which the rest was read anew."""
 
     kept: int
     changed: tuple[str, ...] = ()
@@ -104,19 +111,25 @@ ShouldStop = Callable[[], bool]
 
 
 @dataclass
-class Gathered:
-    """A tokenised source: ids int32 [n], and where each token stands."""
+class TokenizedSource:
+    """A tokenised source: its documents in the order in which they would be read if nothing had been yet."""
 
-    ids: IntArray
-    places: SourceMap
-    files: int = 0
+    documents: list[TokenizedDocument] = field(default_factory=list)
     text_bytes: int = 0
     skipped: list[Skipped] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a memory shall hold: ids int32 [n], and where each token stands."""
+
+    ids: IntArray
+    places: SourceMap
+
+
 def gather(
     options: SourceOptions, tokenizer: Tokenizer, *, stdin: BinaryIO | None = None, progress: OnProgress | None = None
-) -> Gathered:
+) -> TokenizedSource:
     """Tokenise everything. Raises `foveal.sources.SourceError`, or `ReadError` when there is nothing to read."""
     source = read_source(
         options.source,
@@ -127,24 +140,35 @@ def gather(
         stdin=stdin,
     )
     expected_bytes = source.estimate().bytes
-    found = Gathered(np.empty(0, dtype=np.int32), SourceMap())
+    found, tokens = TokenizedSource(), 0
 
     def count(document: Document) -> None:
-        found.files += 1
         found.text_bytes += len(document.text.encode("utf-8", "surrogatepass"))
 
-    pieces: list[IntArray] = []
     for document in tokenize_source(source, tokenizer, on_skip=found.skipped.append, on_document=count):
-        pieces.append(document.ids)
-        found.places.append(document)
+        found.documents.append(document)
+        tokens += len(document.ids)
         if progress is not None:
             share = found.text_bytes / max(expected_bytes, found.text_bytes, 1)
-            progress(Progress(0, round(found.places.tokens / max(share, 1e-9)), exact=False, file=document.path))
-    if not pieces:
+            progress(Progress(0, round(tokens / max(share, 1e-9)), exact=False, file=document.path))
+    if not found.documents:
         reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in found.skipped[:3])
         raise ReadError(f"there is nothing to read in {options.source}{f' (skipped {reasons})' if reasons else ''}")
-    found.ids = np.concatenate(pieces)
     return found
+
+
+def first_difference(one: IntArray, other: IntArray) -> int:
+    """How many tokens two texts share at their beginning."""
+    size = min(len(one), len(other))
+    different = np.flatnonzero(one[:size] != other[:size])
+    return int(different[0]) if len(different) else size
+
+
+def going_back(past: IntArray, ids: IntArray, chunk: int) -> tuple[int, int]:
+    """The tokens that `past` and `ids` share, and where to go back to for `ids`: there, or at the cut before."""
+    common = first_difference(past, ids)
+    ends_here = common == len(past) == len(ids)
+    return common, common if ends_here else common - common % chunk
 
 
 def go_back(sequence: cache.Sequence, ids: IntArray, chunk: int) -> int:
@@ -152,50 +176,29 @@ def go_back(sequence: cache.Sequence, ids: IntArray, chunk: int) -> int:
 
     The sequence may end up shorter than that, at an earlier tail: reading `ids` on from its length replays the rest.
     """
-    past = sequence.tokens.numpy()
-    size = min(len(past), len(ids))
-    different = np.flatnonzero(past[:size] != ids[:size])
-    common = int(different[0]) if len(different) else size
-    ends_here = common == len(past) == len(ids)
-    aligned = common if ends_here else common - common % chunk
-    if aligned < len(past):
-        sequence.truncate(aligned)
+    common, cut = going_back(sequence.tokens.numpy(), ids, chunk)
+    if cut < sequence.length:
+        sequence.truncate(cut)
     return common
-
-
-def changed_files(old: SourceMap, past: IntArray, new: SourceMap, ids: IntArray) -> tuple[str, ...]:
-    """Paths whose tokens in `past` are not (a beginning of) those in `ids`, and paths that are new among them."""
-    fresh = {path: ids[first:end] for path, first, end in new.documents}
-    changed = []
-    for path, first, end in old.documents:
-        now = fresh.pop(path, None)
-        cut = end == old.tokens  # the last file may have been read in part
-        size = end - first if cut and now is not None and len(now) > end - first else None
-        if now is None or not np.array_equal(past[first:end], now[:size]):
-            changed.append(path)
-    last = old.documents[-1][0] if old.documents else ""
-    order = [path for path, _, _ in new.documents]
-    inserted = order[: order.index(last)] if last in order else []
-    return tuple(changed + [path for path in inserted if path in fresh])
 
 
 def run_tokens(
     engine: Engine,
     sequence: cache.Sequence,
-    found: Gathered,
+    target: Target,
     *,
     progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> None:
-    """Run `found.ids` into `sequence` from its length on, until the end, or `should_stop` says so between chunks."""
-    total, chunk = len(found.ids), engine.batch.scheduler.chunk
+    """Run `target.ids` into `sequence` from its length on, until the end, or `should_stop` says so between chunks."""
+    total, chunk = len(target.ids), engine.batch.scheduler.chunk
     speed = _Speed()
-    documents = found.places.documents
+    documents = target.places.documents
     ends = [end for _, _, end in documents]
     while (start := sequence.length) < total and not (should_stop is not None and should_stop()):
         if start and total - start < chunk - start % chunk:
             sequence.keep_tail()  # what is read later goes on from a cut, and so from here
-        engine.batch.prefill(sequence, found.ids[start : start + chunk].tolist())
+        engine.batch.prefill(sequence, target.ids[start : start + chunk].tolist())
         if progress is not None:
             rate = speed.after(sequence.length - start)
             here = documents[min(int(np.searchsorted(ends, sequence.length)), len(documents) - 1)][0]
@@ -223,5 +226,5 @@ def source_options(
     use_gitignore: bool,
 ) -> SourceOptions:
     """Options as they are recorded; a path is made absolute so that going on works from another folder."""
-    where = source if source == "-" else str(Path(source).absolute())
+    where = source if source == STANDARD_INPUT else str(Path(source).absolute())
     return SourceOptions(where, max_file_bytes, tuple(include), tuple(exclude), use_gitignore)

@@ -1,7 +1,8 @@
 """Read a code base, a file or standard input, one document at a time.
 
-What is special here: reading never fails half-way. What cannot or should not be read becomes a `Skipped` with its
-reason, in its place in the order; only a path that does not exist raises, and does so before anything is read.
+What is special here: in a folder, what rarely changes comes first (`foveal.sources.order`). Reading never fails
+half-way: what cannot or should not be read becomes a `Skipped` with its reason; only a path that does not exist raises,
+and does so before anything is read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -17,11 +18,14 @@ from typing import BinaryIO
 from foveal.sources.decode import HEAD_BYTES, binary_reason, decode
 from foveal.sources.document import Document, Skipped
 from foveal.sources.ignore import compile_patterns
+from foveal.sources.order import rarely_changed_first
 from foveal.sources.walk import Candidate, Filters, too_large, walk
 
 DEFAULT_MAX_FILE_BYTES = 1 << 20
 """Larger files inside a folder are skipped, unless another limit is given."""
 
+STANDARD_INPUT = "-"
+"""What is given as the path of standard input."""
 STDIN_PATH = "<stdin>"
 _NO_LIMIT = sys.maxsize
 
@@ -53,13 +57,17 @@ class Source:
         if self.root is None:
             yield self._read_stdin()
             return
-        for entry in self._entries():
+        for entry in self._ordered():
             yield entry if isinstance(entry, Skipped) else read_file(entry, self.filters.max_file_bytes)
 
     def estimate(self) -> Estimate:
         """Files and bytes that will be looked at (0, 0 for standard input). Opens nothing but ignore files."""
         sizes = [e.size for e in self._entries() if isinstance(e, Candidate)] if self.root is not None else []
         return Estimate(len(sizes), sum(sizes))
+
+    def _ordered(self) -> Iterable[Candidate | Skipped]:
+        assert self.root is not None
+        return rarely_changed_first(self.root, self._entries()) if self.root.is_dir() else self._entries()
 
     def _entries(self) -> Iterator[Candidate | Skipped]:
         assert self.root is not None
@@ -104,7 +112,7 @@ def read_source(
         if spec is not None and len(spec.patterns) != len(patterns):
             raise SourceError(f"{name} holds something that is no glob: {', '.join(map(repr, patterns))}")
     filters = Filters(_NO_LIMIT if max_file_bytes is None else max_file_bytes, **compiled, use_gitignore=use_gitignore)
-    if str(path) == "-":
+    if str(path) == STANDARD_INPUT:
         return Source(None, filters, STDIN_PATH, stdin)
     root = _existing(Path(path))
     if root.is_dir() and max_file_bytes is None:

@@ -117,6 +117,14 @@ class SourceMap:
         firsts = [0, *self._ends][: len(self._pieces)]
         return tuple((piece.path, a, b) for piece, a, b in zip(self._pieces, firsts, self._ends, strict=True))
 
+    def document_at(self, token: int) -> int:
+        """Which of `documents` a token is in, by its place there. Raises `SourceMapError` if it is in none."""
+        return self._find(token)[0]
+
+    def line_starts(self, document: int) -> IntArray:
+        """The first character of each line of a document (by its place in `documents`), as in `TokenizedDocument`."""
+        return self._pieces[document].line_starts
+
     @property
     def nbytes(self) -> int:
         """Bytes its arrays take in memory."""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foveal.sources.document import Document, Skipped, document_text
+from foveal.sources.header import removed_line, replaced_line
 
 IntArray = npt.NDArray[np.int32]
 LongArray = npt.NDArray[np.int64]
@@ -57,6 +58,30 @@ class TokenizedDocument:
         return replace(self, ids=self.ids[first:after], starts=self.starts[first:after])
 
 
+def replacing(document: TokenizedDocument, tokenizer: Encoder) -> TokenizedDocument:
+    """`document` behind the line that says that it replaces an earlier version; with the header that is line 0."""
+    text = replaced_line(document.path)
+    ids, starts = _places(*tokenizer.encode_with_starts(text))
+    line_starts = document.line_starts + np.int32(len(text))
+    line_starts[0] = 0
+    return replace(
+        document,
+        ids=np.concatenate([ids, document.ids]),
+        starts=np.concatenate([starts, document.starts + np.int32(len(text))]),
+        line_starts=line_starts,
+    )
+
+
+def removal(path: str, tokenizer: Encoder) -> TokenizedDocument:
+    """What is read of a file that is gone: one line, which is no line of the file (it has line 0 only)."""
+    ids, starts = tokenizer.encode_with_starts(removed_line(path))
+    return TokenizedDocument(path, *_places(ids, starts), np.zeros(1, dtype=np.int32))
+
+
+def _places(ids: IntArray, starts: LongArray) -> tuple[IntArray, IntArray]:
+    return ids.astype(np.int32), starts.astype(np.int32)
+
+
 def tokenize_document(document: Document, tokenizer: Encoder) -> TokenizedDocument:
     """The tokens of one document (see `document_text`) with their places. No control tokens, no BOS."""
     text = document_text(document)
@@ -64,7 +89,7 @@ def tokenize_document(document: Document, tokenizer: Encoder) -> TokenizedDocume
     ends = [match.end() for match in _LINE_END.finditer(text)]
     # The end of the last line begins no other one.
     line_starts = np.array([0, *ends[: -1 if ends and ends[-1] == len(text) else None]], dtype=np.int32)
-    return TokenizedDocument(document.path, ids.astype(np.int32), starts.astype(np.int32), line_starts)
+    return TokenizedDocument(document.path, *_places(ids, starts), line_starts)
 
 
 def tokenize_source(
