@@ -5,7 +5,7 @@
 
 What is special here: the whole process is measured, not only what the cache counts. The base is one agent already: a
 step was decoded on it, so that everything derived from it (`foveal.cache.slabs`) is there. Each further agent forks it,
-reads a suffix of its own and decodes a step, and all are kept alive. What the process takes without any base (the model,
+reads a suffix of its own and decodes a step, and all are kept alive. What the process takes without any base (model,
 Python, torch) is subtracted, which makes the ratio larger than a user sees.
 """
 
