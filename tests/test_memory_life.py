@@ -198,18 +198,19 @@ def test_resume_after_changes_equals_reading_it_at_once(engine: Engine, project:
         assert memory.resume() == foveal.memory.Resumed(memory.length)
         (project / "m4.py").write_text("changed = True\n" * 20)
         (project / "m6.py").write_text("new = True\n")
-        with Memory.load(engine, tmp_path / "saved") as loaded, Memory.read(engine, project) as fresh:
+        with Memory.load(engine, tmp_path / "saved") as loaded:
             found = loaded.resume()
             assert found.changed == ("m4.py",) and 0 < found.kept < memory.length
-            assert same(loaded.sequence, fresh.sequence)
-            assert loaded.places.to_bytes() == fresh.places.to_bytes()
+            with read_at_once(engine, loaded) as fresh_sequence:
+                assert same(loaded.sequence, fresh_sequence)
             (project / "m7.py").write_text("one_more = 1\n")
-            assert loaded.resume().kept == fresh.length, "an added file costs one chunk"
+            before = loaded.length
+            assert loaded.resume().kept == before, "an added file costs one chunk"
             (project / "m0.py").unlink()
             (project / "a.py").write_text("first = 1\n")
             assert loaded.resume().changed == ("m0.py",)
             paths = [path for path, _, _ in loaded.places.documents]
-            assert paths == [*(f"m{number}.py" for number in range(1, 8)), "a.py"], "what is new comes last"
+            assert paths == [*(f"m{number}.py" for number in (1, 2, 3, 5, 4, 6, 7)), "a.py"], "what is new comes last"
             with read_at_once(engine, loaded) as fresh_sequence:
                 assert same(loaded.sequence, fresh_sequence)
         memory.resume()
