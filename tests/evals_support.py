@@ -22,7 +22,9 @@ def documents(count: int = 6, functions: int = 14) -> list[Document]:
         for place in range(functions):
             name = f"compute_{number}_{place}"
             lines.append(f"def {name}(first, second={dice.randrange(10**6)}):\n")
-            lines.append(f'    """Weigh the {dice.randrange(10**6)} parcels of batch {number * 100 + place}."""\n')
+            lines.append(
+                f'    """Weigh the {dice.randrange(10**6)} parcels of batch {number * 100 + place} and add them."""\n'
+            )
             for _ in range(4):
                 lines.append(f"    value_{dice.randrange(10**6)} = measure({dice.randrange(10**5)}, first, flag)\n")
             lines.append(f"    return second * {dice.randrange(10**6)} + first\n\n\n")

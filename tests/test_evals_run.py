@@ -201,6 +201,26 @@ def test_indexer_shares_are_shares_and_grow_with_k(model: Path, tmp_path: Path) 
         assert 0 < sample.metrics["entry_mass"] < 2
 
 
+def test_everything_runs(model: Path, source: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "all.png"
+    more = ("--json", "--full-context", "4k", "--plot", str(picture))
+    result = run(model, source, "citations,lookup,repoqa,vt,cwe,fwe,mrcr_2,perplexity,topk", *more)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    rows = {(row["task"], row["system"]): row for row in document["results"]}
+    assert document["complete"] and picture.read_bytes().startswith(b"\x89PNG")
+    assert 5 < rows["perplexity", "memory"]["nll"] < 20 and "nll_to_2048" in rows["perplexity", "memory"]
+    assert {f"token_accuracy_top_{k}" for k in (1, 4, 16, 64)} < set(rows["topk", "memory"])
+    assert rows["lookup", "search"]["accuracy"] == rows["lookup", "search"]["citation_accuracy"] == 1
+    assert {system for task, system in rows if task == "mrcr_2"} == {"memory", "full_context", "search"}
+
+
+def test_chat_form(model: Path, source: Path) -> None:
+    result = run(model, source, "single_2", "--form", "chat", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["form"] == "chat"
+
+
 def test_scores() -> None:
     assert holds_all("It is 1234567, or ABC", ("1234567", "abc", "9")) == pytest.approx(2 / 3)
     assert likeness("same", "same") == 1 and likeness("abcd", "wxyz") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from contextlib import ExitStack
@@ -48,12 +49,22 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for results and memories; the same command goes on from there.")
     ] = None,
+    full_context: Annotated[
+        str, typer.Option(help="Longest text that is also read with attention to all of it; 0: none.")
+    ] = "0",
+    endpoint: Annotated[str | None, typer.Option(help="Ask an OpenAI-compatible server at this address.")] = None,
+    endpoint_model: Annotated[str | None, typer.Option(help="The name it serves the model by.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it too, to a .png, .svg or .pdf file.")] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
     """Measure recall of long texts by the tasks of docs/evals.md. Ctrl-C keeps what was measured."""
+    from foveal.evals.plot import plot as draw
     from foveal.evals.session import Session
+    from foveal.measure.plot import check_plot
 
+    if plot is not None:
+        check_plot(plot)
     lengths = tuple(sorted({parse_count(part) for part in length.split(",")}))
     with ExitStack() as stack:
         stack.enter_context(stopping())
@@ -74,6 +85,10 @@ def evaluate(
                 folder=folder,
                 keep=out is not None,
                 threads=threads,
+                full_up_to=0 if full_context.strip() == "0" else parse_count(full_context),
+                endpoint=endpoint,
+                endpoint_model=endpoint_model,
+                endpoint_key=os.environ.get("OPENAI_API_KEY"),
                 progress=status,
                 on_reading=status.reading,
             )
@@ -81,6 +96,8 @@ def evaluate(
         interrupted = _run(session.runner)
         document = session.document()
         status.stop()
+        if plot is not None and document["results"]:
+            draw(document, plot)
         if json:
             print_json(document)
         else:

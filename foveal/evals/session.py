@@ -8,16 +8,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from foveal.api import model_folder
+from foveal.config import CSA_RATIO
 from foveal.evals import report
 from foveal.evals.bench import Bench
 from foveal.evals.errors import EvalError
 from foveal.evals.material import Material, standard_library
 from foveal.evals.results import Results
 from foveal.evals.runner import Plan, Runner, Told
-from foveal.evals.systems import MemorySystem, SearchSystem, System
-from foveal.evals.task import Form
+from foveal.evals.systems import EndpointSystem, MemorySystem, SearchSystem, System
+from foveal.evals.task import Form, Measuring
 from foveal.evals.tasks import chosen
 from foveal.memory import Progress
+from foveal.text import Tokenizer
 
 FORMS = ("auto", "completion", "chat")
 
@@ -39,6 +42,10 @@ class Session:
         form: str = "auto",
         contexts: int | None = None,
         threads: int | None = None,
+        full_up_to: int = 0,
+        endpoint: str | None = None,
+        endpoint_model: str | None = None,
+        endpoint_key: str | None = None,
         progress: Callable[[Told], None] = lambda _: None,
         on_reading: Callable[[Progress], None] = lambda _: None,
     ) -> None:
@@ -47,15 +54,32 @@ class Session:
         if form not in FORMS:
             raise EvalError(f"no form {form!r}; there are {', '.join(FORMS)}")
         wanted = chosen(tasks)
-        form_: Form = "chat" if form == "chat" else "completion"
+        auto: Form = "chat" if endpoint is not None else "completion"
+        form_: Form = auto if form == "auto" else form  # type: ignore[assignment]
+        if (endpoint is None) != (endpoint_model is None):
+            raise EvalError("an endpoint needs --endpoint URL and --endpoint-model NAME, both")
         plan = Plan(wanted, lengths, samples, seed, form_, contexts)
         self._stack = ExitStack()
+        self._endpoint = None if endpoint is None else {"name": endpoint_model, "endpoint": endpoint}
+        self.bench: Bench | None = None
         try:
             results = self._stack.enter_context(Results(folder if keep else None))
-            self.bench = Bench(model, folder / "store", threads=threads, on_reading=on_reading)
-            self._stack.enter_context(self.bench)
-            material = Material.read(source, self.bench.engine.tokenizer)
-            systems: list[System] = [MemorySystem(self.bench, form_), SearchSystem()]
+            systems: list[System] = []
+            if endpoint is not None and endpoint_model is not None:
+                tokenizer = Tokenizer.from_file(model_folder(model))
+                systems.append(EndpointSystem(endpoint, endpoint_model, form_, seed=seed, key=endpoint_key))
+                if all(isinstance(task, Measuring) for task in wanted):
+                    raise EvalError(f"{tasks} looks inside the running network, which an endpoint does not show")
+            else:
+                self.bench = Bench(model, folder / "store", threads=threads, on_reading=on_reading)
+                self._stack.enter_context(self.bench)
+                tokenizer = self.bench.engine.tokenizer
+                systems.append(MemorySystem(self.bench, form_))
+                if full_up_to:
+                    entries = -(-max(lengths) // CSA_RATIO)
+                    systems.append(MemorySystem(self.bench, form_, name="full_context", topk=entries, up_to=full_up_to))
+            systems.append(SearchSystem())
+            material = Material.read(source, tokenizer)
             self.runner = Runner(plan, material, systems, self.bench, results, progress=progress)
         except BaseException:
             self._stack.close()
@@ -72,14 +96,10 @@ class Session:
 
     def document(self) -> dict[str, Any]:
         """What `foveal eval --json` prints, of what was measured so far (docs/evals.md)."""
-        engine, plan = self.bench.engine, self.runner.plan
-        read, seconds = self.bench.tokens_read, self.bench.seconds_read
+        plan, bench = self.runner.plan, self.bench
+        read, seconds = (bench.tokens_read, bench.seconds_read) if bench is not None else (0, 0.0)
         about = {
-            "model": {
-                "name": engine.name,
-                "index_topk": engine.config.index_topk,
-                "fingerprint": engine.fingerprint.digest,
-            },
+            "model": self._model(),
             "form": plan.form,
             "seed": plan.seed,
             "samples": plan.samples,
@@ -91,3 +111,10 @@ class Session:
             },
         }
         return report.document(self.runner, about)
+
+    def _model(self) -> dict[str, Any]:
+        if self.bench is None:
+            return dict(self._endpoint or {})
+        engine = self.bench.engine
+        topk = engine.config.index_topk
+        return {"name": engine.name, "index_topk": topk, "fingerprint": engine.fingerprint.digest}

@@ -75,6 +75,8 @@ class Answer:
     tokens: tuple[int, ...] | None = None
     citations: tuple[Citation, ...] | None = None
     prompt_tokens: int | None = None
+    chat: bool = False
+    """Whether the chat form was answered."""
 
 
 Metrics = dict[str, float]

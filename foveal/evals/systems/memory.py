@@ -17,11 +17,14 @@ CHAT_TOKENS = 4
 
 
 class MemorySystem:
-    """`bench`'s model. With `topk`, the same weights looking at that many entries: full context when it covers all."""
+    """`bench`'s model. With `topk`, the same weights looking at that many entries: full context when it covers all.
+    `up_to`: the longest text it takes."""
 
-    def __init__(self, bench: Bench, form: Form, *, name: str = "memory", topk: int | None = None) -> None:
+    def __init__(
+        self, bench: Bench, form: Form, *, name: str = "memory", topk: int | None = None, up_to: int | None = None
+    ) -> None:
         self.name = name
-        self._bench, self._form, self._topk = bench, form, topk
+        self._bench, self._form, self._topk, self._up_to = bench, form, topk, up_to
 
     @property
     def engine(self) -> Engine:
@@ -33,7 +36,7 @@ class MemorySystem:
         return self.engine.fingerprint.digest
 
     def takes(self, length: int) -> bool:
-        return True
+        return self._up_to is None or length <= self._up_to
 
     @contextmanager
     def reading(self, documents: Documents) -> Iterator[MemoryReader]:
@@ -64,4 +67,4 @@ class MemoryReader:
         control = engine.tokenizer.control_id
         turn = [control(USER), *engine.tokenizer.encode(question.ask), control(ASSISTANT), control(THINK_END)]
         made = engine.generate(turn, base=self.memory.sequence, max_tokens=CHAT_TOKENS * question.max_tokens)
-        return Answer(made.text, made.tokens)
+        return Answer(made.text, made.tokens, chat=True)
