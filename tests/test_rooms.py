@@ -17,7 +17,13 @@ PACKAGE = ROOT / "foveal"
 ORDER = (
     "config formats ops model checkpoint cache engine text sources api memory measure server train evals cli".split()
 )
-EXTRAS_OF = {"train": ("train",), "evals": ("evals",), "memory": ("encrypt",), "measure": ("bench",)}
+EXTRAS_OF = {
+    "evals": ("eval",),
+    "train": ("train",),
+    "evals": ("evals",),
+    "memory": ("encrypt",),
+    "measure": ("bench",),
+}
 DISTRIBUTION_OF = {"charset_normalizer": "charset-normalizer", "yaml": "pyyaml"}
 
 
