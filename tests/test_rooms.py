@@ -18,7 +18,6 @@ ORDER = (
     "config formats ops model checkpoint cache engine text sources api memory measure server train evals cli".split()
 )
 EXTRAS_OF = {
-    "evals": ("eval",),
     "train": ("train",),
     "evals": ("evals",),
     "memory": ("encrypt",),

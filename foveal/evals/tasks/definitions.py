@@ -25,6 +25,8 @@ from foveal.sources import Document
 RIGHT = 0.8
 """RepoQA counts a function as found when it is at least so like the right one."""
 FUNCTION_TOKENS = 256
+_TRIES = 50
+"""Stretches of the source that are looked at for something to ask: a short one may have nothing."""
 _DEFINITION = re.compile(r"^( *(?:def|class|async def) +(\w+)\(?|([A-Z][A-Z0-9_]+) *=)(.+)$", re.MULTILINE)
 
 
@@ -37,9 +39,12 @@ class Lookup(Asking):
     family = CODE
 
     def build(self, material: Material, length: int, count: int, rng: random.Random) -> Context:
-        documents = material.stretch(length, rng)
-        every = list(_definitions(documents))
-        if not every:
+        for _ in range(_TRIES):
+            documents = material.stretch(length, rng)
+            every = list(_definitions(documents))
+            if every:
+                break
+        else:
             raise EvalError("the source defines nothing that a cue could begin; give Python code with --source")
         rng.shuffle(every)
         return Context(documents, tuple(every[:count]))
@@ -105,11 +110,15 @@ class DescribedFunction(Asking):
             text, found = without_docstrings(document)
             bare[document.path] = Document(document.path, text)
             functions += found
-        documents = Material(list(bare.values()), material.tokenizer).stretch(length, rng)
-        texts = {document.path: document.text for document in documents}
+        without = Material(list(bare.values()), material.tokenizer)
         named = Counter(function.name for function in functions)
-        there = [f for f in functions if named[f.name] == 1 and f.code in texts.get(f.path, "")]
-        if not there:
+        for _ in range(_TRIES):
+            documents = without.stretch(length, rng)
+            texts = {document.path: document.text for document in documents}
+            there = [f for f in functions if named[f.name] == 1 and f.code in texts.get(f.path, "")]
+            if there:
+                break
+        else:
             raise EvalError("the text has no function with a description; give Python code with docstrings")
         chosen = rng.sample(there, min(count, len(there)))
         return Context(documents, tuple(_described(function, texts[function.path], documents) for function in chosen))

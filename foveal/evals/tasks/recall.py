@@ -22,6 +22,8 @@ ANSWER_TOKENS = 32
 MIN_CUE_TOKENS = 8
 MIN_DISTANCE = 300
 """Tokens between the cue's place in the source and the end of the memory, at least: well outside the raw window."""
+_TRIES = 10
+"""Stretches of the source that are looked at for lines to ask for."""
 CODE = "code"
 """Family of the tasks that share these texts."""
 
@@ -54,13 +56,14 @@ class Recall(Asking):
 
 def code_context(material: Material, length: int, count: int, rng: random.Random) -> Context:
     """A stretch of the source with up to `count` lines to recall from. Raises `EvalError` when no line will do."""
-    documents = material.stretch(length, rng)
-    questions = tuple(choose_cues(documents, material.tokenizer, count, rng))
-    if not questions:
-        raise EvalError(
-            f"no line of the text of {length:,} tokens stands once, has {MIN_CUE_TOKENS} tokens and is far from its end"
-        )
-    return Context(documents, questions)
+    for _ in range(_TRIES):
+        documents = material.stretch(length, rng)
+        questions = tuple(choose_cues(documents, material.tokenizer, count, rng))
+        if questions:
+            return Context(documents, questions)
+    raise EvalError(
+        f"no line of a text of {length:,} tokens stands once, has {MIN_CUE_TOKENS} tokens and is far from its end"
+    )
 
 
 def choose_cues(documents: Documents, tokenizer: Tokenizer, count: int, rng: random.Random) -> list[Question]:
