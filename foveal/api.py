@@ -84,9 +84,11 @@ class Engine:
         batch: BatchEngine | None = None,
         name: str = "",
         recall_blanks: int = 0,
+        pager: cache.Pager | None = None,
     ) -> None:
         """`weights` gives the content hash of the network's weights when it is first needed (it reads all of them);
-        `numbers` names its arithmetic; `recall_blanks` is how many PAD tokens the model wants before a recall's cue.
+        `numbers` names its arithmetic; `recall_blanks` is how many PAD tokens the model wants before a recall's cue;
+        `pager` keeps the process under a limit of memory.
 
         Raises `ValueError` when the tokenizer has ids beyond the network's vocabulary.
         """
@@ -101,7 +103,7 @@ class Engine:
         self.name = name
         self.recall_blanks = recall_blanks
         self.kv = kv or cache.CacheFormat()
-        self.pool = cache.PagePool(cache.CacheLayout(self.config, self.kv))
+        self.pool = cache.PagePool(cache.CacheLayout(self.config, self.kv), pager=pager)
         self.batch = batch or BatchEngine(network)
         self._weights, self._numbers = weights, f"{numbers}, cache {self.kv}"
 
@@ -114,6 +116,8 @@ class Engine:
         kv: cache.CacheFormat | None = None,
         numerics: Numerics | None = None,
         backend: Backend = "native",
+        memory_limit: int | None = None,
+        scratch: str | Path | None = None,
     ) -> Self:
         """A shipped model by name, or a directory in the official layout (config, safetensors, tokenizer.json).
 
@@ -121,8 +125,14 @@ class Engine:
         `kv`: how the cache stores entries (default: `default_format`). `numerics`: which run-time quantisations are
         simulated (default: those of the official code). `backend`: the native kernels, or the plain PyTorch reference
         that defines them, which is much slower.
-        Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, or `foveal.text.TokenizerError`.
+        `memory_limit`: bytes that the whole process may hold in memory (`foveal.cache.pager`): what does not fit lies
+        in files and comes back when it is touched; `scratch` is the folder of those that no store has (default: the
+        system's temporary folder; it should be on a disk). For the native backend on Linux.
+        Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, `foveal.text.TokenizerError`; with a limit
+        `foveal.cache.LimitTooSmall`, here or at a first step, which names the least that works.
         """
+        if memory_limit is not None and backend != "native":
+            raise ValueError("a memory limit needs the native backend: the reference works on decoded copies")
         folder = model_folder(model)
         tokenizer = Tokenizer.from_file(folder)
         checkpoint = open_checkpoint(folder)
@@ -137,6 +147,7 @@ class Engine:
             batch=BatchEngine(network, batched=backend == "native"),
             name=model if isinstance(model, str) and model in SHIPPED else folder.resolve().name,
             recall_blanks=_recall_blanks(folder),
+            pager=None if memory_limit is None else cache.Pager(memory_limit, scratch),
         )
 
     @cached_property

@@ -44,9 +44,10 @@ from foveal.cache.image import SequenceImage
 from foveal.cache.layout import CacheBytes, CacheFormat, CacheLayout, Region
 from foveal.cache.machines import MACHINE_NAMES, Machine
 from foveal.cache.page import Page, PagePool
+from foveal.cache.pager import LimitTooSmall, Pager
 from foveal.cache.plan import PLAN_FORMATS, Plan, PlanError, make_plan, parse_tokens
 from foveal.cache.sequence import Sequence
-from foveal.cache.tail import Tail
+from foveal.cache.tail import LaterTail, Tail
 from foveal.cache.view import EntryTable
 
 __all__ = [
@@ -57,11 +58,14 @@ __all__ = [
     "CacheLayout",
     "EntryTable",
     "ImageError",
+    "LaterTail",
+    "LimitTooSmall",
     "MACHINE_NAMES",
     "Machine",
     "PLAN_FORMATS",
     "Page",
     "PagePool",
+    "Pager",
     "Plan",
     "PlanError",
     "Region",

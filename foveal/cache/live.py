@@ -59,16 +59,19 @@ class Live:
         places: list[tuple[int, int, int]] = []
         fill: list[tuple[int, int, int]] = []
         tokens: list[int] = []
+        fresh: list[tuple[Page, Slot]] = []
         for number, page in enumerate(pages, start=self.native.page_count):
             new = page.slot is None or not page.slot.belongs_to(self.slabs)
             slot = self.slabs.take() if new or page.slot is None else page.slot
             places.append((page.data.data_ptr(), slot.address, slot.number))
             if new:
-                page.slot = slot
+                fresh.append((page, slot))
                 fill.append(places[-1])
                 tokens.append(min(max(self.native.length - number * PAGE_TOKENS, 0), PAGE_TOKENS))
             self._held.append((page.data, slot))
         _native.fill_slots(self._runtime, self.slabs.shape, fill, tokens)
+        for page, slot in fresh:  # only now: whoever finds a slot at a page takes it to be filled
+            page.slot = slot
         self.native.add_pages(places)
 
     def tail(self, windows: int) -> Tail:

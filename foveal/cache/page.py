@@ -19,6 +19,7 @@ from torch import Tensor
 from foveal import _native
 from foveal.cache.errors import CacheError, CacheFull
 from foveal.cache.layout import CacheLayout, Region
+from foveal.cache.pager import Pager
 from foveal.cache.slabs import Slabs, Slot
 from foveal.config import PAGE_TOKENS
 
@@ -78,17 +79,26 @@ class Page:
 
 
 class PagePool:
-    """Hands out pages and counts them. `limit` (pages) bounds the pages alive at a time; None means no bound.
+    """Hands out pages and counts them. `limit` (pages) bounds the pages alive at a time; None means no bound. With a
+    `pager`, pages lie where memory can be let go (`foveal.cache.pager`).
 
     Counting is safe across threads; a `Sequence` itself belongs to one thread at a time.
     """
 
-    def __init__(self, layout: CacheLayout, *, limit: int | None = None, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        layout: CacheLayout,
+        *,
+        limit: int | None = None,
+        device: torch.device | str = "cpu",
+        pager: Pager | None = None,
+    ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"page limit is {limit}; it must be at least 1, or None")
         self.layout = layout
         self.limit = limit
         self.device = torch.device(device)
+        self.pager = pager
         self._lock = threading.Lock()
         # Weak, so that a sequence dropped without `free` costs nothing once Python has collected it.
         self._pages: weakref.WeakSet[Page] = weakref.WeakSet()
@@ -98,7 +108,7 @@ class PagePool:
     def slabs(self, shape: _native.CacheShape) -> Slabs:
         """Where this pool's pages have their slots, for kernels that see the cache as `shape`."""
         with self._lock:
-            return self._slabs.setdefault(shape, Slabs(shape))
+            return self._slabs.setdefault(shape, Slabs(shape, self.pager))
 
     @property
     def live(self) -> int:
@@ -118,14 +128,13 @@ class PagePool:
     def acquire(self, count: int = 1) -> list[Page]:
         """`count` empty open pages of zeros, each with one reference.
 
-        Raises `CacheFull`, having taken none, when the limit does not allow them all.
+        Raises `CacheFull`, having taken none, when the limit does not allow them all, or a pager's disk is full.
         """
         with self._lock:
             self._check_room(count)
             # Pages outlive the caller's inference mode and are written outside it, so they must be ordinary tensors.
             with torch.inference_mode(False):
-                size = self.layout.page_bytes
-                pages = [Page(torch.zeros(size, dtype=torch.uint8, device=self.device)) for _ in range(count)]
+                pages = [Page(self._zeros()) for _ in range(count)]
             self._register(pages)
             return pages
 
@@ -195,6 +204,11 @@ class PagePool:
             ]
         if wrong:
             raise CacheError(f"the page pool is inconsistent: {'; '.join(wrong)}")
+
+    def _zeros(self) -> Tensor:
+        if self.pager is not None:
+            return self.pager.zeros(self.layout.page_bytes)
+        return torch.zeros(self.layout.page_bytes, dtype=torch.uint8, device=self.device)
 
     def _register(self, pages: list[Page]) -> None:
         self._pages.update(pages)

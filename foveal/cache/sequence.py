@@ -22,7 +22,7 @@ from foveal.cache.layout import CacheBytes
 from foveal.cache.live import Live
 from foveal.cache.page import Page, PagePool
 from foveal.cache.step import Step, check_update, own, token_ids
-from foveal.cache.tail import Tail
+from foveal.cache.tail import LaterTail, Tail
 from foveal.cache.view import EntryTable, EntryViews
 from foveal.config import PAGE_TOKENS
 from foveal.model.state import LayerUpdate, OpenRows, Part
@@ -52,7 +52,7 @@ class Sequence:
         self._made_tail = Tail.empty(self.layout, pool.device)
         self._length = 0
         self._live: Live | None = None
-        self._kept: list[Tail] = [self._made_tail]
+        self._kept: list[Tail | LaterTail] = [self._made_tail]
         self._pages: list[Page] = []
         self._open_tokens: list[int] = []
         self._step: Step | None = None
@@ -97,7 +97,7 @@ class Sequence:
         return tuple(self._pages) if self._step is None else (*self._pages, *self._step.new_pages)
 
     @property
-    def kept_tails(self) -> tuple[Tail, ...]:
+    def kept_tails(self) -> tuple[Tail | LaterTail, ...]:
         """The tails `truncate` can go back to, by ascending position; the first is the empty one at 0."""
         self._alive()
         return tuple(self._kept)
@@ -105,7 +105,7 @@ class Sequence:
     def nbytes(self) -> CacheBytes:
         """Bytes held, by kind. Pages shared with others count in full; `PagePool.nbytes` counts each once."""
         needed = self.layout.bytes_at(self.length)
-        kept = sum(tail.nbytes() for tail in self._kept if tail is not self._tail)
+        kept = sum(tail.nbytes() for tail in self._kept if isinstance(tail, Tail) and tail is not self._tail)
         return replace(
             needed,
             window=self._tail.window_bytes(),
@@ -226,9 +226,11 @@ class Sequence:
         """Stage a step of `count` tokens to be run by native kernels: pages for it are there and known to the result.
 
         `commit_live` ends it; `rollback`, or the next step, drops it. `runtime`, `fp4_keys`: see `Live`. Raises
-        `CacheFull`.
+        `CacheFull`, and `LimitTooSmall` when the pool has a pager whose limit is not enough.
         """
         self._alive()
+        if self.pool.pager is not None:
+            self.pool.pager.check()
         step = self._begin(count)
         if self._live is None or self._live.fp4_keys != fp4_keys:
             tail = self._tail
@@ -323,10 +325,11 @@ class Sequence:
     def keep_tail(self) -> Tail:
         """Keep the tail of the current position, so that `truncate` can come back to it. Costs its `nbytes`."""
         self.rollback()
-        self.add_tail(self._tail)
+        pager = self.pool.pager
+        self.add_tail(self._tail if pager is None else self._tail.copy(pager.keep))
         return self._tail
 
-    def add_tail(self, tail: Tail) -> None:
+    def add_tail(self, tail: Tail | LaterTail) -> None:
         """Register an earlier tail of this sequence, for example one that was saved with it.
 
         Raises `CacheError` when it lies ahead of the sequence. That it belongs to this past is the caller's word.
@@ -354,7 +357,7 @@ class Sequence:
             raise CacheError(f"cannot truncate a sequence of {self.length} tokens to {length}")
         if length == self.length:
             return _ids([])
-        tail = next(kept for kept in reversed(self._kept) if kept.position <= length)
+        tail = self._nearest_tail(length)
         tokens = self.tokens
         full, filled = divmod(tail.position, PAGE_TOKENS)
         kept = self._pages[:full]
@@ -451,6 +454,18 @@ class Sequence:
             part_rows = rows[done : done + region.count - slot]
             pages[number].write(region, slot, part_rows)
             done += len(part_rows)
+
+    def _nearest_tail(self, length: int) -> Tail:
+        """The last kept tail at or before `length`, of those that are to be had; the empty one always is."""
+        place = bisect.bisect_right([kept.position for kept in self._kept], length) - 1
+        while isinstance(kept := self._kept[place], LaterTail):
+            tail = kept.read()
+            if tail is not None:
+                self._kept[place] = tail
+                return tail
+            del self._kept[place]
+            place -= 1
+        return kept
 
     def _reopen(self, number: int, filled: int) -> Page:
         """An open page with what the first `filled` tokens of page `number` left; an open page is cut in place."""

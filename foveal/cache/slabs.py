@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from foveal import _native
+from foveal.cache.pager import Pager
 
 SLAB_BYTES = 8 << 20
 """About how large a slab is."""
@@ -69,10 +70,12 @@ class _Slab:
 
 
 class Slabs:
-    """Slots for the pages of one pool, for caches of `shape`. Safe across threads."""
+    """Slots for the pages of one pool, for caches of `shape`. Safe across threads. With a `pager` slabs lie where memory
+    can be let go."""
 
-    def __init__(self, shape: _native.CacheShape) -> None:
+    def __init__(self, shape: _native.CacheShape, pager: Pager | None = None) -> None:
         self.shape = shape
+        self.pager = pager
         self._slab: _Slab | None = None
         self._lock = threading.Lock()
 
@@ -82,7 +85,8 @@ class Slabs:
             slot = self._slab.take() if self._slab is not None else None
             if slot is None:
                 # The last one lives on as long as a page has a slot in it.
-                memory = _large_memory(self.shape.slab_bytes)
+                size = self.shape.slab_bytes
+                memory = _large_memory(size) if self.pager is None else self.pager.zeros(size)
                 self._slab = _Slab(self, memory, self.shape.slots, self.shape.slot_bytes)
                 slot = self._slab.take()
             assert slot is not None

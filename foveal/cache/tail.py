@@ -8,7 +8,7 @@ Names of its tensors, as saved: ``window.{layer}`` [rows, c], ``open.{layer}.{pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +43,10 @@ class Tail:
             rows[layer, part] = OpenRows(none, none)
         return cls(0, windows, rows)
 
-    def copy(self) -> Tail:
-        """The same tail in memory of its own."""
-        rows = {key: OpenRows(r.kv.clone(), r.gate.clone()) for key, r in self.rows.items()}
-        return Tail(self.position, tuple(w.clone() for w in self.windows), rows)
+    def copy(self, copy: Callable[[Tensor], Tensor] = torch.clone) -> Tail:
+        """The same tail in memory of its own, which `copy` makes."""
+        rows = {key: OpenRows(copy(r.kv), copy(r.gate)) for key, r in self.rows.items()}
+        return Tail(self.position, tuple(copy(w) for w in self.windows), rows)
 
     def window_bytes(self) -> int:
         """Bytes of the windows."""
@@ -86,6 +86,14 @@ class Tail:
             for layer, part in layout.regions
         }
         return cls(position, windows, rows)
+
+
+@dataclass(frozen=True)
+class LaterTail:
+    """A tail at `position` that is elsewhere: `read` brings it, or None when it is not there any more, or damaged."""
+
+    position: int
+    read: Callable[[], Tail | None]
 
 
 def _expected(layout: CacheLayout, position: int) -> dict[str, tuple[tuple[int, int], torch.dtype]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli.output import UserError
+from foveal.cli.output import UserError, parse_count
 
 if TYPE_CHECKING:
     from foveal.api import Engine
@@ -20,6 +21,10 @@ Model = Annotated[
     str | None, typer.Option("--model", help="nano, or a model directory; default: the memory's own, else nano.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one on each core.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(help="Memory this process may hold (2G); pages beyond that stay on the disk until they are needed."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -30,23 +35,37 @@ def opened(folder: Path | None, *, create: bool = False, durability: str = "full
     return open_store(folder, create=create, durability=durability)  # type: ignore[arg-type]
 
 
-def open_engine(model: str | None, threads: int | None, memory: MemoryInfo | None = None) -> Engine:
+def open_engine(
+    model: str | None,
+    threads: int | None,
+    memory: MemoryInfo | None = None,
+    *,
+    memory_limit: str | None = None,
+    store: Store | None = None,
+) -> Engine:
     """The engine to read or recall with: `model`, or the one that `memory` was made with, storing the cache as it does.
 
+    Under a `memory_limit` what no store has lies in `store`'s folder.
     Raises `UserError` when that model is not one that ships with Foveal and so must be named, and what opening raises.
     """
     from foveal.api import SHIPPED, Engine
     from foveal.cache import CacheFormat
 
-    if memory is None:
-        chosen = model or SHIPPED[0]
-        return Engine.open(chosen, threads=threads)
-    if memory.problem is not None:
-        raise UserError(f"memory {memory.name}: {memory.problem}")
-    made_with = str(memory.facts.get("model"))
-    if model is None and made_with not in SHIPPED:
-        raise UserError(f"memory {memory.name} was made with the model {made_with!r}; say where it is with --model DIR")
-    chosen = model or made_with
-    kv, _, index = str(memory.facts.get("cache")).partition("+")
-    kept = CacheFormat(kv, index)  # type: ignore[arg-type]
-    return Engine.open(chosen, threads=threads, kv=kept)
+    kv, made_with = None, SHIPPED[0]
+    if memory is not None:
+        if memory.problem is not None:
+            raise UserError(f"memory {memory.name}: {memory.problem}")
+        made_with = str(memory.facts.get("model"))
+        if model is None and made_with not in SHIPPED:
+            raise UserError(
+                f"memory {memory.name} was made with the model {made_with!r}; say where it is with --model DIR"
+            )
+        entries, _, index = str(memory.facts.get("cache")).partition("+")
+        kv = CacheFormat(entries, index)  # type: ignore[arg-type]
+    return Engine.open(
+        model or made_with,
+        threads=threads,
+        kv=kv,
+        memory_limit=None if memory_limit is None else parse_count(memory_limit),
+        scratch=store.folder if store is not None and os.access(store.folder, os.W_OK) else None,
+    )

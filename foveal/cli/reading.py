@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, Model, StorePath, Threads, open_engine, opened
+from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, open_engine, opened
 from foveal.cli.output import (
+    FAILED,
     INTERRUPTED,
     UserError,
     note,
@@ -56,6 +57,7 @@ def read(
     durability: Annotated[
         str, typer.Option(help="What survives a power cut: full, normal or off (docs/store.md).")
     ] = "full",
+    memory_limit: MemoryLimit = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -71,7 +73,7 @@ def read(
     if old is not None and old.problem is None and old.facts["source"]["source"] != options.source:
         raise UserError(f"memory {name} holds {old.facts['source']['source']}; choose another name, or give --replace")
     into = opened(store, create=True, durability=durability)
-    engine = open_engine(model, threads, old)
+    engine = open_engine(model, threads, old, memory_limit=memory_limit, store=into)
     bar = ReadingBar()
     with Interruption(bar).watch() as interruption, bar:
         memory, resumed = _read(engine, old, name, options, bar, interruption, into, tails)
@@ -86,9 +88,11 @@ def read(
             print_json(report(memory, resumed, folder))
         else:
             _print(memory, resumed)
+        if memory.problem:
+            note(f"foveal: {memory.problem}")
         if not memory.complete:
             note(f"{memory.length:,} of {memory.totals.tokens:,} tokens are kept; run the same command again to go on")
-            raise typer.Exit(INTERRUPTED)
+            raise typer.Exit(FAILED if memory.problem else INTERRUPTED)
 
 
 def _existing(name: str, store: Path | None) -> MemoryInfo | None:

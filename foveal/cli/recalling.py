@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, Model, StorePath, Threads, open_engine, opened
+from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, open_engine, opened
 from foveal.cli.output import print_json, results, table
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def recall(
     lines: Annotated[bool, typer.Option("--lines", help="Show the cited lines as the files hold them now.")] = False,
     model: Model = None,
     store: StorePath = None,
+    memory_limit: MemoryLimit = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -54,8 +55,9 @@ def recall(
         stop=tuple(stop or ()),
         max_tokens=max_tokens,
     )
-    engine = open_engine(model, threads, memory_info(name, opened(store)))
-    with Memory.load(engine, name, root=opened(store)) as memory:
+    place = opened(store)
+    engine = open_engine(model, threads, memory_info(name, place), memory_limit=memory_limit, store=place)
+    with Memory.load(engine, name, root=place) as memory:
         started = time.perf_counter()
         stream = memory.recall_stream(cue, params, max_tokens=max_tokens)
         if json:

@@ -83,6 +83,8 @@ class Memory:
         self.tail_every = tail_every
         self.forked_from: tuple[str, int] = ("", 0)
         """Name of the memory this one was forked from, and at which token."""
+        self.problem = ""
+        """Why reading ended early, when there was no more room: what was read until then is there."""
         self.unread: tuple[str, ...] = ()
         """Files of the source that are still to be read, in order."""
         self.appending = False
@@ -280,6 +282,10 @@ class Memory:
             run_tokens(self.engine, self.sequence, target, progress=progress, should_stop=should_stop)
         except KeyboardInterrupt:
             self.sequence.rollback()  # the chunk in work is dropped; those before it stay
+        except (cache.CacheFull, cache.LimitTooSmall) as error:
+            if self.length == began:
+                raise
+            self.problem = str(error)
         finally:
             self.places = target.places.copy()
             self.places.truncate(self.length)

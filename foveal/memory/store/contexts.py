@@ -18,7 +18,7 @@ from foveal.memory.errors import Conflict, CorruptMemory, FingerprintMismatch, S
 from foveal.memory.store import maps
 from foveal.memory.store.files import Presence
 from foveal.memory.store.index import Entry
-from foveal.memory.store.loading import Loaded, Runner, load_sequence, read_chain
+from foveal.memory.store.loading import Loaded, Runner, let_go_of, load_sequence, read_chain
 from foveal.memory.store.objects import Context, Node, tensor_bytes, token_bytes, token_tensor
 from foveal.memory.store.records import Kind
 from foveal.memory.store.saving import Saved, save_sequence
@@ -49,6 +49,8 @@ def save(
     Raises `Conflict` or `StoreError` when that is not so, `StoreBusy`, and `StoreError` when the disk refuses; an older
     context is then untouched.
     """
+
+    let_go_of(store, sequence.pool)
 
     def work(tx: Writer) -> Context:
         saved = save_sequence(store, tx, sequence, fingerprint.digest, tails=tails)

@@ -91,9 +91,9 @@ def _rewrite(tx: Writer, pack: int) -> None:
         return
     tx.changed = True
     tx.packs.drop(pack)
-    for entry in tx.index.objects():
-        if pack in (entry.pack, entry.pack2):
-            _move(tx, entry, pack)
+    for entry in tx.index.lying_in(pack):
+        _move(tx, entry, pack)
+        tx.packs.passed(entry.span)
     for row in tx.index.contexts():
         if row.pack == pack:
             # The record in the index is the same; its pack's may have been damaged.

@@ -10,6 +10,7 @@ nobody refers to is deleted in the same transaction.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -45,6 +46,7 @@ LOG_BYTES = 1 << 20
 """What SQLite's log may keep on the disk when it is not in use."""
 _OBJECT = "id, kind, key, name, parent, position, pack, offset, span, pack2, offset2"
 _COLUMNS = _OBJECT.split(", ")
+_OBJECT_TYPES = (int, int, bytes, bytes, *[int] * 7)
 _CHAIN = f"""
 WITH RECURSIVE chain(id, parent) AS (
   SELECT id, parent FROM objects WHERE id = ? AND kind = 1
@@ -177,9 +179,8 @@ class Index:
     @staticmethod
     def create(path: Path, disk: Disk) -> None:
         """A new empty index at `path`, on the disk when this returns."""
-        temporary = path.with_name(f".{path.name}.new")
-        for leftover in (temporary, *(Path(f"{temporary}{end}") for end in ("-wal", "-shm", "-journal"))):
-            leftover.unlink(missing_ok=True)
+        Index.discard(path, leave=True)
+        temporary = _unfinished(path)
         os.close(disk.create(temporary))
         connection = sqlite3.connect(temporary, isolation_level=None)
         try:
@@ -195,6 +196,14 @@ class Index:
             Path(f"{path}{end}").unlink(missing_ok=True)
         disk.rename(temporary, path)
         disk.sync_folder(path.parent)
+
+    @staticmethod
+    def discard(path: Path, *, leave: bool = False) -> None:
+        """Remove what `create` may have left, and (unless `leave`) an index at `path`, as far as the disk lets us."""
+        for file in [_unfinished(path), *([] if leave else [path])]:
+            for end in ("", "-wal", "-shm", "-journal"):
+                with contextlib.suppress(OSError):
+                    Path(f"{file}{end}").unlink(missing_ok=True)
 
     def replaced(self) -> bool:
         """Whether another process has made the index anew."""
@@ -258,6 +267,11 @@ class Index:
         """All objects (of a kind)."""
         where, values = ("", ()) if kind is None else (" WHERE kind = ?", (int(kind),))
         return [_entry(row) for row in self.rows(f"SELECT {_OBJECT} FROM objects{where}", values)]
+
+    def lying_in(self, pack: int) -> list[Entry]:
+        """All objects of which a copy lies in a pack."""
+        sql = f"SELECT {_OBJECT} FROM objects WHERE pack = ?1 OR pack2 = ?1"
+        return [_entry(row) for row in self.rows(sql, (pack,))]
 
     def chain(self, node: int, depth: int) -> list[tuple[Entry, Entry | None]]:
         """The node numbered `node` and its ancestors, at most `depth` of them, the first page's first; with each its
@@ -418,9 +432,14 @@ class Index:
         return {int(pack): int(size) for pack, size in rows}  # type: ignore[call-overload]
 
 
+def _unfinished(path: Path) -> Path:
+    """Where an index is made before it has its name."""
+    return path.with_name(f".{path.name}.new")
+
+
 def _entry(row: tuple[object, ...]) -> Entry:
     """An object's row. Raises `IndexDamaged` when a value has another type than was written."""
-    _check_types(row, (int, int, bytes, bytes, *[int] * 7))
+    _check_types(row, _OBJECT_TYPES)
     if row[1] not in _KINDS:
         raise IndexDamaged(f"a row has the kind {row[1]}")
     return Entry(*row)  # type: ignore[arg-type]
@@ -432,7 +451,7 @@ def _context(row: tuple[object, ...]) -> ContextRow:
 
 
 def _check_types(row: tuple[object, ...], types: tuple[type, ...]) -> None:
-    if not all(isinstance(value, wanted) for value, wanted in zip(row, types, strict=True)):
+    if tuple(map(type, row)) != types:
         raise IndexDamaged("a row holds values of other types than it should")
 
 

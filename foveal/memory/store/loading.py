@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as TokenSequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from foveal import cache
 from foveal.config import PAGE_TOKENS
-from foveal.memory.errors import CorruptMemory
+from foveal.memory.errors import CorruptMemory, StoreError
 from foveal.memory.store.index import Entry, Index
 from foveal.memory.store.names import checksum
-from foveal.memory.store.objects import Context, Node, StoredTail, tensor_bytes, token_tensor
+from foveal.memory.store.objects import Context, Node, StoredTail, tensor_bytes, token_bytes, token_tensor
 from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
 from foveal.memory.store.store import Store
@@ -117,10 +118,25 @@ def load_sequence(
 ) -> Loaded:
     """The sequence of a context. `chunk`: where the runner cuts a prompt (its multiples); see the module.
 
-    Raises `CorruptMemory` when the tokens are lost, `CacheFull` when there is no room for its pages.
+    Raises `CorruptMemory` when the tokens are lost, `CacheFull` when there is no room for its pages, `StoreError` when
+    memory is limited and the store encrypted.
     """
+    let_go_of(store, runner.pool)
     chain = read_chain(store, context, fingerprint)
     return _Loading(store, context, chain, runner, chunk, tail_every).run()
+
+
+def let_go_of(store: Store, pool: cache.PagePool) -> None:
+    """Let the pool's pager, if it has one, let go of what is mapped of the store. Raises `StoreError` for an encrypted
+    store: its pages would have to lie in memory, or on the disk as they are."""
+    if pool.pager is None:
+        return
+    if store.cipher is not None:
+        raise StoreError(
+            f"the store {store.folder} is encrypted: its pages must be decrypted into memory and cannot be let go of; "
+            "leave the memory limit out"
+        )
+    store.packs.let_go_by(pool.pager)
 
 
 class _Loading:
@@ -200,9 +216,10 @@ class _Loading:
         return self._finish(restored, exact=True)
 
     def _finish(self, sequence: cache.Sequence, *, exact: bool) -> Loaded:
-        for position, _ in self.context.tails:
-            if position < sequence.length and (tail := self._tail(position)) is not None:
-                sequence.add_tail(cache.Tail.from_tensors(self.layout, position, tail.tensors, self.device))
+        for position, key in self.context.tails:
+            if position < sequence.length:
+                read = partial(_read_later, self.store, self.layout, self.device, key, position, self._place(position))
+                sequence.add_tail(cache.LaterTail(position, read))
         if exact:
             for page, key, node in zip(sequence.pages, self.chain.keys, self.chain.nodes, strict=False):
                 self.store.known.add(page, key, node.name)
@@ -241,13 +258,30 @@ class _Loading:
         if entry is None:
             return None
         tail = read_tail(self.store, entry, self.layout)
-        full = position // PAGE_TOKENS
-        rest = self.chain.tokens[full * PAGE_TOKENS : position].numpy().astype("<i4").tobytes()
-        right = tail is not None and tail.place == self.store.names.tail_place(self.chain.key_after(full), rest)
-        if tail is None or not right or tail.position != position:
+        if tail is None or tail.position != position or tail.place != self._place(position):
             self.damaged.append(entry)
             return None
         return tail
+
+    def _place(self, position: int) -> bytes:
+        full = position // PAGE_TOKENS
+        return self.store.names.tail_place(
+            self.chain.key_after(full), token_bytes(self.chain.tokens[full * PAGE_TOKENS : position])
+        )
+
+
+def _read_later(
+    store: Store, layout: cache.CacheLayout, device: torch.device, key: bytes, position: int, place: bytes
+) -> cache.Tail | None:
+    """A tail that a sequence wants to go back to; None when the store has lost it meanwhile."""
+    try:
+        entry = store.look(lambda index: index.find(Kind.TAIL, key))
+    except StoreError:
+        return None
+    tail = read_tail(store, entry, layout) if entry is not None else None
+    if tail is None or tail.position != position or tail.place != place:
+        return None
+    return cache.Tail.from_tensors(layout, position, tail.tensors, device)
 
 
 def read_pages(store: Store, chain: Chain, pool: cache.PagePool, damaged: list[Entry]) -> list[Tensor | None]:

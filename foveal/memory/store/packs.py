@@ -14,10 +14,13 @@ import mmap
 import os
 import re
 import struct
+import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from foveal.cache.pager import Pager, let_go_of
 from foveal.memory.store import records
 from foveal.memory.store.cipher import Cipher
 from foveal.memory.store.files import Buffer, Disk
@@ -28,6 +31,9 @@ PACK_MAGIC = b"FovealPk"
 PACK_HEADER_BYTES = 64
 PACK_BYTES = 256 << 20
 """A pack that has reached this size is not appended to any more."""
+
+LET_GO_BYTES = 256 << 20
+"""Who reads a whole store holds no more of it in memory at a time."""
 
 _HEADER = struct.Struct("<8sI4xQ16s8x")
 _NAME = re.compile(r"([0-9]{10})\.pack")
@@ -53,6 +59,10 @@ class Packs:
         self.written = 0
         """Bytes appended since this object was made."""
         self._maps: dict[int, _Map] = {}
+        self._living: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+        self._pagers: weakref.WeakSet[Pager] = weakref.WeakSet()
+        self._listing = threading.Lock()
+        self._passed = 0
         self._writing: dict[int, int] = {}
         self._new: list[int] = []
 
@@ -78,17 +88,13 @@ class Packs:
 
     def stored(self, place: Place, kind: Kind, key: bytes) -> tuple[Header, memoryview] | None:
         """Header and payload as they lie there; the payload is not verified."""
-        header = self.header(place)
-        if header is None or header.kind is not kind or header.key != key or header.span != place.span:
+        data = self.raw(place)
+        header = None if data is None else Header.parse(data)
+        if data is None or header is None or header.kind is not kind:
             return None
-        start = place.offset + HEADER_BYTES
-        data = self._view(place.pack, start, start + header.size)
-        return None if data is None else (header, data)
-
-    def header(self, place: Place) -> Header | None:
-        """The header at `place`; None when there is none, or the record would reach beyond the file."""
-        data = self._view(place.pack, place.offset, place.offset + HEADER_BYTES)
-        return None if data is None else Header.parse(data)
+        if header.key != key or header.span != place.span:
+            return None
+        return header, data[HEADER_BYTES : HEADER_BYTES + header.size]
 
     def raw(self, place: Place) -> memoryview | None:
         """All bytes of a record, padding included, unverified."""
@@ -155,6 +161,23 @@ class Packs:
             if mapped is not None:
                 mapped.will_need(start, end)
 
+    def passed(self, nbytes: int) -> None:
+        """Told by whoever reads a whole store: what was read is not needed again, and is let go of now and then."""
+        self._passed += nbytes
+        if self._passed >= LET_GO_BYTES:
+            self._passed = 0
+            for mapped in list(self._living):
+                for _ in let_go_of(mapped):
+                    pass
+
+    def let_go_by(self, pager: Pager) -> None:
+        """Let a pager let go of all maps, also of those to come, and when this object is gone."""
+        with self._listing:
+            self._pagers.add(pager)
+            living = list(self._living)
+        for mapped in living:
+            pager.add(mapped)
+
     def _view(self, pack: int, start: int, end: int) -> memoryview | None:
         mapped = self._map(pack, end)
         return None if mapped is None or start < 0 else mapped.view[start:end]
@@ -168,6 +191,11 @@ class Packs:
             mapped = _Map(self.path(pack))
         except (OSError, ValueError):  # gone, unreadable, or empty
             return None
+        with self._listing:
+            self._living.add(mapped.map)
+            pagers = list(self._pagers)
+        for pager in pagers:
+            pager.add(mapped.map)
         self._maps[pack] = mapped
         return mapped if end <= mapped.size else None
 
@@ -266,11 +294,11 @@ class _Map:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.size = os.fstat(self._descriptor).st_size
-            self._map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_COPY)
+            self.map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_COPY)
         except BaseException:
             os.close(self._descriptor)
             raise
-        self.view = memoryview(self._map)
+        self.view = memoryview(self.map)
 
     def reaches(self, end: int) -> bool:
         """Whether the file still does: reading a map beyond its file's end kills the process."""
@@ -280,11 +308,11 @@ class _Map:
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
         if hasattr(mmap, "MADV_WILLNEED"):
             with contextlib.suppress(OSError):  # advice only
-                self._map.madvise(mmap.MADV_WILLNEED, first, end - first)
+                self.map.madvise(mmap.MADV_WILLNEED, first, end - first)
 
     def find(self, magic: bytes, start: int) -> int:
         """The next aligned place of `magic`, or the end."""
-        while (start := self._map.find(magic, start)) >= 0:
+        while (start := self.map.find(magic, start)) >= 0:
             if start % records.ALIGN == 0:
                 return start
             start += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from foveal.memory.errors import StoreError
@@ -34,20 +34,24 @@ class _Found:
 
 
 def build(packs: Packs, path: Path, disk: Disk) -> None:
-    """Make a sound index at `path` from all packs."""
+    """Make a sound index at `path` from all packs. Raises `StoreError`, and leaves nothing, when it cannot."""
     found = _scan(packs)
-    Index.create(path, disk)
-    index = Index(path, disk, "full", wait=10.0)
     try:
-        index.begin()
-        _Entering(packs, found, index).run()
-        next_pack = max(packs.files(), default=0) + 1
-        index.commit(State(found.sizes, next_pack, found.serial + 1))
-        index.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    except sqlite3.Error as error:
-        raise StoreError(f"cannot make the index {path}: {error}") from error
-    finally:
-        index.close()
+        Index.create(path, disk)
+        index = Index(path, disk, "full", wait=10.0)
+        try:
+            index.begin()
+            _Entering(packs, found, index).run()
+            next_pack = max(packs.files(), default=0) + 1
+            index.commit(State(found.sizes, next_pack, found.serial + 1))
+            index.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            index.close()
+    except (sqlite3.Error, StoreError, OSError) as error:
+        Index.discard(path)
+        if isinstance(error, sqlite3.Error):
+            raise StoreError(f"cannot make the index {path}: {error}") from error
+        raise
 
 
 def _scan(packs: Packs) -> _Found:
@@ -58,6 +62,7 @@ def _scan(packs: Packs) -> _Found:
             end = place.offset + place.span
             found.serial = max(found.serial, header.serial)
             _note(packs, found, place, header)
+            packs.passed(place.span)
         if end:  # otherwise it was cut off in its first bytes
             found.sizes[pack] = end
     return found
@@ -75,7 +80,7 @@ def _note(packs: Packs, found: _Found, place: Place, header: Header) -> None:
         node = None if payload is None else Node.from_bytes(payload)
         if node is None:
             return
-        found.nodes[header.key] = node
+        found.nodes[header.key] = replace(node, tokens=b"")  # they are many, and not needed here
     found.places.setdefault((header.kind, header.key), []).insert(0, place)
 
 

@@ -39,6 +39,9 @@ class Kind(enum.IntEnum):
     """Says that a context was deleted."""
 
 
+_KINDS = frozenset(int(kind) for kind in Kind)
+
+
 @dataclass(frozen=True)
 class Header:
     """`serial` numbers the transactions of a store; `size` is the payload's as it lies there, `digest` its checksum."""
@@ -65,7 +68,7 @@ class Header:
         if checksum(head) != bytes(data[_HEADER.size : HEADER_BYTES]):
             return None
         _, kind, flags, size, serial, key, digest, nonce = _HEADER.unpack(head)
-        if kind not in Kind.__members__.values():
+        if kind not in _KINDS:
             return None
         return cls(Kind(kind), flags == _SEALED, size, serial, key, digest, nonce)
 

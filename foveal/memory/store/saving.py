@@ -6,7 +6,9 @@ since, however long the context is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -100,10 +102,19 @@ def _tails(
     kept = {}
     for tail in sequence.kept_tails:
         if 0 < tail.position < image.length:
-            kept[tail.position] = _put_tail(tx, chain, image, sequence, tail.position, tail.tensors())
+            number = _put_tail(tx, chain, image, sequence, tail.position, partial(_tensors, tail))
+            if number is not None:
+                kept[tail.position] = number
     if image.length:
-        kept[image.length] = _put_tail(tx, chain, image, sequence, image.length, image.tail)
+        last = _put_tail(tx, chain, image, sequence, image.length, lambda: image.tail)
+        assert last is not None
+        kept[image.length] = last
     return kept
+
+
+def _tensors(kept: cache.Tail | cache.LaterTail) -> dict[str, Tensor] | None:
+    tail = kept.read() if isinstance(kept, cache.LaterTail) else kept
+    return None if tail is None else tail.tensors()
 
 
 class _Chain:
@@ -133,8 +144,9 @@ def _put_tail(
     image: cache.SequenceImage,
     sequence: cache.Sequence,
     position: int,
-    tensors: dict[str, Tensor],
-) -> tuple[bytes, int]:
+    read: Callable[[], dict[str, Tensor] | None],
+) -> tuple[bytes, int] | None:
+    """Key and number of the tail; None when it was elsewhere and is not to be had any more."""
     full, open_tokens = divmod(position, PAGE_TOKENS)
     node = chain.after(full)
     rest = token_bytes(image.tokens[full * PAGE_TOKENS : position])
@@ -143,6 +155,9 @@ def _put_tail(
         # The pages before it are the very same, and it is there only to go back to: any tail of the place will do.
         for entry in tx.index.named(Kind.TAIL, place):
             return entry.key, entry.id
+    tensors = read()
+    if tensors is None:
+        return None
     open_page = memoryview(b"")
     if open_tokens:
         copy = cache.Page(sequence.pages[full].data.clone())

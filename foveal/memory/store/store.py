@@ -250,8 +250,8 @@ class Store:
             try:
                 with exclusive(self.folder / LOCK, self.wait):
                     self._rebuild()
-            except OSError:  # we may not write here: an index of our own will do
-                self._rebuild_elsewhere()
+            except (OSError, StoreError) as error:  # we cannot write here: an index of our own will do
+                self._rebuild_elsewhere(error)
 
     # ------------------------------------------------------------------ opening
 
@@ -310,8 +310,8 @@ class Store:
             with exclusive(self.folder / LOCK, self.wait):
                 if not self._opens(path):
                     self._rebuild()
-        except OSError:
-            self._rebuild_elsewhere()
+        except (OSError, StoreError) as error:
+            self._rebuild_elsewhere(error)
         return self.index
 
     @property
@@ -349,7 +349,11 @@ class Store:
         self.disk.unlink(self.folder / "index.damaged.sqlite")
         self._index = Index(path, self.disk, self.durability, wait=self.wait)
 
-    def _rebuild_elsewhere(self) -> None:
+    def _rebuild_elsewhere(self, problem: Exception) -> None:
+        """An index for this process alone, where the store's folder cannot be written to. Raises `problem` when it is
+        another."""
+        if isinstance(problem, StoreError) and not is_full(problem):
+            raise problem
         if self._index is not None:
             self._index.close()
         self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="foveal-index-")

@@ -215,6 +215,7 @@ class _Checking:
             payload = self.store.packs.read(place, kind, entry.key)
             self.report.objects += 1
             self.report.nbytes += place.span
+            self.store.packs.passed(place.span)
             if payload is not None and self._fits(entry, payload):
                 good += 1
             else:
