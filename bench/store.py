@@ -2,6 +2,7 @@
 
     python bench/store.py                        a million tokens in the shipped model's layout
     python bench/store.py --tokens 128k --dir /a/disk
+    python bench/store.py --tails 64k            bytes and times of each tail policy
 
 What is special here: the pages are made up (`foveal.measure`), for only their number and size matter; what is done with
 them is what the commands do. The store lies under `--dir` (default: the system's temporary folder) and is removed
@@ -16,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,12 +25,13 @@ import numpy as np
 import torch
 
 from foveal import Engine, Memory
-from foveal.cache import parse_tokens
+from foveal.cache import Tail, parse_tokens
 from foveal.cli.output import results, table
 from foveal.measure import OtherWork, make_image
 from foveal.memory import open_store
-from foveal.memory.reading import ReadTotals, SourceOptions
+from foveal.memory.reading import ReadTotals, SourceOptions, TailEvery, tail_distance
 from foveal.memory.store import contexts
+from foveal.memory.store.records import Kind
 from foveal.memory.store.verify import verify
 from foveal.sources import SourceMap
 from foveal.sources.tokenise import TokenizedDocument
@@ -100,6 +103,34 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
     return rows
 
 
+def measure_tails(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, ...]]:
+    """Rows of a policy: tails, their bytes, seconds to open at the end, and to go back half a chunk from there (to the
+    tail before, from which tokens are run again)."""
+    rows: list[tuple[str, ...]] = []
+    chunk = engine.batch.scheduler.chunk
+    policies: tuple[TailEvery, ...] = ("full", "auto", 4 * chunk, "none")
+    for policy in policies:
+        with open_store(folder / str(policy)) as store:
+            with made_up_memory(engine, tokens) as memory:
+                memory.tail_every = policy
+                distance = tail_distance(policy, engine.pool.layout, chunk)
+                tail = memory.sequence.export().tail
+                for position in range(distance, tokens, distance) if distance else ():
+                    memory.sequence.add_tail(Tail.from_tensors(engine.pool.layout, position, tail))
+                memory.save_in(store, "base")
+                count = len(memory.sequence.kept_tails) - 1 if policy != "none" else 0
+            kept = store.look(lambda index: sum(entry.span for entry in index.objects(Kind.TAIL)))
+            spent, opened = timed(lambda: Memory.load(engine, "base", root=store))
+            replay, _ = timed(partial(_go_back, engine, opened, tokens - chunk // 2))
+            opened.free()
+            rows.append((str(policy), f"{count:,}", f"{kept:,}", _seconds(spent), _seconds(replay)))
+    return rows
+
+
+def _go_back(engine: Engine, memory: Memory, length: int) -> None:
+    engine.prefill(memory.sequence, memory.sequence.truncate(length).tolist())
+
+
 def _seconds(spent: float) -> str:
     return f"{spent * 1000:,.1f} ms"
 
@@ -108,16 +139,22 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="1M")
+    parser.add_argument("--tails", metavar="TOKENS", help="measure tail policies at so many tokens, nothing else")
     parser.add_argument("--dir", type=Path, default=None, help="a folder on the disk to measure")
     given = parser.parse_args()
     engine = Engine.open("nano")
-    tokens = parse_tokens(given.tokens)
+    tokens = parse_tokens(given.tails or given.tokens)
     others = OtherWork()
     with tempfile.TemporaryDirectory(dir=given.dir) as folder:
-        rows = measure(engine, tokens, Path(folder) / "store")
+        if given.tails:
+            columns: tuple[str, ...] = ("tails", "tails kept>", "bytes of them>", "open>", "go back 256 tokens>")
+            rows: list[tuple[str, ...]] = measure_tails(engine, tokens, Path(folder))
+        else:
+            columns = ("what", "time>", "bytes written>")
+            rows = [*measure(engine, tokens, Path(folder) / "store")]
     layout = engine.pool.layout
     title = f"{tokens:,} tokens, {layout.format}, {layout.page_bytes:,} bytes a page"
-    results().print(table("what", "time>", "bytes written>", title=title, rows=rows))
+    results().print(table(*columns, title=title, rows=rows))
     print(f"other processes kept {others.cores() or 0:.2f} cores busy meanwhile")
 
 

@@ -31,6 +31,8 @@ WIDE = TINY.replace(
 """Pages of a megabyte, so that few tokens outgrow a limit."""
 EXACT = CacheFormat("fp32", "fp32")
 PAGES = 300
+SLACK = 1.1
+"""What a machine that is busy with other tests may grow beyond the limit before the pager gets its turn."""
 BEGIN = """
 import json, sys
 import foveal, torch
@@ -102,15 +104,14 @@ def needed(model: Path) -> int:
 
 def test_recalling_under_a_limit(model: Path, tmp_path: Path) -> None:
     engine = Engine.open(model, threads=1, kv=EXACT)
-    size = PAGES * engine.pool.layout.page_bytes
     with made_up(engine, PAGES * 256 + 77) as memory:
         memory.save("base", root=tmp_path / "store")
     limit = needed(model)
     free_peak, expected = run(RECALL, model, tmp_path / "store", 0)
     peak, answers = run(RECALL, model, tmp_path / "store", limit)
     assert answers == expected
-    assert free_peak > limit + (size >> 2), "the test must not pass without a limit"
-    assert peak <= limit + (16 << 20), (peak >> 20, limit >> 20)
+    assert free_peak > limit * SLACK, "the test must not pass without a limit"
+    assert peak <= limit * SLACK, (peak >> 20, limit >> 20)
 
 
 def test_reading_more_than_the_limit(model: Path, tmp_path: Path) -> None:
@@ -122,8 +123,8 @@ def test_reading_more_than_the_limit(model: Path, tmp_path: Path) -> None:
     free_peak, expected = run(READ, model, tmp_path / "free", 0, source)
     peak, result = run(READ, model, tmp_path / "limited", limit, source)
     assert result == expected
-    assert free_peak > limit, "the test must not pass without a limit"
-    assert peak <= limit + (16 << 20), (peak >> 20, limit >> 20)
+    assert free_peak > limit * SLACK, "the test must not pass without a limit"
+    assert peak <= limit * SLACK, (peak >> 20, limit >> 20)
     assert not [path for path in (tmp_path / "limited").iterdir() if path.name.startswith("tmp")]
 
 

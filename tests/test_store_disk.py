@@ -167,7 +167,7 @@ def test_a_disk_that_has_become_read_only(disk: Path, saved: Path, runner: Runne
         assert "fork" in _check(store, runner, False)
         assert verify(store).sound
         for operation in (_save, _delete):
-            with pytest.raises(StoreError, match="(?i)read-only"):
+            with pytest.raises(StoreError, match=r"(?i)read-only"):
                 operation(store, runner)
     command("mount", "-o", "remount,rw", str(disk))
     with Store(folder) as store:

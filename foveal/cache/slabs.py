@@ -70,8 +70,8 @@ class _Slab:
 
 
 class Slabs:
-    """Slots for the pages of one pool, for caches of `shape`. Safe across threads. With a `pager` slabs lie where memory
-    can be let go."""
+    """Slots for the pages of one pool, for caches of `shape`; with a `pager`, where memory can be let go. Safe across
+    threads."""
 
     def __init__(self, shape: _native.CacheShape, pager: Pager | None = None) -> None:
         self.shape = shape
