@@ -70,6 +70,23 @@ def test_what_was_saved_comes_back_bit_for_bit(store: Store, runner: Runner, len
     assert same(loaded.sequence, runner.read(torch.cat([tokens, more])))
 
 
+@pytest.mark.parametrize("start", range(0, 128, 16))
+def test_fork_and_fork_of_a_fork_at_every_residue(store: Store, runner: Runner, start: int) -> None:
+    """Every residue of 128 (and so of 4), and after eviction: the state is that of the tokens computed from nothing."""
+    tokens = random_tokens(700)
+    save(store, "a", runner.read(tokens), runner)
+    for length in range(384 + start, 384 + start + 16):
+        contexts.fork(store, "a", "b", at=length)
+        contexts.fork(store, "b", "c", at=length - 129)
+        if length % 8 == 0:
+            gc.evict(store, 0)
+        assert is_right(store, "b", tokens[:length])
+        if length % 4 == 3 or length % 8 == 0:
+            assert is_right(store, "c", tokens[: length - 129])
+        for name in ("b", "c"):
+            contexts.delete(store, name)
+
+
 def test_a_second_save_writes_what_is_new(store: Store, runner: Runner) -> None:
     tokens = random_tokens(5 * 1024)
     sequence = runner.read(tokens[:4096])
