@@ -145,6 +145,8 @@ class Store:
         if all_of_it:
             with contextlib.suppress(OSError):
                 self.disk.unlink(self.folder / RESERVE)
+                # A journaling file system (ext4) gives blocks out again only when their freeing is in its journal.
+                self.disk.sync_folder(self.folder)
 
     def _keep_reserve(self) -> None:
         """Room without which nothing could be deleted from a store on a full disk."""
