@@ -145,8 +145,8 @@ class Store:
         if all_of_it:
             with contextlib.suppress(OSError):
                 self.disk.unlink(self.folder / RESERVE)
-                # A journaling file system (ext4) gives blocks out again only when their freeing is in its journal.
                 self.disk.sync_folder(self.folder)
+                _await_room(self.folder)
 
     def _keep_reserve(self) -> None:
         """Room without which nothing could be deleted from a store on a full disk."""
@@ -521,6 +521,17 @@ def is_full(error: BaseException) -> bool:
     """Whether the disk, or one's share of it, is used up."""
     codes = {getattr(found, "errno", None) for found in (error, error.__cause__)}
     return bool(codes & {errno.ENOSPC, errno.EDQUOT}) or "is full" in str(error)
+
+
+def _await_room(folder: Path, seconds: float = 3.0) -> None:
+    """Wait until the reserve's blocks can be had: a journaling file system (ext4) gives blocks out again only when their
+    freeing stands in its journal, and a little later."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = os.statvfs(folder)
+        if found.f_bfree * found.f_frsize >= RESERVE_BYTES:
+            return
+        time.sleep(0.02)
 
 
 def now() -> str:
