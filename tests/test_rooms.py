@@ -73,7 +73,7 @@ def test_import_linter_has_the_same_order() -> None:
 
 
 def test_few_call_the_native_library() -> None:
-    """The operations, a sequence in work, the network in one call, and the sampler (docs/design.md)."""
+    """The operations, a sequence in work (and its pages' slots), the network in one call, the sampler (docs/design.md)."""
     callers = {
         str(path.relative_to(PACKAGE).with_suffix(""))
         for path in modules()
@@ -82,6 +82,9 @@ def test_few_call_the_native_library() -> None:
     }
     assert {name for name in callers if not name.startswith("ops/cpu/")} == {
         "cache/live",
+        "cache/page",
+        "cache/sequence",
+        "cache/slabs",
         "engine/native",
         "engine/sampler",
     }
