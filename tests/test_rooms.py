@@ -73,7 +73,7 @@ def test_import_linter_has_the_same_order() -> None:
 
 
 def test_few_call_the_native_library() -> None:
-    """The operations, a sequence in work (and its pages' slots), the network in one call, the sampler (docs/design.md)."""
+    """The operations, a sequence in work with its pages, the network in one call, the sampler (docs/design.md)."""
     callers = {
         str(path.relative_to(PACKAGE).with_suffix(""))
         for path in modules()

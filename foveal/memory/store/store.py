@@ -524,8 +524,8 @@ def is_full(error: BaseException) -> bool:
 
 
 def _await_room(folder: Path, seconds: float = 3.0) -> None:
-    """Wait until the reserve's blocks can be had: a journaling file system (ext4) gives blocks out again only when their
-    freeing stands in its journal, and a little later."""
+    """Wait until the reserve's blocks can be had: a journaling file system (ext4) gives blocks out again only when
+    their freeing stands in its journal, and a little later."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = os.statvfs(folder)
