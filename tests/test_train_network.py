@@ -13,13 +13,14 @@ from foveal.model.attention import Segment
 from foveal.model.state import PlainState
 from foveal.model.transformer import Transformer
 from foveal.model.weights import load_parameters, load_transformer, named_weights
-from foveal.ops import Numerics
+from foveal.ops import Numerics, Packing
 from foveal.train import snapshot
+from foveal.train.batch import Batch
 from foveal.train.export import export_model, model_of
-from foveal.train.loss import TrainTransformer, backward_head, gate_biases, move_biases
+from foveal.train.loss import TrainTransformer, Weighing, gate_biases, move_biases
 from foveal.train.optim import OptimConfig, Optimizer
 from foveal.train.settings import StageConfig
-from foveal.train.snapshot import Position
+from foveal.train.snapshot import Position, Snapshot
 from foveal.train.start import prepare_stage, random_start
 
 CONFIG = ModelConfig(
@@ -52,17 +53,26 @@ def network(seed: int = 0) -> Transformer:
     return model
 
 
+def batch_of(tokens: torch.Tensor) -> Batch:
+    targets = tokens[:, 1:]
+    packing = Packing.whole(len(tokens), targets.shape[1])
+    weights = torch.ones_like(targets, dtype=torch.float32)
+    return Batch(tokens[:, :-1], targets, weights, targets < 0, packing)
+
+
 def test_a_training_pass_yields_what_the_losses_need() -> None:
     model = network()
     prepare_stage(model, StageConfig(length=140))
-    tokens = torch.randint(0, 64, (2, 140), generator=torch.Generator().manual_seed(0))
-    output = TrainTransformer(model, CONFIG).train_forward(tokens)
-    assert output.streams.shape == (280, 4, 64)
-    assert [load.sum().item() for load in output.loads] == [560, 560]
-    assert float(output.index_kl.detach()) > 0 and float(output.balance.detach()) >= 0.9
-    alone = model(tokens[1], [Segment(PlainState(CONFIG), 140)])
-    torch.testing.assert_close(output.streams[140:], alone, rtol=1e-4, atol=1e-5)
-    move_biases(gate_biases(model), output.loads, 0.001)
+    tokens = torch.randint(0, 64, (2, 141), generator=torch.Generator().manual_seed(0))
+    loss, found = TrainTransformer(model)(batch_of(tokens), Weighing(280, 280, 1, 0.1, 1e-4, 0.0))
+    assert [load.sum().item() for load in found["loads"]] == [560, 560]
+    assert float(found["index_kl"]) > 0 and float(found["balance"]) >= 0.9
+    alone = model(tokens[1, :-1], [Segment(PlainState(CONFIG), 140)])
+    nll = torch.nn.functional.cross_entropy(model.logits(alone), tokens[1, 1:], reduction="none")
+    torch.testing.assert_close(found["nll"][140:], nll.detach(), rtol=1e-4, atol=1e-5)
+    expected = found["nll"].mean() + 0.1 * found["index_kl"] + 1e-4 * found["balance"]
+    torch.testing.assert_close(loss.detach(), expected)
+    move_biases(gate_biases(model), found["loads"], 0.001)
 
 
 @pytest.mark.parametrize("quantize", [False, True])
@@ -70,25 +80,23 @@ def test_every_parameter_learns(quantize: bool) -> None:
     """Every parameter gets a gradient, and fitting one sequence lowers its loss, rounding or not."""
     model = network()
     prepare_stage(model, StageConfig(length=140, quantize=quantize))
-    train = TrainTransformer(model, CONFIG)
+    train = TrainTransformer(model)
     optimizer = Optimizer(model.named_parameters(), OptimConfig(muon_lr=0.01, adam_lr=0.01))
-    generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(0, 64, (1, 141), generator=generator)
+    batch = batch_of(torch.randint(0, 64, (1, 141), generator=torch.Generator().manual_seed(1)))
     losses = []
     for step in range(8):
         optimizer.zero_grad()
-        output = train.train_forward(tokens[:, :-1])
-        loss, gradient = backward_head(train, output.streams, tokens[0, 1:], torch.ones(140))
-        torch.autograd.backward([output.streams, 0.1 * output.index_kl + output.balance], [gradient, None])
+        loss, found = train(batch, Weighing(140, 140, 1, 0.1, 1.0, 0.0))
+        loss.backward()
         if step == 0:
             assert [name for name, p in model.named_parameters() if p.grad is None] == []
         optimizer.step()
-        losses.append(loss.value)
+        losses.append(float(found["nll"].mean()))
     assert losses[-1] < losses[0] - 0.3
 
 
 def save_run(folder: Path, model: Transformer) -> Path:
-    return snapshot.save(folder, Position(1), model.state_dict(), {}, CONFIG.to_dict())
+    return snapshot.save(folder, Snapshot(Position(1), model.state_dict(), {}, CONFIG.to_dict()))
 
 
 def test_export_round_trip(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from foveal import __version__
-from foveal.cli import benching, evaluating, memories, models, planning, reading, recalling, storing, syncing
+from foveal.cli import benching, evaluating, memories, models, planning, reading, recalling, storing, syncing, training
 from foveal.cli.output import INTERRUPTED, Commands
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def _root(
     """Options of `foveal` itself."""
 
 
-for module in (reading, syncing, recalling, memories, storing, models, planning, benching, evaluating):
+for module in (reading, syncing, recalling, memories, storing, models, planning, benching, evaluating, training):
     module.register(app)
 
 

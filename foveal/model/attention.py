@@ -1,12 +1,12 @@
 """One attention sub-layer: window, and in compressed layers the entries of CSA or HCA (report section 2.3).
 
 Tokens of several sequences come as one flat batch. What acts on each token alone runs on all of them at once; what
-needs a sequence's past runs segment by segment.
+needs a sequence's past runs segment by segment, or, in training, on whole rows of packed documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,8 @@ from foveal.model.indexer import Indexer
 from foveal.model.linear import Matrix, Vector
 from foveal.model.rope import rotation_of
 from foveal.model.state import LayerUpdate, OpenRows, Part, SequenceState
-from foveal.model.trace import IndexLoss, LayerTrace, Observer
-from foveal.ops import AttendInput, Backend, Mass, Numerics
+from foveal.model.trace import IndexLoss, LayerTrace, Observer, index_divergence
+from foveal.ops import AttendInput, Backend, Mass, Numerics, PackedAttendInput, Packing, Rotation
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class Segment:
 
     state: SequenceState
     count: int
+
+
+Past = Sequence[Segment] | Packing
+"""What the tokens of a flat batch continue: sequences, or nothing (rows of packed documents, for training)."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,24 @@ class Attention(nn.Module):
         self.indexer = Indexer(config, layer, ops) if self.kind is LayerKind.CSA else None
         self.rotation = rotation_of(config, layer)
 
-    def forward(self, x: Tensor, positions: Tensor, segments: Sequence[Segment], observer: Observer | None) -> Tensor:
-        """Normed input x [n, d] -> [n, d]; appends to the segments' states."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
+        """The frequencies follow the parameters to their device, and stay fp32."""
+        device = fn(torch.empty(0)).device
+        if device.type != "meta":
+            self.rotation = Rotation(self.rotation.frequencies.to(device))
+        super()._apply(fn, recurse)
+        return self
+
+    def forward(self, x: Tensor, positions: Tensor, past: Past, observer: Observer | None) -> Tensor:
+        """Normed input x [n, d] -> [n, d]; appends to the segments' states, or attends within a packing's documents."""
         simulate = self.numerics.activations and self.wo_b.simulate
         projected = self._project(x, positions, simulate)
-        parts = projected.split([segment.count for segment in segments])
-        pairs = enumerate(zip(segments, parts, strict=True))
-        out = torch.cat([self._attend(segment, part, number, observer) for number, (segment, part) in pairs])
+        if isinstance(past, Packing):
+            out = self._attend_packed(past, projected, observer)
+        else:
+            parts = projected.split([segment.count for segment in past])
+            pairs = enumerate(zip(past, parts, strict=True))
+            out = torch.cat([self._attend(segment, part, number, observer) for number, (segment, part) in pairs])
         return self.ops.grouped_output(out, self.wo_a.operand(), self.wo_b.operand(), self.groups, simulate=simulate)
 
     def _project(self, x: Tensor, positions: Tensor, simulate: bool) -> _Projected:
@@ -166,3 +181,34 @@ class Attention(nn.Module):
             observer.losses.append(IndexLoss.of(scores, mass.entries, (new.positions + 1) // self.ratio, indices))
         elif not observer.index_loss:
             observer.traces.append(LayerTrace.last(self.layer, number, self.ratio, new.positions, indices, mass))
+
+    # ------------------------------------------------------------------ rows of packed documents
+
+    def _attend_packed(self, packing: Packing, new: _Projected, observer: Observer | None) -> Tensor:
+        rows = (packing.rows, packing.length)
+        entries, allowed, scores = None, None, None
+        if self.compressor is not None:
+            windows = packing.windows[self.ratio]
+            entries = self.compressor.packed(new.rows[Part.MAIN], windows, self.rotation, self.numerics)
+            allowed = windows.visible
+        watched = observer is not None and observer.index_loss
+        if self.indexer is not None and new.index is not None and (watched or self.indexer.limits(packing)):
+            keys = self.indexer.compressor.packed(new.rows[Part.INDEX], windows, self.rotation, self.numerics)
+            query, weights = (part.unflatten(0, rows) for part in new.index)
+            scores = self.ops.index_scores_packed(query, weights, keys, self.ratio)
+            allowed = self.ops.choose_packed(scores, windows.visible, self.indexer.topk)
+        x = PackedAttendInput(
+            query=new.query.unflatten(0, rows),
+            kv=new.kv.unflatten(0, rows),
+            packing=packing,
+            window_size=self.window_size,
+            entries=entries,
+            allowed=allowed,
+            ratio=self.ratio,
+            sink=self.attn_sink,
+            rotation=self.rotation,
+        )
+        out, mass = self.ops.attend_packed(x, trace=watched and scores is not None)
+        if observer is not None and mass is not None and scores is not None and allowed is not None:
+            observer.losses.append(IndexLoss(index_divergence(scores, mass, allowed)))
+        return out.flatten(0, 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foveal.config import ModelConfig
 from foveal.model.linear import Matrix, Vector
 from foveal.model.state import OpenRows, Part, entry_width, open_row_count, row_width
-from foveal.ops import Backend, CompressInput, Numerics, Rotation
+from foveal.ops import Backend, CompressInput, Numerics, PackedCompressInput, Rotation, Windows
 
 
 class Compressor(nn.Module):
@@ -52,7 +52,15 @@ class Compressor(nn.Module):
             eps=self.eps,
             rotation=rotation,
         )
-        entries = self.ops.compress(window)
+        return left, self._rounded(self.ops.compress(window), rotation, numerics)
+
+    def packed(self, rows: OpenRows, windows: Windows, rotation: Rotation, numerics: Numerics) -> Tensor:
+        """Rows [B * T, width] of packed documents -> the entries [B, E, e] of their windows."""
+        kv, gate = (part.unflatten(0, (len(windows.start), -1)) for part in (rows.kv, rows.gate))
+        x = PackedCompressInput(kv, gate, windows, self.norm.weight, self.eps, rotation)
+        return self._rounded(self.ops.compress_packed(x), rotation, numerics)
+
+    def _rounded(self, entries: Tensor, rotation: Rotation, numerics: Numerics) -> Tensor:
         if self.part is Part.INDEX:
-            return left, self.ops.quantize_index(entries) if numerics.index else entries
-        return left, self.ops.quantize_kv(entries, rotation.channels) if numerics.kv else entries
+            return self.ops.quantize_index(entries) if numerics.index else entries
+        return self.ops.quantize_kv(entries, rotation.channels) if numerics.kv else entries

@@ -8,7 +8,7 @@ from foveal.config import ModelConfig
 from foveal.model.compressor import Compressor
 from foveal.model.linear import Matrix
 from foveal.model.state import Part
-from foveal.ops import Backend, Numerics, Rotation
+from foveal.ops import Backend, Numerics, Packing, Rotation
 
 
 class Indexer(nn.Module):
@@ -39,3 +39,7 @@ class Indexer(nn.Module):
         if int(visible.max()) <= self.topk:
             return None
         return self.ops.index_topk(queries, weights, keys, visible, self.topk)
+
+    def limits(self, packing: Packing) -> bool:
+        """Whether a token of `packing` may see more entries than `topk`, so that there is something to choose."""
+        return packing.windows[self.compressor.ratio].start.shape[1] > self.topk

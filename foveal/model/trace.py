@@ -64,10 +64,27 @@ class IndexLoss:
         if not bool(some.any()):
             return cls(scores.new_zeros(()))
         scores, mass, hidden = scores[some], mass[some], hidden[some]
-        target = mass / mass.sum(-1, keepdim=True).clamp(min=1e-9)
-        log_index = torch.log_softmax(scores.masked_fill(hidden, float("-inf")), dim=-1).masked_fill(hidden, 0.0)
-        divergence = torch.special.xlogy(target, target) - target * log_index
-        return cls(divergence.sum(-1).mean())
+        return cls(_divergence(scores, mass, hidden).mean())
+
+
+def index_divergence(scores: Tensor, mass: Tensor, allowed: Tensor) -> Tensor:
+    """`IndexLoss` for rows: scores (differentiable), mass and `allowed` (bool) [B, T, E] -> the mean divergence.
+
+    The mean is over all B * T tokens (0 for those that may not look at any entry), so that equal shares of a batch add
+    up to the whole.
+    """
+    if not allowed.shape[-1]:
+        return scores.sum() * 0.0
+    some = allowed.any(-1)
+    # A token without entries would make a softmax of nothing: it is given all of them, and does not count.
+    return (_divergence(scores, mass.detach(), ~(allowed | ~some.unsqueeze(-1))) * some).mean()
+
+
+def _divergence(scores: Tensor, mass: Tensor, hidden: Tensor) -> Tensor:
+    """KL(mass, L1-normalised || softmax of the scores) over what is not hidden: [..., s] each -> [...]."""
+    target = mass / mass.sum(-1, keepdim=True).clamp(min=1e-9)
+    log_index = torch.log_softmax(scores.masked_fill(hidden, float("-inf")), dim=-1).masked_fill(hidden, 0.0)
+    return (torch.special.xlogy(target, target) - target * log_index).sum(-1)
 
 
 @dataclass

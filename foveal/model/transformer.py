@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from foveal.config import ModelConfig
-from foveal.model.attention import Attention, Segment
+from foveal.model.attention import Attention, Past, Segment
 from foveal.model.experts import Experts
 from foveal.model.hyper_connections import coefficient_count, hyper_weights
 from foveal.model.linear import Matrix, Vector
 from foveal.model.trace import Observer
-from foveal.ops import Backend, Numerics, reference
+from foveal.ops import Backend, Numerics, Packing, reference
 
 
 class Block(nn.Module):
@@ -49,14 +49,14 @@ class Block(nn.Module):
         streams: Tensor,
         tokens: Tensor,
         positions: Tensor,
-        segments: Sequence[Segment],
+        past: Past,
         observer: Observer | None,
     ) -> Tensor:
         """Streams [n, S, d] before -> after this layer."""
         ops, eps = self.ops, self.config.rms_norm_eps
         hyper = hyper_weights(self.config, self.hc_attn_fn, self.hc_attn_base, self.hc_attn_scale)
         u, post, comb = ops.hyper_pre(streams, hyper)
-        out = self.attn(ops.rms_norm(u, self.attn_norm.weight, eps), positions, segments, observer)
+        out = self.attn(ops.rms_norm(u, self.attn_norm.weight, eps), positions, past, observer)
         streams = ops.hyper_post(out, streams, post, comb)
         hyper = hyper_weights(self.config, self.hc_ffn_fn, self.hc_ffn_base, self.hc_ffn_scale)
         u, post, comb = ops.hyper_pre(streams, hyper)
@@ -84,21 +84,31 @@ class Transformer(nn.Module):
             for i in range(config.num_nextn_predict_layers)
         )
 
-    def forward(self, tokens: Tensor, segments: Sequence[Segment], observer: Observer | None = None) -> Tensor:
-        """Run the next tokens [n] (int64) of the segments through all layers; their states advance.
+    def forward(self, tokens: Tensor, past: Past, observer: Observer | None = None) -> Tensor:
+        """Run tokens [n] (int64) through all layers: the next ones of segments, whose states advance, or all B * T of a
+        packing, row by row.
 
         Returns the streams [n, S, d] after the last layer, which `logits` reads. Raises `ValueError` when the segments
         do not add up to the tokens, or a token id is outside the vocabulary.
         """
-        self._check(tokens, segments)
+        if not isinstance(past, Packing):
+            self._check(tokens, past)
         streams = self.embedded(tokens).unsqueeze(1).repeat(1, self.config.hc_mult, 1)
-        positions = torch.cat([torch.arange(s.state.length, s.state.length + s.count) for s in segments])
-        for layer in self.layers:
-            streams = layer(streams, tokens, positions, segments, observer)
+        if isinstance(past, Packing):
+            return self._through(streams, tokens, past.position.flatten(), past, observer)
+        positions = torch.cat([torch.arange(s.state.length, s.state.length + s.count) for s in past])
+        streams = self._through(streams, tokens, positions, past, observer)
         start = 0
-        for segment in segments:
+        for segment in past:
             segment.state.advance(tokens[start : start + segment.count])
             start += segment.count
+        return streams
+
+    def _through(
+        self, streams: Tensor, tokens: Tensor, positions: Tensor, past: Past, observer: Observer | None
+    ) -> Tensor:
+        for layer in self.layers:
+            streams = layer(streams, tokens, positions, past, observer)
         return streams
 
     def embedded(self, tokens: Tensor) -> Tensor:
@@ -109,10 +119,12 @@ class Transformer(nn.Module):
 
     def logits(self, streams: Tensor) -> Tensor:
         """Streams [m, S, d] -> logits [m, V] fp32."""
+        return self.ops.linear(self.hidden(streams), self.head.operand())
+
+    def hidden(self, streams: Tensor) -> Tensor:
+        """Streams [m, S, d] -> what the head multiplies [m, d]."""
         hyper = hyper_weights(self.config, self.hc_head_fn, self.hc_head_base, self.hc_head_scale)
-        hidden = self.ops.hyper_head(streams, hyper)
-        hidden = self.ops.rms_norm(hidden, self.norm.weight, self.config.rms_norm_eps)
-        return self.ops.linear(hidden, self.head.operand())
+        return self.ops.rms_norm(self.ops.hyper_head(streams, hyper), self.norm.weight, self.config.rms_norm_eps)
 
     def _check(self, tokens: Tensor, segments: Sequence[Segment]) -> None:
         total = sum(segment.count for segment in segments)
@@ -125,9 +137,10 @@ class Transformer(nn.Module):
 
 
 class MtpBlock(Block):
-    """The multi-token-prediction block: an ordinary window-only layer behind two projections, with a head of its own.
+    """The multi-token-prediction block: an ordinary window-only layer behind two projections, with a head of its own
+    (report, section on MTP). It predicts the token after the next one.
 
-    Its weights are read and written with the model; decoding with it is the engine's business.
+    Decoding with it (speculation) is the engine's business.
     """
 
     def __init__(self, config: ModelConfig, layer: int, ops: Backend, numerics: Numerics) -> None:
@@ -139,3 +152,26 @@ class MtpBlock(Block):
         self.hc_head_fn = nn.Parameter(torch.empty(streams, streams * d))
         self.hc_head_base = nn.Parameter(torch.zeros(streams))
         self.hc_head_scale = nn.Parameter(torch.ones(1))
+
+    def predict(
+        self,
+        streams: Tensor,
+        embedded: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
+        past: Past,
+        observer: Observer | None = None,
+    ) -> Tensor:
+        """One step ahead: streams [n, S, d] after the network's last layer (or after this block, for longer drafts) and
+        the next tokens with their embedding [n], [n, d] -> streams [n, S, d]."""
+        ops, eps = self.ops, self.config.rms_norm_eps
+        simulate = self.attn.numerics.activations and self.e_proj.simulate
+        own = ops.linear(ops.rms_norm(embedded, self.enorm.weight, eps), self.e_proj.operand(), simulate=simulate)
+        normed = ops.rms_norm(streams, self.hnorm.weight, eps).flatten(0, 1)
+        past_ones = ops.linear(normed, self.h_proj.operand(), simulate=simulate).unflatten(0, (len(streams), -1))
+        return self.forward(own.unsqueeze(1) + past_ones, tokens, positions, past, observer)
+
+    def hidden(self, streams: Tensor) -> Tensor:
+        """Streams [m, S, d] after `predict` -> what the model's head multiplies [m, d]."""
+        hyper = hyper_weights(self.config, self.hc_head_fn, self.hc_head_base, self.hc_head_scale)
+        return self.ops.rms_norm(self.ops.hyper_head(streams, hyper), self.norm.weight, self.config.rms_norm_eps)

@@ -12,6 +12,7 @@ from foveal.ops.interface import (
     Rotation,
     RouteInput,
 )
+from foveal.ops.packed import PackedAttendInput, PackedCompressInput, Packing, Windows
 
 __all__ = [
     "AttendInput",
@@ -21,7 +22,11 @@ __all__ = [
     "HyperWeights",
     "Mass",
     "Numerics",
+    "PackedAttendInput",
+    "PackedCompressInput",
+    "Packing",
     "Rotation",
     "RouteInput",
+    "Windows",
     "reference",
 ]

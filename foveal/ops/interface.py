@@ -14,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from foveal.formats import Weight
+
+if TYPE_CHECKING:
+    from foveal.ops.packed import PackedAttendInput, PackedCompressInput
 
 
 @dataclass(frozen=True)
@@ -222,4 +225,22 @@ class Backend(Protocol):
         simulate: bool = False,
     ) -> Tensor:
         """Routed experts, weighted, plus the shared ones: [n, d] -> [n, d]. SwiGLU with the clamp at `limit`."""
+        ...
+
+    # Rows of packed documents (`foveal.ops.packed`): training's form of what looks at a past.
+
+    def compress_packed(self, x: PackedCompressInput) -> Tensor:
+        """`compress` for rows: the entries [B, E, e] of all their windows."""
+        ...
+
+    def index_scores_packed(self, query: Tensor, weights: Tensor, keys: Tensor, ratio: int) -> Tensor:
+        """`index_scores` for rows: [B, T, I, ci], [B, T, I] and [B, E, ci] -> [B, T, E]."""
+        ...
+
+    def choose_packed(self, scores: Tensor, visible: Tensor, k: int) -> Tensor:
+        """`index_topk` for rows, as a mask: scores and what is visible [B, T, E] -> [B, T, E] bool."""
+        ...
+
+    def attend_packed(self, x: PackedAttendInput, *, trace: bool = False) -> tuple[Tensor, Tensor | None]:
+        """`attend` for rows: [B, T, H, c], and with `trace` the mass on entries [B, T, E] of every token."""
         ...

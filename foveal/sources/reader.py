@@ -62,12 +62,17 @@ class Source:
 
     def estimate(self) -> Estimate:
         """Files and bytes that will be looked at (0, 0 for standard input). Opens nothing but ignore files."""
-        sizes = [e.size for e in self._entries() if isinstance(e, Candidate)] if self.root is not None else []
+        sizes = [candidate.size for candidate in self.candidates()]
         return Estimate(len(sizes), sum(sizes))
 
     def _ordered(self) -> Iterable[Candidate | Skipped]:
         assert self.root is not None
         return rarely_changed_first(self.root, self._entries()) if self.root.is_dir() else self._entries()
+
+    def candidates(self) -> Iterator[Candidate]:
+        """The files that will be looked at, in order (none for standard input). Opens nothing but ignore files."""
+        if self.root is not None:
+            yield from (entry for entry in self._entries() if isinstance(entry, Candidate))
 
     def _entries(self) -> Iterator[Candidate | Skipped]:
         assert self.root is not None

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -69,25 +70,32 @@ class TokenTable:
 
 
 class TokenStore:
-    """Documents as one memory-mapped array: ``NAME.bin`` (uint16 tokens) and ``NAME.idx.npy`` (document offsets).
+    """Documents as one memory-mapped array: ``NAME.bin`` (tokens) and ``NAME.idx.npy`` (document offsets); tokens are
+    uint16, unless a ``NAME.json`` says ``"dtype": "uint32"`` (vocabularies of more than 65,536).
 
     The offsets are the first token of each document, ascending from 0; a last one equal to the length may follow.
     """
 
     def __init__(self, base: Path | str) -> None:
         """`base` is the path without ``.bin``. Raises `DataError` when the pair is missing or does not fit together."""
-        base = Path(base)
+        self.base = base = Path(base)
         tokens, index = base.with_name(base.name + ".bin"), base.with_name(base.name + ".idx.npy")
         for path in (tokens, index):
             if not path.is_file():
-                raise DataError(f"token store {base} lacks {path.name}; make it with python -m foveal.train.corpus")
-        self.tokens: npt.NDArray[np.uint16] = np.memmap(tokens, dtype=np.uint16, mode="r")
+                raise DataError(f"token store {base} lacks {path.name}; make it with foveal tokenize")
+        about = base.with_name(base.name + ".json")
+        dtype = json.loads(about.read_text(encoding="utf-8"))["dtype"] if about.is_file() else "uint16"
+        self.tokens: npt.NDArray[Any] = np.memmap(tokens, dtype=np.dtype(dtype), mode="r")
         offsets = np.load(index, allow_pickle=False).astype(np.int64).reshape(-1)
         if len(offsets) and offsets[-1] == len(self.tokens):
             offsets = offsets[:-1]
         if not len(offsets) or offsets[0] != 0 or np.any(np.diff(offsets) < 0) or offsets[-1] >= len(self.tokens):
             raise DataError(f"{index} does not fit {tokens.name} ({len(self.tokens)} tokens); make the store again")
         self.starts: IntArray = offsets
+
+    def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
+        """Another process opens the files itself."""
+        return type(self), (self.base,)
 
     def __len__(self) -> int:
         """Tokens in all documents."""

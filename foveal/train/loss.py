@@ -1,7 +1,8 @@
-"""The losses: weighted next-token cross entropy, the indexer's divergence, expert balance.
+"""The losses: weighted next-token cross entropy, the same one token further (MTP), the indexer's divergence, balance.
 
 What is special here: the head's gradient is taken a few hundred rows at a time while the loss is computed, so the
-logits of a long sequence never exist at once and the head is not run twice.
+logits of a long sequence never exist at once and the head is not run twice. Every loss is a sum over a batch divided by
+what the whole step holds, so that shares of a step (micro-batches, processes) add up to the step.
 """
 
 from __future__ import annotations
@@ -9,79 +10,107 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.config import ModelConfig
-from foveal.model.attention import Segment
-from foveal.model.state import PlainState
 from foveal.model.trace import Observer
-from foveal.train.device import multiplies_bf16
+from foveal.model.transformer import MtpBlock, Transformer
+from foveal.train.batch import Batch
+
+HEAD_ROWS = 1024
+"""Tokens whose logits exist at a time."""
 
 
 @dataclass(frozen=True)
-class TrainOutput:
-    """What a training forward pass of B sequences of T tokens yields: `streams` [B * T, S, d]; `index_kl` and
-    `balance`, scalars; `loads`, for each MoE layer with learned routing the tokens each expert got [E]."""
+class Weighing:
+    """How a batch's losses become one number: `tokens` and `mtp_tokens` are the sums of token weights over the whole
+    step, `rows` the batch's share of the step's rows; `index_kl`, `balance` and `mtp` the weights of the losses beside
+    cross entropy (0: not computed). With `indexer_only` the divergence alone counts, and nothing else is run."""
 
-    streams: Tensor
-    index_kl: Tensor
-    balance: Tensor
-    loads: Sequence[Tensor]
-
-
-class TrainableModel(Protocol):
-    """What the trainer asks of a network."""
-
-    def train_forward(self, tokens: Tensor) -> TrainOutput:
-        """Tokens [B, T] int64 -> everything the losses need."""
-        ...
-
-    def logits(self, streams: Tensor) -> Tensor:
-        """Streams [m, S, d] -> logits [m, V] fp32."""
-        ...
+    tokens: float
+    mtp_tokens: float
+    rows: float
+    index_kl: float
+    balance: float
+    mtp: float
+    indexer_only: bool = False
 
 
-class TrainTransformer:
-    """The network as the trainer sees it: whole sequences from empty states, observed. With `precision` "bf16" matrix
-    products are autocast (twice as fast here; parameters, norms and softmax stay fp32)."""
+class TrainTransformer(nn.Module):
+    """The network as the trainer sees it: rows of packed documents in, one loss out. The one module that DDP wraps and
+    FSDP shards, so that everything with a gradient happens in its forward.
 
-    def __init__(self, model: nn.Module, config: ModelConfig, precision: str = "fp32") -> None:
-        self.model, self.config = model, config
-        if precision == "auto":
-            precision = "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32"
-        self.precision = precision
+    With `precision` torch.bfloat16 matrix products are autocast (parameters, norms and softmax stay fp32).
+    """
 
-    def train_forward(self, tokens: Tensor) -> TrainOutput:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
-            return self._train_forward(tokens)
+    def __init__(self, model: Transformer, precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model, self.precision = model, precision
 
-    def _train_forward(self, tokens: Tensor) -> TrainOutput:
-        count, length = tokens.shape
-        observer = Observer(index_loss=True)
-        segments = [Segment(PlainState(self.config), length) for _ in range(count)]
-        streams: Tensor = self.model(tokens.reshape(-1), segments, observer)
-        zero = streams.new_zeros(())
-        divergences = [loss.value for loss in observer.losses]
-        balances, loads = [], []
-        for load in observer.loads:
-            experts = load.affinity.shape[-1]
-            affinity, chosen = load.affinity.view(count, length, -1), load.chosen.view(count, length, -1)
-            balances.append(sequence_balance(affinity, chosen))
-            loads.append(torch.bincount(load.chosen.reshape(-1), minlength=experts).to(torch.float32))
-        return TrainOutput(
-            streams=streams.to(torch.float32),
-            index_kl=torch.stack(divergences).mean() if divergences else zero,
-            balance=torch.stack(balances).mean() if balances else zero,
-            loads=loads,
-        )
+    def forward(self, batch: Batch, weighing: Weighing) -> tuple[Tensor, dict[str, Any]]:
+        """The loss, a scalar, and what it is made of: `nll` and `correct` [B * T] of the next token, the scalars
+        `index_kl`, `balance` and `mtp`, and `loads`, for each gate that learns the tokens each expert got [E]."""
+        device = batch.tokens.device
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            return self._losses(batch, weighing)
 
-    def logits(self, streams: Tensor) -> Tensor:
-        result: Tensor = self.model.logits(streams)  # type: ignore[operator]
-        return result
+    def _losses(self, batch: Batch, weighing: Weighing) -> tuple[Tensor, dict[str, Any]]:
+        observer = Observer(index_loss=weighing.index_kl > 0 or weighing.indexer_only)
+        streams = self.model(batch.tokens.flatten(), batch.packing, observer)
+        divergence = _mean([loss.value for loss in observer.losses], streams)
+        if weighing.indexer_only:
+            return divergence * weighing.rows, {"index_kl": divergence.detach(), "loads": []}
+        hidden = self.model.hidden(streams)
+        value, nll, correct = head_loss(hidden, self.model.head.operand(), batch.targets, batch.weights)
+        loss = value / weighing.tokens
+        found: dict[str, Any] = {"nll": nll, "correct": correct, "index_kl": divergence.detach()}
+        if weighing.mtp:
+            value = self._ahead(streams, batch, observer)
+            loss = loss + weighing.mtp * value / weighing.mtp_tokens
+            found["mtp"] = value.detach() / max(1e-9, float(batch.mtp_weights.sum()))
+        rows = batch.tokens.shape
+        balances = [
+            sequence_balance(load.affinity.unflatten(0, rows), load.chosen.unflatten(0, rows))
+            for load in observer.loads
+        ]
+        balance = _mean(balances, streams)
+        found["balance"] = balance.detach()
+        found["loads"] = [
+            F.one_hot(load.chosen, load.affinity.shape[-1]).sum(dim=(0, 1)).to(torch.float32) for load in observer.loads
+        ]
+        return loss + weighing.rows * (weighing.index_kl * divergence + weighing.balance * balance), found
+
+    def _ahead(self, streams: Tensor, batch: Batch, observer: Observer) -> Tensor:
+        """Sum over tokens of the weighted loss of the token after the next one, mean over MTP blocks (chained)."""
+        tokens, targets, weights = batch.following, batch.mtp_targets, batch.mtp_weights
+        values = []
+        for block in self.model.mtp:
+            assert isinstance(block, MtpBlock)
+            position = batch.packing.position.flatten()
+            embedded = self.model.embedded(tokens.flatten())
+            streams = block.predict(streams, embedded, tokens.flatten(), position, batch.packing, observer)
+            values.append(head_loss(block.hidden(streams), self.model.head.operand(), targets, weights)[0])
+            tokens, targets, weights = targets, _ahead(targets), _ahead(weights)
+        return torch.stack(values).mean()
+
+    @torch.no_grad()
+    def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`nll` and `correct` [B * T] of the next token."""
+        device = batch.tokens.device
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+            hidden = self.model.hidden(self.model(batch.tokens.flatten(), batch.packing))
+            return head_loss(hidden, self.model.head.operand(), batch.targets, batch.weights)[1:]
+
+
+def _mean(values: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(list(values)).mean() if values else like.new_zeros(())
+
+
+def _ahead(x: Tensor) -> Tensor:
+    return F.pad(x[:, 1:], (0, 1))
 
 
 def sequence_balance(affinity: Tensor, chosen: Tensor) -> Tensor:
@@ -96,58 +125,78 @@ def sequence_balance(affinity: Tensor, chosen: Tensor) -> Tensor:
     return (share * mean).sum(-1).mean()
 
 
-@dataclass(frozen=True)
-class TokenLoss:
-    """What the head said: `value` the weighted mean loss, `losses` [n] nats a token, `correct` [n] bool (top-1)."""
-
-    value: float
-    losses: Tensor
-    correct: Tensor
+# ---------------------------------------------------------------------- the head
 
 
-def backward_head(
-    model: TrainableModel, streams: Tensor, targets: Tensor, weights: Tensor, *, rows: int = 1024
-) -> tuple[TokenLoss, Tensor]:
-    """Weighted cross entropy of `streams` [n, S, d] against `targets` [n], in blocks of `rows`.
+def head_loss(hidden: Tensor, head: Any, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted cross entropy through the head [V, d] of hidden [n, d] against targets (n of them, any shape).
 
-    Gradients of the head's parameters are accumulated; the one of the streams is returned, to be passed on with
-    ``torch.autograd.backward``. Loss = sum(weight * nll) / sum(weight).
+    Returns sum(weight * nll), differentiable, and `nll` and `correct` (top-1) [n].
     """
-    total = weights.sum().clamp(min=1e-9)
-    gradient = torch.empty_like(streams)
-    losses, correct = [], []
-    for start in range(0, len(targets), rows):
-        part = slice(start, min(start + rows, len(targets)))
-        leaf = streams[part].detach().requires_grad_(True)
-        logits = model.logits(leaf).to(torch.float32)
-        nll = F.cross_entropy(logits, targets[part], reduction="none")
-        ((nll * weights[part]).sum() / total).backward()
-        assert leaf.grad is not None
-        gradient[part] = leaf.grad
-        losses.append(nll.detach())
-        correct.append(logits.detach().argmax(-1) == targets[part])
-    every = torch.cat(losses)
-    return TokenLoss(float((every * weights).sum() / total), every, torch.cat(correct)), gradient
+    result: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(hidden, head, targets.flatten(), weights.flatten())
+    return result
 
 
-_GATE = re.compile(r"(?:^|\.)layers\.(\d+)\.ffn\.gate\.bias$")
+class _HeadLoss(torch.autograd.Function):
+    """Forward computes the gradient too, block by block; backward scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = hidden.requires_grad or head.requires_grad
+        autocast = torch.is_autocast_enabled(hidden.device.type)
+        dtype = torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype
+        matrix, rows = head.to(dtype), hidden.to(dtype)
+        by_hidden, by_head = torch.empty_like(hidden), torch.zeros_like(head, dtype=torch.float32)
+        losses, correct = [], []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(rows), HEAD_ROWS):
+                part = slice(start, start + HEAD_ROWS)
+                logits = (rows[part] @ matrix.T).to(torch.float32)
+                correct.append(logits.argmax(-1) == targets[part])
+                log_probability = torch.log_softmax(logits, dim=-1)
+                losses.append(F.nll_loss(log_probability, targets[part], reduction="none"))
+                if wanted:
+                    gradient = log_probability.exp_()
+                    gradient.scatter_add_(1, targets[part].unsqueeze(1), gradient.new_full((len(gradient), 1), -1.0))
+                    gradient = gradient.mul_(weights[part].unsqueeze(1)).to(dtype)
+                    by_hidden[part] = (gradient @ matrix).to(by_hidden.dtype)
+                    by_head += gradient.T @ rows[part]
+        nll = torch.cat(losses)
+        ctx.save_for_backward(by_hidden, by_head)
+        ctx.mark_non_differentiable(nll, correct_all := torch.cat(correct))
+        return (nll * weights).sum(), nll, correct_all
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        by_hidden, by_head = ctx.saved_tensors
+        return by_hidden * grads[0], by_head * grads[0], None, None
+
+
+# ---------------------------------------------------------------------- balancing without a loss
+
+_GATE = re.compile(r"(?:^|\.)(layers|mtp)\.(\d+)\.ffn\.gate\.bias$")
 
 
 def gate_biases(model: nn.Module) -> list[Tensor]:
-    """The balancing biases of the layers with learned routing, by layer: live tensors (buffers, or parameters that
-    gradients must not move)."""
-    found: dict[int, Tensor] = {}
+    """The balancing biases of the gates that learn, layers first, then MTP blocks: live tensors."""
+    found: dict[tuple[str, int], Tensor] = {}
     for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
         match = _GATE.search(name)
         if match:
-            found[int(match.group(1))] = tensor
-    return [found[layer] for layer in sorted(found)]
+            found[match.group(1), int(match.group(2))] = tensor
+    return [found[key] for key in sorted(found)]
 
 
 @torch.no_grad()
 def move_biases(biases: Sequence[Tensor], loads: Sequence[Tensor], speed: float) -> None:
-    """Loss-free balancing (report section on MoE): an expert with less than the mean load gets `speed` more bias."""
-    if len(biases) != len(loads):
-        raise ValueError(f"{len(loads)} layers reported loads, {len(biases)} have a balancing bias")
-    for bias, load in zip(biases, loads, strict=True):
+    """Loss-free balancing (report section on MoE): an expert with less than the mean load gets `speed` more bias. Loads
+    may be missing for the last gates (an MTP block that did not run)."""
+    if len(biases) < len(loads):
+        raise ValueError(f"{len(loads)} gates reported loads, {len(biases)} have a balancing bias")
+    for bias, load in zip(biases, loads, strict=False):
         bias.add_(torch.sign(load.mean() - load), alpha=speed)
+
+
+__all__ = ["TrainTransformer", "Weighing", "gate_biases", "head_loss", "move_biases", "sequence_balance"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 
 from foveal.config import ModelConfig, preset
+from foveal.train.batch import PositionConfig
 from foveal.train.data import Recipe
 from foveal.train.optim import OptimConfig, Schedule
+from foveal.train.tasks import TaskMix
 
 
 class SettingsError(ValueError):
@@ -27,10 +29,14 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class StageConfig:
-    """A part of the run: sequences of `length` tokens, `sequences` of them a step, for `share` of the budget (shares
-    are normalised). `lr` scales the schedule; `recall_weight` replaces the data recipe's; `quantize` rounds weights on
-    the way (QAT) and simulates run-time quantisation; `index_topk` limits attention to the indexer's choice (None: all
-    entries, the dense stage)."""
+    """A part of the run: rows of `length` tokens, `sequences` of them a step (over all processes), for `share` of the
+    budget (shares are normalised).
+
+    `documents`: a row holds several documents of random lengths in this range (None: one). `lr` scales the schedule;
+    `recall_weight` replaces the data recipe's; `quantize` rounds weights on the way (QAT) and simulates run-time
+    quantisation; `index_topk` limits attention to the indexer's choice (None: all entries, the dense stage). `train`:
+    "all", or "indexer": everything else is frozen and only the indexer's divergence counts (its warm-up). `index_kl`
+    and `mtp` replace the run's loss weights (0: that part is neither run nor trained)."""
 
     length: int
     sequences: int = 1
@@ -39,14 +45,20 @@ class StageConfig:
     recall_weight: float | None = None
     quantize: bool = False
     index_topk: int | None = None
+    documents: tuple[int, int] | None = None
+    train: str = "all"
+    index_kl: float | None = None
+    mtp: float | None = None
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the losses beside cross entropy, and the speed of the routers' balancing biases."""
+    """Weights of the losses beside cross entropy, and the speed of the routers' balancing biases. `mtp` is the weight
+    before and after the schedule's decay begins; it counts when the network has MTP blocks."""
 
     index_kl: float = 0.1
     balance: float = 1e-4
+    mtp: tuple[float, float] = (0.3, 0.1)
     bias_speed: float = 1e-3
 
 
@@ -57,9 +69,17 @@ class RunConfig:
     `train` and `heldout` are token stores (paths without ``.bin``); `out` is the run's folder. `tokens` and `minutes`
     are the budget: the schedule follows whichever is used up faster; minutes count training time, over all restarts.
     `model` is ``{preset: NAME, field: value, ...}``. `start` is "structured" or "random"; `start_from` a checkpoint of
-    another run whose parameters are taken instead. With `precision` "bf16" matrix products run in bfloat16 (parameters
-    stay fp32); "auto" chooses it where the device multiplies it faster than fp32. Every `heldout_every` steps (0:
-    never) recall is measured on `heldout_sequences` held-out sequences.
+    another run whose parameters are taken instead.
+
+    `device` is "auto", "cpu" or "cuda". With `precision` "bf16" matrix products run in bfloat16 (parameters stay fp32);
+    "auto" chooses it where the device multiplies it faster than fp32. `compile` runs the layers through torch.compile.
+    `micro` is how many rows a process computes at once (None: all of its share): the gradients of the rest are
+    accumulated. `parallel` is how processes share parameters: "ddp", "fsdp", or "auto" (DDP). `threads`: for each
+    process, on the CPU; `workers` more processes compose the next steps' data (0: it is composed when it is needed).
+
+    A checkpoint is written every `save_minutes` and, if set, `save_steps`; the newest `keep` stay. Every
+    `heldout_every` steps (0: never) recall is measured on `heldout_sequences` held-out sequences. `data` composes
+    documents, `tasks` mixes generated tasks in, `positions` says where documents stand.
     """
 
     out: str
@@ -73,14 +93,22 @@ class RunConfig:
     tokens: int | None = None
     minutes: float | None = None
     threads: int = 1
+    workers: int = 0
     precision: str = "auto"
+    device: str = "auto"
+    compile: bool = False
+    micro: int | None = None
+    parallel: str = "auto"
     save_minutes: float = 5.0
+    save_steps: int | None = None
     log_every: int = 10
     keep: int = 2
     heldout: str | None = None
     heldout_every: int = 0
     heldout_sequences: int = 4
     data: Recipe = field(default_factory=Recipe)
+    tasks: TaskMix = field(default_factory=TaskMix)
+    positions: PositionConfig = field(default_factory=PositionConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: Schedule = field(default_factory=Schedule)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -90,23 +118,26 @@ class RunConfig:
             raise SettingsError("setting 'stages' is empty; give at least one stage")
         if self.tokens is None and self.minutes is None:
             raise SettingsError("give a budget: 'tokens', 'minutes' or both")
-        if self.start not in ("structured", "random"):
-            raise SettingsError(f"setting 'start' is {self.start!r}; it must be 'structured' or 'random'")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise SettingsError(f"setting 'precision' is {self.precision!r}; it must be 'auto', 'fp32' or 'bf16'")
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                choices = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+                raise SettingsError(f"setting {name!r} is {value!r}; it must be {choices}")
         for number, stage in enumerate(self.stages):
-            if stage.length < 64 or stage.sequences < 1 or stage.share <= 0:
-                raise SettingsError(f"stage {number}: needs length >= 64, sequences >= 1 and share > 0")
+            _check_stage(number, stage)
 
     @classmethod
-    def from_yaml(cls, path: Path | str) -> RunConfig:
-        """From a YAML file. Raises `SettingsError` naming the key that is wrong."""
+    def from_yaml(cls, path: Path | str, changes: Sequence[str] = ()) -> RunConfig:
+        """From a YAML file, with `changes` like ``optim.muon_lr=1e-3`` (values in YAML; list items by number:
+        ``stages.0.length=512``). Raises `SettingsError` naming the key that is wrong."""
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(f"cannot read {path}: {error}") from error
         if not isinstance(data, dict):
             raise SettingsError(f"{path} must hold a mapping of settings")
+        for change in changes:
+            _change(data, change)
         result = _build(cls, data, "")
         assert isinstance(result, RunConfig)
         return result
@@ -121,6 +152,37 @@ class RunConfig:
         if unknown:
             raise SettingsError(f"setting 'model' has unknown field(s) {sorted(unknown)}")
         return base.replace(**changes)
+
+
+_CHOICES = {
+    "start": ("structured", "random"),
+    "precision": ("auto", "fp32", "bf16"),
+    "device": ("auto", "cpu", "cuda"),
+    "parallel": ("auto", "ddp", "fsdp"),
+}
+
+
+def _check_stage(number: int, stage: StageConfig) -> None:
+    if stage.length < 64 or stage.sequences < 1 or stage.share <= 0:
+        raise SettingsError(f"stage {number}: needs length >= 64, sequences >= 1 and share > 0")
+    if stage.train not in ("all", "indexer"):
+        raise SettingsError(f"stage {number}: 'train' is {stage.train!r}; it must be 'all' or 'indexer'")
+    if stage.documents is not None and not 64 <= stage.documents[0] <= stage.documents[1] <= stage.length:
+        raise SettingsError(f"stage {number}: 'documents' must be [shortest, longest] between 64 and the length")
+
+
+def _change(data: dict[str, Any], change: str) -> None:
+    name, equals, text = change.partition("=")
+    if not equals or not name:
+        raise SettingsError(f"cannot change {change!r}; write NAME=VALUE")
+    *path, last = name.split(".")
+    place: Any = data
+    try:
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[int(last) if isinstance(place, list) else last] = yaml.safe_load(text)
+    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot change {change!r}: {error}") from None
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -167,6 +229,13 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
 def _scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
+    if kind is int and isinstance(value, str | float) and not isinstance(value, bool):
+        # YAML 1.1 reads "1e6" as text, and "1.0e+6" as a float.
+        try:
+            if float(value) == int(float(value)):
+                return int(float(value))
+        except (ValueError, OverflowError):
+            pass
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         # YAML 1.1 reads "4e-3" as text.
         try:

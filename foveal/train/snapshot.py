@@ -1,7 +1,7 @@
 """Checkpoints of a run: parameters, optimiser and position, in one folder that is whole or not there.
 
 What is special here: a folder is written under another name, flushed to the disk, and then renamed; only the newest
-few are kept. Nothing is pickled.
+few are kept. Whole tensors are written, whatever number of processes made them. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -36,34 +37,42 @@ class Position:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint folder holds. `config` is the network's ``config.json``."""
+    """What a checkpoint folder holds. `config` is the network's ``config.json``; `means` what the curve had gathered
+    since its last row."""
 
     position: Position
     parameters: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     config: dict[str, object]
+    means: dict[str, list[float]] = field(default_factory=dict)
 
 
-def save(
-    folder: Path,
-    position: Position,
-    parameters: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    config: Mapping[str, object],
-    *,
-    keep: int = 2,
-) -> Path:
+@contextmanager
+def private() -> Iterator[None]:
+    """Files made meanwhile are readable by their owner only (0600, folders 0700)."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def save(folder: Path, saved: Snapshot, *, keep: int = 2) -> Path:
     """Write ``folder/step-NNNNNNNN`` and drop all but the newest `keep`. Returns its path."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    final = folder / f"step-{position.step:08d}"
+    final = folder / f"step-{saved.position.step:08d}"
     partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(mode=0o700)
-    save_file(_plain(parameters), partial / "parameters.safetensors")
-    save_file(_plain(optimizer), partial / "optimizer.safetensors")
-    (partial / "config.json").write_text(json.dumps(dict(config), indent=1), encoding="utf-8")
-    (partial / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
+    for left in folder.glob(".step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    with private():
+        partial.mkdir()
+        save_file(_plain(saved.parameters), partial / "parameters.safetensors")
+        save_file(_plain(saved.optimizer), partial / "optimizer.safetensors")
+        (partial / "config.json").write_text(json.dumps(dict(saved.config), indent=1), encoding="utf-8")
+        position = asdict(saved.position) | {"means": saved.means}
+        (partial / "position.json").write_text(json.dumps(position), encoding="utf-8")
     for path in partial.iterdir():
+        path.chmod(0o600)
         _flush(path)
     _flush(partial)
     if final.exists():
@@ -85,13 +94,15 @@ def all_in(folder: Path) -> list[Path]:
 def load(path: Path) -> Snapshot:
     """Read one checkpoint folder. Raises `SnapshotError` when a file is missing or damaged."""
     try:
-        position = Position(**json.loads((path / "position.json").read_text(encoding="utf-8")))
+        about = json.loads((path / "position.json").read_text(encoding="utf-8"))
+        means = about.pop("means", {})
+        position = Position(**about)
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         parameters = load_file(path / "parameters.safetensors")
         optimizer = load_file(path / "optimizer.safetensors")
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise SnapshotError(f"cannot read the training checkpoint {path}: {error}") from error
-    return Snapshot(position, parameters, optimizer, config)
+    return Snapshot(position, parameters, optimizer, config, means)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ weights, simulated run-time quantisation, how many entries attention sees) is se
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -16,7 +18,7 @@ from foveal.model.indexer import Indexer
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.transformer import Transformer
 from foveal.ops import Numerics
-from foveal.train.settings import StageConfig
+from foveal.train.settings import LossConfig, StageConfig
 
 
 def random_start(model: nn.Module, config: ModelConfig, seed: int) -> None:
@@ -37,6 +39,26 @@ def random_start(model: nn.Module, config: ModelConfig, seed: int) -> None:
                 buffer.copy_(order[:, : buffer.shape[1]])
             elif name.endswith("gate.bias"):
                 buffer.zero_()
+
+
+def choose_trained(
+    model: Transformer, stage: StageConfig, trainable: Collection[nn.Parameter], loss: LossConfig
+) -> None:
+    """Let gradients reach those of the `trainable` parameters that `stage` trains, and no others.
+
+    Every parameter left with a gradient gets one in every step, which DDP counts on: the indexer is out when its
+    divergence has no weight, MTP blocks when theirs has none.
+    """
+    divergence = loss.index_kl if stage.index_kl is None else stage.index_kl
+    ahead = max(loss.mtp) if stage.mtp is None else stage.mtp
+    every = {id(parameter) for parameter in trainable}
+    for name, parameter in model.named_parameters():
+        indexer, mtp = ".indexer." in name, name.startswith("mtp.")
+        if stage.train == "indexer":
+            wanted = indexer
+        else:
+            wanted = (not indexer or divergence > 0) and (not mtp or ahead > 0)
+        parameter.requires_grad_(wanted and id(parameter) in every)
 
 
 def prepare_stage(model: nn.Module, stage: StageConfig) -> None:

@@ -1,8 +1,8 @@
 """The training loop.
 
 What is special here: the data, the schedule and the stage are functions of how far the run is, and nothing else; so a
-run that was stopped and started again does exactly what it would have done (a budget in minutes is followed by the
-clock instead, added up over restarts).
+run that was stopped or killed and started again does exactly what it would have done (a budget in minutes is followed
+by the clock instead, added up over restarts). The loop is the same for one process and for many.
 """
 
 from __future__ import annotations
@@ -10,23 +10,27 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveal.train import snapshot
+from foveal.train.batch import Batch, Feed
 from foveal.train.curve import Curve, Means
-from foveal.train.data import Composer, Sample
-from foveal.train.loss import TokenLoss, TrainableModel, backward_head, gate_biases, move_biases
+from foveal.train.loss import TrainTransformer, Weighing, gate_biases, move_biases
 from foveal.train.optim import Optimizer
-from foveal.train.settings import RunConfig, StageConfig
-from foveal.train.snapshot import Position
-from foveal.train.start import prepare_stage
+from foveal.train.parallel import Group, Shared
+from foveal.train.prefetch import Prefetch
+from foveal.train.settings import RunConfig, SettingsError, StageConfig
+from foveal.train.snapshot import Position, Snapshot
+from foveal.train.start import choose_trained, prepare_stage
 
 _MAX_BAD_STEPS = 20
 _HELDOUT_SEED_STEP = 1 << 40
@@ -37,60 +41,91 @@ class TrainingError(RuntimeError):
     """Training cannot go on (the loss stopped being a number)."""
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. `done` is the fraction of the budget used; `seconds_left` and `tokens_per_second` follow from
+    this session's speed; `values` are the curve's newest means, when there is a new row."""
+
+    position: Position
+    done: float
+    stage: int
+    length: int
+    tokens_per_second: float
+    seconds_left: float
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+Report = Callable[[Progress], None]
+
+
 class Trainer:
     """One run: a network, its data and its optimiser, from where its checkpoints left it to the end of its budget."""
 
     def __init__(
         self,
         run: RunConfig,
-        parameters: nn.Module,
-        model: TrainableModel,
-        composer: Composer,
-        heldout: Composer | None = None,
+        model: TrainTransformer,
+        feed: Feed,
+        heldout: Feed | None = None,
+        *,
+        group: Group | None = None,
+        report: Report | None = None,
     ) -> None:
-        """`parameters` holds what is trained and saved, `model` computes with it (they may be the same object).
+        """Goes on from the newest checkpoint in ``run.out`` if there is one. `report` is called after every step.
 
-        Goes on from the newest checkpoint in ``run.out`` if there is one. Raises `SnapshotError` or `OptimError` when
-        it is of another network.
+        Raises `SnapshotError` or `OptimError` when the checkpoint is of another network, `SettingsError` when the rows
+        of a stage cannot be shared among the processes of `group`.
         """
-        torch.set_num_threads(run.threads)
-        self.run, self.module, self.model, self.composer, self.heldout = run, parameters, model, composer, heldout
-        self.out = Path(run.out)
-        self.optimizer = Optimizer(parameters.named_parameters(), run.optim)
-        self.biases = gate_biases(parameters)
+        self.run, self.group, self.report = run, group or Group(), report
+        self.feed, self.heldout, self.out = feed, heldout, Path(run.out)
+        _check_shares(run, self.group)
+        self.model = model.to(self.group.device)
+        self.network = model.model
+        self.shared = Shared(model, self.group)
+        self.ratios = tuple(self.network.config.compress_ratios)
+        self.optimizer = Optimizer(self.network.named_parameters(), run.optim, self.group)
+        self.biases = gate_biases(self.network)
         self.position = Position()
+        self._means = Means()
+        self.last_values: Mapping[str, float] = {}
+        self.times: dict[str, float] = defaultdict(float)
+        """Seconds in the parts of steps: data, forward, backward, optimizer (on a GPU: until they were queued)."""
         self._stop = False
         self._resume()
-        self.curve = Curve(self.out / "curve.csv", self.position.step)
-        self._means = Means()
+        if run.compile:
+            for block in [*self.network.layers, *self.network.mtp]:
+                block.compile()
+        self._logs = _Logs(self.out, self.position.step) if self.group.first else None
 
     # ------------------------------------------------------------------ the run
 
     def train(self) -> Position:
         """Train until the budget is used up or a signal asks to stop; the last state is saved either way."""
-        started = saved = time.monotonic()
-        before = self.position.seconds
+        clock = _Clock(self.position)
         stage: StageConfig | None = None
         bad = 0
-        with self._signals():
-            while not self._stop and (progress := self.progress()) < 1:
+        with self._signals(), Prefetch(self.feed, self.run.workers) as prefetch:
+            while True:
+                stop, progress = self.group.agreed([float(self._stop), self.progress()])
+                if stop or progress >= 1:
+                    break
                 current = self.stage_at(progress)
                 if current is not stage:
                     stage = current
-                    prepare_stage(self.module, stage)
-                norm = self._step(stage, progress)
+                    self._begin(stage)
+                norm = self._step(stage, progress, prefetch)
                 bad = 0 if norm < float("inf") else bad + 1
                 if bad >= _MAX_BAD_STEPS:
                     raise TrainingError(f"{bad} steps in a row had no finite gradient; the last checkpoint is intact")
-                self._advance(stage, before + time.monotonic() - started)
-                if self.position.step % self.run.log_every == 0:
-                    self._log(stage)
-                if time.monotonic() - saved > 60 * self.run.save_minutes:
+                self._advance(stage, clock)
+                self._tell(stage, clock)
+                if self.group.agreed([float(self._save_is_due(clock))])[0]:
                     self.save()
-                    saved = time.monotonic()
+                    clock.saved = time.monotonic()
         if stage is not None:
-            self._log(stage)
             self.save()
+        if self._logs is not None:
+            self._logs.close()
         return self.position
 
     def progress(self) -> float:
@@ -116,129 +151,162 @@ class Trainer:
         """Ask `train` to save and return after the current step."""
         self._stop = True
 
+    def _begin(self, stage: StageConfig) -> None:
+        prepare_stage(self.network, stage)
+        choose_trained(self.network, stage, self.optimizer.parameters(), self.run.loss)
+        self.shared.begin_stage()
+
     # ------------------------------------------------------------------ one step
 
-    def _step(self, stage: StageConfig, progress: float) -> float:
-        composer = self.composer.weighing(stage.recall_weight)
-        samples = [composer.sample(self.position.step, stage.length, i) for i in range(stage.sequences)]
-        tokens = torch.stack([sample.tokens for sample in samples])
-        targets = torch.cat([sample.targets for sample in samples])
-        weights = torch.cat([sample.weights for sample in samples])
+    def _step(self, stage: StageConfig, progress: float, prefetch: Prefetch) -> float:
+        rows = range(self.group.rank, stage.sequences, self.group.size)
+        clock = _Stopwatch(self.times)
+        batch = prefetch.batch(self.position.step, rows, stage.length, stage.documents)
+        batch = _weighing(batch, stage.recall_weight, self.run)
+        weights = torch.stack([batch.weights.sum(dtype=torch.float64), batch.mtp_weights.sum(dtype=torch.float64)])
+        tokens, mtp_tokens = self.group.total(weights.to(self.group.device)).tolist()
+        micro = min(self.run.micro or len(rows), len(rows))
         scale = self.run.schedule.scale(progress) * stage.lr
         self.optimizer.zero_grad()
-        output = self.model.train_forward(tokens)
-        loss, gradient = backward_head(self.model, output.streams, targets, weights)
-        aside = self.run.loss.index_kl * output.index_kl + self.run.loss.balance * output.balance
-        roots: list[Tensor] = [output.streams]
-        gradients: list[Tensor | None] = [gradient]
-        if aside.requires_grad:
-            roots.append(aside)
-            gradients.append(None)
-        torch.autograd.backward(roots, gradients)
+        parts = [slice(start, start + micro) for start in range(0, len(rows), micro)]
+        loads: list[Tensor] = []
+        clock.lap("data")
+        for part in parts:
+            piece = batch.some(part).to(self.group.device, self.ratios)
+            weighing = self._weighing(stage, progress, tokens, mtp_tokens, len(piece.tokens))
+            with self.shared.gradients(complete=part is parts[-1]):
+                loss, found = self.shared.runner(piece, weighing)
+                clock.lap("forward")
+                loss.backward()
+                clock.lap("backward")
+            self._note(piece, found)
+            loads = [a + b for a, b in zip(loads, found["loads"], strict=True)] if loads else found["loads"]
         norm = self.optimizer.step(scale)
-        move_biases(self.biases, output.loads, self.run.loss.bias_speed)
-        self._note(loss, samples)
-        for name, value in (("index_kl", output.index_kl), ("balance", output.balance)):
-            self._means.add(name, float(value.detach()))
+        clock.lap("optimizer")
+        move_biases(self.biases, [self.group.total(load) for load in loads], self.run.loss.bias_speed)
         self._means.add("grad_norm", norm)
         self._means.add("lr", scale)
         return norm
 
-    def _note(self, loss: TokenLoss, samples: list[Sample]) -> None:
-        recall = torch.cat([sample.is_recall for sample in samples])
-        ordinary = ~recall & (torch.cat([sample.weights for sample in samples]) > 0)
-        self._means.add("loss", loss.value)
-        for name, mask, values in (
-            ("recall_loss", recall, loss.losses),
-            ("recall_accuracy", recall, loss.correct.to(torch.float32)),
-            ("ordinary_loss", ordinary, loss.losses),
-        ):
-            count = int(mask.sum())
-            if count:
-                self._means.add(name, float(values[mask].mean()), count)
+    def _weighing(self, stage: StageConfig, progress: float, tokens: float, mtp_tokens: float, rows: int) -> Weighing:
+        """DDP and FSDP average gradients over processes, so a process's losses are scaled up by their number."""
+        loss, size = self.run.loss, self.group.size
+        ahead = loss.mtp[progress > self.run.schedule.decay_from] if stage.mtp is None else stage.mtp
+        return Weighing(
+            tokens=max(1e-9, tokens) / size,
+            mtp_tokens=max(1e-9, mtp_tokens) / size,
+            rows=rows * size / stage.sequences,
+            index_kl=loss.index_kl if stage.index_kl is None else stage.index_kl,
+            balance=loss.balance,
+            mtp=ahead if len(self.network.mtp) else 0.0,
+            indexer_only=stage.train == "indexer",
+        )
 
-    def _advance(self, stage: StageConfig, seconds: float) -> None:
-        done = stage.length * stage.sequences
-        self._means.add("tokens_per_second", done / max(1e-9, seconds - self.position.seconds), 1.0)
-        self.position = Position(self.position.step + 1, self.position.tokens + done, seconds)
+    def _note(self, batch: Batch, found: Mapping[str, Any]) -> None:
+        for name, key in (("index_kl", "index_kl"), ("balance", "balance"), ("mtp", "mtp_loss")):
+            if name in found:
+                self._means.add(key, float(found[name]), len(batch.tokens))
+        if "nll" not in found:
+            return
+        nll, weights, asked = found["nll"], batch.weights.flatten(), batch.asked.flatten()
+        counted = weights > 0
+        for name, mask, values in (
+            ("loss", weights, nll),
+            ("recall_loss", asked & counted, nll),
+            ("recall_accuracy", asked & counted, found["correct"]),
+            ("ordinary_loss", ~asked & counted, nll),
+        ):
+            count = float(mask.sum())
+            if count:
+                self._means.add(name, float((values * mask).sum()) / count, count)
+
+    def _advance(self, stage: StageConfig, clock: _Clock) -> None:
+        tokens = stage.length * stage.sequences
+        seconds = clock.tick(tokens)
+        self._means.add("tokens_per_second", tokens / max(1e-9, seconds - self.position.seconds))
+        self.position = Position(self.position.step + 1, self.position.tokens + tokens, seconds)
 
     # ------------------------------------------------------------------ held-out text
 
     @torch.no_grad()
-    def validate(self, length: int, count: int) -> dict[str, float]:
-        """Recall on `count` composed sequences of held-out text, always the same ones."""
+    def validate(self, stage: StageConfig, count: int) -> dict[str, float]:
+        """Recall on `count` held-out sequences, always the same ones. All processes must call it."""
         if self.heldout is None:
             return {}
         means = Means()
         for number in range(count):
-            sample = self.heldout.sample(_HELDOUT_SEED_STEP + number, length)
-            streams = self.model.train_forward(sample.tokens.unsqueeze(0)).streams
-            logits = self.model.logits(streams)[sample.is_recall]
-            targets = sample.targets[sample.is_recall]
-            if len(targets):
-                loss = torch.nn.functional.cross_entropy(logits, targets)
-                right = (logits.argmax(-1) == targets).to(torch.float32).mean()
-                means.add("heldout_recall_loss", float(loss), len(targets))
-                means.add("heldout_recall_accuracy", float(right), len(targets))
+            batch = self.heldout.batch(_HELDOUT_SEED_STEP + number, [0], stage.length, stage.documents)
+            batch = batch.to(self.group.device, self.ratios)
+            nll, correct = self.model.answers(batch)
+            asked = batch.asked.flatten() & (batch.weights.flatten() > 0)
+            many = float(asked.sum())
+            if many:
+                means.add("heldout_recall_loss", float((nll * asked).sum()) / many, many)
+                means.add("heldout_recall_accuracy", float((correct & asked).sum()) / many, many)
         return means.take()
 
     # ------------------------------------------------------------------ telling and saving
 
-    def _log(self, stage: StageConfig) -> None:
-        means = self._means.take()
-        if not means:
-            return
-        every = self.run.heldout_every
-        if every and self.position.step % every == 0:
-            means |= self.validate(stage.length, self.run.heldout_sequences)
-        row = {**asdict(self.position), "stage": self.run.stages.index(stage), "length": stage.length, **means}
-        self.curve.add(row)
-        print(self._line(stage, means), file=sys.stderr, flush=True)
+    def _tell(self, stage: StageConfig, clock: _Clock) -> None:
+        step, every = self.position.step, self.run.heldout_every
+        values: dict[str, float] = {}
+        if step % self.run.log_every == 0 or self.progress() >= 1:
+            values = self._gathered()
+            if every and step % every == 0:
+                values |= self.validate(stage, self.run.heldout_sequences)
+            self.last_values = values
+            if self._logs is not None:
+                self._logs.add(self.position, self.run.stages.index(stage), stage.length, values)
+        if self.report is not None and self.group.first:
+            done, number = min(1.0, self.progress()), self.run.stages.index(stage)
+            left = self.position.seconds * (1 - done) / max(1e-9, done)
+            self.report(Progress(self.position, done, number, stage.length, clock.speed, left, values))
 
-    def _line(self, stage: StageConfig, means: dict[str, float]) -> str:
-        progress = min(1.0, self.progress())
-        left = self.position.seconds * (1 - progress) / max(1e-6, progress)
-        parts = [
-            f"step {self.position.step}",
-            f"{self.position.tokens / 1e6:.2f}M tokens of {stage.length}",
-            f"loss {means.get('loss', float('nan')):.3f}",
-            f"recall {means.get('recall_accuracy', float('nan')):.3f} ({means.get('recall_loss', float('nan')):.3f})",
-            f"ordinary {means.get('ordinary_loss', float('nan')):.3f}",
-            f"kl {means.get('index_kl', 0.0):.3f}",
-            f"lr x{means.get('lr', 0.0):.3f}",
-            f"norm {means.get('grad_norm', 0.0):.2f}",
-            f"{means.get('tokens_per_second', 0.0):.0f} tok/s",
-            f"{left / 60:.1f} min left",
-        ]
-        if "heldout_recall_accuracy" in means:
-            parts.insert(4, f"held out {means['heldout_recall_accuracy']:.3f}")
-        return " | ".join(parts)
+    def _gathered(self) -> dict[str, float]:
+        """The means of all processes; starts anew."""
+        self._means.restore(self._state_of_means())
+        return self._means.take()
 
-    def save(self) -> Path:
-        """Write a checkpoint of where the run stands."""
-        config = self.run.model_config().to_dict()
-        return snapshot.save(
-            self.out,
-            self.position,
-            self.module.state_dict(),
-            self.optimizer.state_dict(),
-            config,
-            keep=self.run.keep,
-        )
+    def _state_of_means(self) -> dict[str, list[float]]:
+        """Sums and weights over all processes."""
+        state = self._means.state()
+        if self.group.size == 1:
+            return state
+        flat = torch.tensor([state.get(name, [0.0, 0.0]) for name in _GATHERED], dtype=torch.float64)
+        total = self.group.total(flat.to(self.group.device)).tolist()
+        own = {name: pair for name, pair in state.items() if name not in _GATHERED}
+        return own | {name: pair for name, pair in zip(_GATHERED, total, strict=True) if pair[1]}
+
+    def _save_is_due(self, clock: _Clock) -> bool:
+        steps = self.run.save_steps
+        by_steps = steps is not None and self.position.step % steps == 0
+        return by_steps or time.monotonic() - clock.saved > 60 * self.run.save_minutes
+
+    def save(self) -> None:
+        """Write a checkpoint of where the run stands. All processes must call it."""
+        parameters, optimizer, means = self.shared.state(), self.optimizer.state_dict(), self._state_of_means()
+        if self.group.first:
+            config = self.network.config.to_dict()
+            saved = Snapshot(self.position, parameters, optimizer, config, means)
+            snapshot.save(self.out, saved, keep=self.run.keep)
+        self.group.wait()
 
     def _resume(self) -> None:
         found = snapshot.all_in(self.out)
         if not found:
             return
         saved = snapshot.load(found[-1])
-        if saved.config != self.run.model_config().to_dict():
+        if saved.config != self.network.config.to_dict():
             raise snapshot.SnapshotError(
                 f"{found[-1]} was written by a network of another shape; choose another 'out' or move it away"
             )
-        load_parameters(self.module, saved.parameters, str(found[-1]))
+        try:
+            self.shared.load(saved.parameters)
+        except ValueError as error:
+            raise snapshot.SnapshotError(f"{found[-1]} does not fit the network: {error}") from error
         self.optimizer.load_state_dict(saved.optimizer)
         self.position = saved.position
-        print(f"going on from {found[-1]}", file=sys.stderr, flush=True)
+        self._means.restore(saved.means if self.group.first else {})
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -260,9 +328,77 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def load_parameters(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
-    """Copy saved tensors into `module`. Raises `SnapshotError` when names or shapes differ."""
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise snapshot.SnapshotError(f"{where} does not fit the network: {error}") from error
+_GATHERED = (
+    "loss", "recall_loss", "recall_accuracy", "ordinary_loss", "index_kl", "balance", "mtp_loss",
+)  # fmt: skip
+"""Means that every process has a share of; the rest is the same in all."""
+
+
+class _Stopwatch:
+    """Adds the time since the last lap to a name's sum."""
+
+    def __init__(self, times: dict[str, float]) -> None:
+        self._times, self._last = times, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self._times[name] += now - self._last
+        self._last = now
+
+
+class _Clock:
+    """Seconds of training over all sessions, and this session's speed in tokens a second (a running mean)."""
+
+    def __init__(self, position: Position) -> None:
+        self._before, self._began = position.seconds, time.monotonic()
+        self.saved = self._last = self._began
+        self.speed = 0.0
+
+    def tick(self, tokens: int) -> float:
+        """A step of `tokens` is done: the seconds of all sessions."""
+        now = time.monotonic()
+        speed = tokens / max(1e-9, now - self._last)
+        self.speed = speed if not self.speed else 0.9 * self.speed + 0.1 * speed
+        self._last = now
+        return self._before + now - self._began
+
+
+class _Logs:
+    """The curve's rows, as CSV and for TensorBoard."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._curve = Curve(out / "curve.csv", step)
+        with snapshot.private():
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def add(self, position: Position, stage: int, length: int, values: Mapping[str, float]) -> None:
+        """One row."""
+        self._curve.add({**asdict(position), "stage": stage, "length": length, **values})
+        for name, value in values.items():
+            self._board.add_scalar(name, value, position.tokens)
+        self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()
+
+
+def _weighing(batch: Batch, recall_weight: float | None, run: RunConfig) -> Batch:
+    """The batch with the stage's weight on what is asked for, in place of the recipe's."""
+    if recall_weight is None:
+        return batch
+    weights = torch.where(batch.asked & (batch.weights > 0), recall_weight, batch.weights)
+    return Batch(batch.tokens, batch.targets, weights, batch.asked, batch.packing)
+
+
+def _check_shares(run: RunConfig, group: Group) -> None:
+    for number, stage in enumerate(run.stages):
+        if stage.sequences % group.size:
+            raise SettingsError(
+                f"stage {number} has {stage.sequences} sequences a step, which {group.size} processes cannot share; "
+                "make it a multiple"
+            )
+        each = stage.sequences // group.size
+        if run.micro is not None and each % min(run.micro, each):
+            raise SettingsError(f"stage {number}: {each} rows a process do not divide into 'micro' of {run.micro}")

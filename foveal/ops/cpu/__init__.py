@@ -2,7 +2,8 @@
 
 What is special here: each function makes its result's memory and calls one kernel. Products are exact to about 1e-5, so
 that this backend can stand in for the reference; results have no gradient. Serving does not call these one by one
-(`foveal.engine.native` runs all layers in one call, on the same kernels); tests and everything unusual do.
+(`foveal.engine.native` runs all layers in one call, on the same kernels); tests and everything unusual do. Training's
+operations on packed rows are the reference's.
 """
 
 from foveal.ops.cpu.attention import attend
@@ -19,16 +20,21 @@ from foveal.ops.cpu.rows import (
     rms_norm,
     rotate,
 )
+from foveal.ops.reference.packed import attend_packed, choose_packed, compress_packed, index_scores_packed
 
 __all__ = [
     "attend",
+    "attend_packed",
+    "choose_packed",
     "compress",
+    "compress_packed",
     "experts",
     "grouped_output",
     "hyper_head",
     "hyper_post",
     "hyper_pre",
     "index_scores",
+    "index_scores_packed",
     "index_topk",
     "linear",
     "query",

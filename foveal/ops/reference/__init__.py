@@ -19,10 +19,14 @@ from foveal.ops.reference.dense import (
 from foveal.ops.reference.experts import experts, route
 from foveal.ops.reference.hyper import hyper_head, hyper_post, hyper_pre, sinkhorn
 from foveal.ops.reference.indexing import index_scores, index_topk
+from foveal.ops.reference.packed import attend_packed, choose_packed, compress_packed, index_scores_packed
 
 __all__ = [
     "attend",
+    "attend_packed",
+    "choose_packed",
     "compress",
+    "compress_packed",
     "experts",
     "grouped_output",
     "hadamard",
@@ -30,6 +34,7 @@ __all__ = [
     "hyper_post",
     "hyper_pre",
     "index_scores",
+    "index_scores_packed",
     "index_topk",
     "linear",
     "quantize_index",
