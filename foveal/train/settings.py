@@ -7,6 +7,7 @@ misspelt option.
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -231,11 +232,7 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is int and isinstance(value, str | float) and not isinstance(value, bool):
         # YAML 1.1 reads "1e6" as text, and "1.0e+6" as a float.
-        try:
-            if float(value) == int(float(value)):
-                return int(float(value))
-        except (ValueError, OverflowError):
-            pass
+        value = _whole_number(value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         # YAML 1.1 reads "4e-3" as text.
         try:
@@ -245,3 +242,9 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise SettingsError(f"setting {where!r} is {value!r}; it must be of type {kind.__name__}")
     return value
+
+
+def _whole_number(value: str | float) -> Any:
+    """`value` as an int if it is a whole number, else as it is."""
+    number = re.fullmatch(r"[+-]?[0-9.]+(?:e[+-]?[0-9]+)?", str(value).strip(), re.IGNORECASE)
+    return int(float(value)) if number and float(value).is_integer() else value
