@@ -2,7 +2,7 @@
 
 What is special here: git's history says how often and how lately each file was changed. A change counts half as much
 with every 64 commits since; the least changed file comes first, and what git does not track last of all. Over this
-project's own history that left 0.62 (with 50 commits) of the bytes before the first file that the next commit changes (0.34 in the
+project's own history that leaves about 0.6 of the bytes before the first file that the next commit changes (0.34 in the
 order of the paths). Git is only ever asked what happened: no hook, filter or other program that a repository names is
 run. Without git, or when it does not answer in time, the order is that of the paths.
 """
