@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from helpers.scratch import assert_scratch_settles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -361,13 +362,7 @@ def test_every_fp8_code_and_scale(isa: str) -> None:
 def test_nothing_is_allocated_in_the_steady_state() -> None:
     runtime = _native.Runtime(threads=2)
     jobs = [make(case, 9) for case in SHAPES.values()]
-    for _ in range(3):
-        for job in jobs:
-            job.run(runtime)
-    before = runtime.growths
-    for job in jobs:
-        job.run(runtime)
-    assert runtime.growths == before
+    assert_scratch_settles(runtime, lambda: [job.run(runtime) for job in jobs])
 
 
 @pytest.mark.parametrize("trace", [0, 3])

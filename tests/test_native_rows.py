@@ -7,6 +7,7 @@ from zlib import crc32
 
 import pytest
 import torch
+from helpers.scratch import assert_scratch_settles
 from torch import Tensor
 
 from foveal import _native
@@ -364,12 +365,7 @@ def test_threads_change_nothing(isa: str, random: torch.Generator) -> None:
 def test_no_memory_is_asked_for_in_the_steady_state(runtime: _native.Runtime, random: torch.Generator) -> None:
     streams, weights = torch.randn(64, 4, 512, generator=random), hyper(random, 4, 512)
     head = hyper(random, 4, 512, head=True)
-    for _ in range(4):
-        _pre(runtime, streams, weights, head)
-    before = runtime.growths
-    for _ in range(4):
-        _pre(runtime, streams, weights, head)
-    assert runtime.growths == before
+    assert_scratch_settles(runtime, lambda: [_pre(runtime, streams, weights, head) for _ in range(4)])
 
 
 # ---------------------------------------------------------------- the backend's functions
