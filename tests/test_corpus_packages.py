@@ -71,7 +71,7 @@ def test_the_lists_are_pinned_and_apart() -> None:
     names = [requirement.partition("==") for requirement in train + heldout + final]
     assert all(version for _, _, version in names)
     assert len({name for name, _, _ in names}) == len(train) + len(heldout) + len(final)
-    assert 8 <= len(heldout) <= 10 and len(final) == 8
+    assert 8 <= len(heldout) <= 10 and len(final) == 11
 
 
 @pytest.mark.parametrize(

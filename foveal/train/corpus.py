@@ -69,8 +69,8 @@ prompt-toolkit==3.0.53 python-dateutil==4.0.0 simpy==4.1.2 trio==0.35.0
 """What the model is measured on and never sees before: other authors, other styles."""
 
 FINAL_PACKAGES = """
-arrow==1.4.0 cattrs==26.2.1 gunicorn==27.0.1 invoke==3.0.3 loguru==0.7.3 markdown==3.11.3 nox==2026.10.20
-pyparsing==3.3.3
+arrow==1.4.0 cattrs==26.2.1 gunicorn==27.0.1 invoke==3.0.3 litestar==2.25.0 loguru==0.7.3 markdown==3.11.3
+nox==2026.10.20 pyparsing==3.3.3 sanic==25.12.1 tortoise-orm==1.1.9
 """
 """What no decision looks at: measured once, with the weights that ship."""
 
