@@ -314,6 +314,30 @@ def test_gc_and_limits(foveal: Foveal, source: Path) -> None:
 
 # ---------------------------------------------------------------------- a real process
 
+_WITHOUT_TORCH = """
+import sys
+from foveal.cli.main import app
+try:
+    app(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+assert "torch" not in sys.modules
+"""
+
+
+def test_work_on_a_store_does_not_load_torch(foveal: Foveal, source: Path, tmp_path: Path) -> None:
+    """Torch takes seconds to load: commands that open no model do without."""
+    foveal.json("read", str(source), "-n", "s")
+    file = str(tmp_path / "s.foveal")
+    for line in (
+        "--help|--version|verify --help|ls|du|log s|show s|gc|verify|fork s t --at 5|pin s|"
+        f"export s {file}|import {file} -n u|rm u"
+    ).split("|"):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "FOVEAL_STORE": str(foveal.store)}
+        command = [sys.executable, "-c", _WITHOUT_TORCH, *line.split()]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+
 
 def test_as_a_process(foveal: Foveal, source: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

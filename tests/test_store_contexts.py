@@ -14,7 +14,7 @@ from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal import cache
 from foveal.memory.errors import FingerprintMismatch, FormatError, MemoryNotFound, StoreBusy, StoreError
-from foveal.memory.store import contexts, gc, records, transfer
+from foveal.memory.store import contexts, gc, loading, records, saving, transfer
 from foveal.memory.store.cipher import key_file, key_from
 from foveal.memory.store.files import exclusive
 from foveal.memory.store.loading import Loaded
@@ -39,13 +39,13 @@ def runner() -> Runner:
 
 
 def save(store: Store, name: str, sequence: cache.Sequence, runner: Runner, **options: bool) -> Context:
-    return contexts.save(store, name, sequence, runner.fingerprint, **options)
+    return saving.save(store, name, sequence, runner.fingerprint, **options)
 
 
 def load(store: Store, name: str, runner: Runner | None = None) -> tuple[Loaded, Runner]:
     """By default into another engine, as another process would."""
     runner = runner or Runner()
-    return contexts.load(store, store.context(name), runner.fingerprint, runner, chunk=CHUNK), runner
+    return loading.load(store, store.context(name), runner.fingerprint, runner, chunk=CHUNK), runner
 
 
 def is_right(store: Store, name: str, tokens: torch.Tensor) -> bool:
@@ -324,7 +324,7 @@ def test_an_encrypted_store_shows_nothing_and_is_the_same(tmp_path: Path, runner
     key = key_from("ab" * 32)
     tokens = random_tokens(1500)
     with Store(tmp_path / "s", key=key) as store:
-        contexts.save(store, "secret", runner.read(tokens), runner.fingerprint, facts={"source": "/home/me"})
+        saving.save(store, "secret", runner.read(tokens), runner.fingerprint, facts={"source": "/home/me"})
         contexts.fork(store, "secret", "twin", at=700)
         assert is_right(store, "secret", tokens) and is_right(store, "twin", tokens[:700])
         assert verify(store).sound

@@ -19,7 +19,7 @@ from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal.cache import Sequence
 from foveal.memory.errors import StoreError
-from foveal.memory.store import contexts, gc
+from foveal.memory.store import contexts, gc, loading, saving
 from foveal.memory.store.files import Disk
 from foveal.memory.store.objects import Context
 from foveal.memory.store.store import Store
@@ -73,13 +73,13 @@ Expected = dict[str, torch.Tensor]
 def workload(store: Store, acknowledge: Callable[[Expected], None]) -> None:
     """Every kind of change; after each, what there is."""
     store.packs.pack_bytes, fingerprint = 150_000, Runner().fingerprint
-    contexts.save(store, "a", reference(TOKENS[:600]), fingerprint)
+    saving.save(store, "a", reference(TOKENS[:600]), fingerprint)
     acknowledge({"a": TOKENS[:600]})
     contexts.fork(store, "a", "b")
     acknowledge({"a": TOKENS[:600], "b": TOKENS[:600]})
-    contexts.save(store, "other", reference(OTHER), fingerprint)
+    saving.save(store, "other", reference(OTHER), fingerprint)
     acknowledge({"a": TOKENS[:600], "b": TOKENS[:600], "other": OTHER})
-    contexts.save(store, "a", reference(TOKENS), fingerprint)
+    saving.save(store, "a", reference(TOKENS), fingerprint)
     acknowledge({"a": TOKENS, "b": TOKENS[:600], "other": OTHER})
     contexts.delete(store, "other")
     acknowledge({"a": TOKENS, "b": TOKENS[:600]})
@@ -125,13 +125,13 @@ def check(folder: Path, known: list[Expected]) -> None:
         assert state is not None, f"{found} is neither what was acknowledged nor what came next"
         for name, tokens in state.items():
             engine = Runner()
-            loaded = contexts.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
+            loaded = loading.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
             assert torch.equal(loaded.sequence.tokens, tokens.to(torch.int32)) and not loaded.replayed
             assert same(loaded.sequence, reference(tokens))
         report = verify(store)
         assert report.sound, report.problems
         assert store.packs.files() == store.look(lambda index: index.state().sizes), "torn space was given back"
-        contexts.save(store, "new", reference(TOKENS[:300]), Runner().fingerprint)
+        saving.save(store, "new", reference(TOKENS[:300]), Runner().fingerprint)
 
 
 _references: dict[bytes, Sequence] = {}
@@ -218,7 +218,7 @@ def test_kill_9(tmp_path: Path) -> None:
             for name, number in found.items():
                 assert acknowledged.get(name, number) == number or name == f"c{pending}"
                 engine = Runner()
-                loaded = contexts.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
+                loaded = loading.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
                 assert same(loaded.sequence, sequences[number]) and not loaded.replayed
             assert verify(store).sound
             acknowledged = found
@@ -269,7 +269,7 @@ def _work(folder: Path, sequences: list, pipe: int, dice: random.Random) -> None
                 contexts.delete(store, name)
                 os.write(pipe, f"deleted 0 {name}\n".encode())
             else:
-                contexts.save(store, name, sequences[number], runner.fingerprint)
+                saving.save(store, name, sequences[number], runner.fingerprint)
                 os.write(pipe, f"saved {number} {name}\n".encode())
             if dice.random() < 0.2:
                 gc.collect(store, threshold=0.1)
@@ -289,11 +289,11 @@ def test_two_processes_on_one_store(tmp_path: Path) -> None:
                 runner = Runner()
                 with Store(folder, durability="off") as store:
                     for turn in range(5):
-                        contexts.save(store, f"p{process}-{turn}", sequence, runner.fingerprint)
+                        saving.save(store, f"p{process}-{turn}", sequence, runner.fingerprint)
                         contexts.fork(store, f"p{process}-{turn}", f"f{process}-{turn}", at=100 + turn)
                         for context in _whole(store):
                             if context.length == 600:
-                                loaded = contexts.load(store, context, runner.fingerprint, runner, chunk=CHUNK)
+                                loaded = loading.load(store, context, runner.fingerprint, runner, chunk=CHUNK)
                                 assert same(loaded.sequence, sequence)
                                 loaded.sequence.free()
                         gc.collect(store, threshold=0)
@@ -310,7 +310,7 @@ def test_two_processes_on_one_store(tmp_path: Path) -> None:
 
 def test_sqlite_is_there_with_wal(tmp_path: Path) -> None:
     with Store(tmp_path / "s") as store:
-        contexts.save(store, "a", reference(OTHER), Runner().fingerprint)
+        saving.save(store, "a", reference(OTHER), Runner().fingerprint)
         connection = sqlite3.connect(store.folder / "index.sqlite")
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         connection.close()

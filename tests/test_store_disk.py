@@ -14,7 +14,7 @@ from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal import cache
 from foveal.memory import StoreError
-from foveal.memory.store import contexts, gc
+from foveal.memory.store import contexts, gc, loading, saving
 from foveal.memory.store.store import Store
 from foveal.memory.store.verify import verify
 
@@ -60,7 +60,7 @@ def saved(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Store(folder) as store:
         for number, name in enumerate(("base", "other", "gone")):
             with runner.read(random_tokens(LENGTHS.get(name, 700), number)) as sequence:
-                contexts.save(store, name, sequence, runner.fingerprint)
+                saving.save(store, name, sequence, runner.fingerprint)
         contexts.delete(store, "gone")
     return folder
 
@@ -82,7 +82,7 @@ def fill(disk: Path, kib: int) -> Path:
 
 def _save(store: Store, runner: Runner) -> None:
     with runner.read(random_tokens(LENGTHS["long"], 9)) as sequence:
-        contexts.save(store, "long", sequence, runner.fingerprint)
+        saving.save(store, "long", sequence, runner.fingerprint)
 
 
 def _fork(store: Store, runner: Runner) -> None:
@@ -148,7 +148,7 @@ def _check(store: Store, runner: Runner, deleted: bool) -> set[str]:
     for number, name in enumerate(("base", "other")):
         if name == "other" and deleted:
             continue
-        loaded = contexts.load(store, store.context(name), runner.fingerprint, runner, chunk=CHUNK).sequence
+        loaded = loading.load(store, store.context(name), runner.fingerprint, runner, chunk=CHUNK).sequence
         with loaded:
             assert same(loaded, _right(runner, name, number))
     for context in store.contexts():

@@ -13,7 +13,7 @@ import torch
 from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal.memory.errors import CorruptMemory
-from foveal.memory.store import contexts, gc
+from foveal.memory.store import contexts, gc, loading, saving
 from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import PACK_HEADER_BYTES, Place
 from foveal.memory.store.records import HEADER_BYTES, Header, Kind
@@ -46,9 +46,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "store"
     runner = Runner()
     with Store(folder, durability="off") as store:
-        contexts.save(store, "a", runner.read(TOKENS, tail_every=1024), runner.fingerprint, places=places())
+        saving.save(store, "a", runner.read(TOKENS, tail_every=1024), runner.fingerprint, places=places())
         fork = contexts.fork(store, "a", "b", at=1100)
-        assert contexts.load(store, fork, runner.fingerprint, runner, chunk=CHUNK).replayed == 76
+        assert loading.load(store, fork, runner.fingerprint, runner, chunk=CHUNK).replayed == 76
     return folder
 
 
@@ -68,7 +68,7 @@ def check(folder: Path, right: dict[str, object], *, lines: bool = True) -> int:
     with Store(folder, durability="off") as store:
         for name in "ab":
             context = store.context(name)
-            loaded = contexts.load(store, context, engine.fingerprint, engine, chunk=CHUNK)
+            loaded = loading.load(store, context, engine.fingerprint, engine, chunk=CHUNK)
             assert same(loaded.sequence, right[name])  # type: ignore[arg-type]
             if lines:
                 found = contexts.read_map(store, context)
@@ -157,10 +157,10 @@ def test_tokens_lost_in_both_copies_are_an_error_and_nothing_else(copy: Path, sa
     with Store(copy) as store:
         assert any(problem.lost for problem in verify(store).problems)
         with pytest.raises(CorruptMemory, match="tokens"):
-            contexts.load(store, store.context("a"), engine.fingerprint, engine, chunk=CHUNK)
+            loading.load(store, store.context("a"), engine.fingerprint, engine, chunk=CHUNK)
         assert engine.pool.live == 0
-        contexts.save(store, "a", engine.read(TOKENS), engine.fingerprint)
-        loaded = contexts.load(store, store.context("a"), engine.fingerprint, engine, chunk=CHUNK)
+        saving.save(store, "a", engine.read(TOKENS), engine.fingerprint)
+        loaded = loading.load(store, store.context("a"), engine.fingerprint, engine, chunk=CHUNK)
         assert torch.equal(loaded.sequence.tokens.to(torch.int64), TOKENS)
 
 
@@ -168,9 +168,9 @@ def test_an_index_that_lost_its_log_is_not_believed(tmp_path: Path) -> None:
     """A process dies before SQLite has taken its log in, and then the log is lost or damaged."""
     dice, runner = random.Random(8), Runner()
     with Store(tmp_path / "store") as store:
-        contexts.save(store, "a", runner.read(TOKENS[:600]), runner.fingerprint)
-        contexts.save(store, "a", runner.read(TOKENS), runner.fingerprint)
-        contexts.save(store, "gone", runner.read(TOKENS[:30]), runner.fingerprint)
+        saving.save(store, "a", runner.read(TOKENS[:600]), runner.fingerprint)
+        saving.save(store, "a", runner.read(TOKENS), runner.fingerprint)
+        saving.save(store, "gone", runner.read(TOKENS[:30]), runner.fingerprint)
         contexts.fork(store, "a", "b", at=1100)
         contexts.delete(store, "gone")
         gc.collect(store, threshold=0)
@@ -192,7 +192,7 @@ def test_an_index_that_lost_its_log_is_not_believed(tmp_path: Path) -> None:
             found = {context.name: context.length for context in store.contexts() if isinstance(context, Context)}
             assert found == {"a": 1400, "b": 1100, "c": 1100}
             for name, length in found.items():
-                loaded = contexts.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
+                loaded = loading.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
                 assert torch.equal(loaded.sequence.tokens.to(torch.int64), TOKENS[:length])
             assert verify(store).sound
         shutil.rmtree(copy)
@@ -213,4 +213,4 @@ def test_files_cut_short_or_gone(copy: Path, saved: Path, right: dict[str, objec
     check(copy, right, lines=False)
     os.truncate(pack, PACK_HEADER_BYTES)
     with Store(copy) as store, pytest.raises(CorruptMemory):
-        contexts.load(store, store.context("a"), Runner().fingerprint, Runner(), chunk=CHUNK)
+        loading.load(store, store.context("a"), Runner().fingerprint, Runner(), chunk=CHUNK)

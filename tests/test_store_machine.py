@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal.cache import Sequence
-from foveal.memory.store import contexts, gc
+from foveal.memory.store import contexts, gc, loading, saving
 from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import PACK_HEADER_BYTES
 from foveal.memory.store.prefix import find_prefix
@@ -52,7 +52,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def load(self, name: str, runner: Runner) -> Sequence:
         context = self.store.context(name)
-        return contexts.load(self.store, context, runner.fingerprint, runner, chunk=CHUNK).sequence
+        return loading.load(self.store, context, runner.fingerprint, runner, chunk=CHUNK).sequence
 
     @initialize(size=SIZES)
     def begin(self, size: int) -> None:
@@ -64,7 +64,7 @@ class StoreMachine(RuleBasedStateMachine):
     def save(self, name: str, text: int, size: int) -> None:
         runner, tokens = Runner(), TEXT[text][:size]
         sequence = runner.read(tokens, tail_every=256)
-        contexts.save(self.store, name, sequence, runner.fingerprint)
+        saving.save(self.store, name, sequence, runner.fingerprint)
         self.model[name] = tokens
 
     @precondition(lambda self: self.model)
@@ -76,7 +76,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         sequence = self.load(name, runner)
         runner.prefill(sequence, more.tolist())
-        contexts.save(self.store, name, sequence, runner.fingerprint)
+        saving.save(self.store, name, sequence, runner.fingerprint)
         self.model[name] = torch.cat([self.model[name], more])
 
     @precondition(lambda self: self.model)
@@ -87,7 +87,7 @@ class StoreMachine(RuleBasedStateMachine):
         runner = Runner()
         sequence = self.load(name, runner)
         runner.prefill(sequence, sequence.truncate(size).tolist())
-        contexts.save(self.store, name, sequence, runner.fingerprint)
+        saving.save(self.store, name, sequence, runner.fingerprint)
         self.model[name] = self.model[name][:size]
 
     @precondition(lambda self: self.model)

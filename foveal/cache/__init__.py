@@ -39,40 +39,62 @@ run them and the state is the one it was at n. Tails are kept by `keep_tail`, ev
 which it was not run empties its window: a window with a hole in it would be silently wrong.
 """
 
-from foveal.cache.errors import CacheError, CacheFull, ImageError, SequenceFreed
-from foveal.cache.image import SequenceImage
-from foveal.cache.layout import CacheBytes, CacheFormat, CacheLayout, Region
-from foveal.cache.machines import MACHINE_NAMES, Machine
-from foveal.cache.page import Page, PagePool
-from foveal.cache.pager import LimitTooSmall, Pager
-from foveal.cache.plan import PLAN_FORMATS, Plan, PlanError, make_plan, parse_tokens
-from foveal.cache.sequence import Sequence
-from foveal.cache.tail import LaterTail, Tail
-from foveal.cache.view import EntryTable
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CacheBytes",
-    "CacheError",
-    "CacheFormat",
-    "CacheFull",
-    "CacheLayout",
-    "EntryTable",
-    "ImageError",
-    "LaterTail",
-    "LimitTooSmall",
-    "MACHINE_NAMES",
-    "Machine",
-    "PLAN_FORMATS",
-    "Page",
-    "PagePool",
-    "Pager",
-    "Plan",
-    "PlanError",
-    "Region",
-    "Sequence",
-    "SequenceFreed",
-    "SequenceImage",
-    "Tail",
-    "make_plan",
-    "parse_tokens",
-]
+from foveal import lazily
+
+if TYPE_CHECKING:
+    from foveal.cache.errors import CacheError as CacheError
+    from foveal.cache.errors import CacheFull as CacheFull
+    from foveal.cache.errors import ImageError as ImageError
+    from foveal.cache.errors import SequenceFreed as SequenceFreed
+    from foveal.cache.image import SequenceImage as SequenceImage
+    from foveal.cache.layout import CacheBytes as CacheBytes
+    from foveal.cache.layout import CacheFormat as CacheFormat
+    from foveal.cache.layout import CacheLayout as CacheLayout
+    from foveal.cache.layout import Region as Region
+    from foveal.cache.machines import MACHINE_NAMES as MACHINE_NAMES
+    from foveal.cache.machines import Machine as Machine
+    from foveal.cache.page import Page as Page
+    from foveal.cache.page import PagePool as PagePool
+    from foveal.cache.pager import LimitTooSmall as LimitTooSmall
+    from foveal.cache.pager import Pager as Pager
+    from foveal.cache.plan import PLAN_FORMATS as PLAN_FORMATS
+    from foveal.cache.plan import Plan as Plan
+    from foveal.cache.plan import PlanError as PlanError
+    from foveal.cache.plan import make_plan as make_plan
+    from foveal.cache.plan import parse_tokens as parse_tokens
+    from foveal.cache.sequence import Sequence as Sequence
+    from foveal.cache.tail import LaterTail as LaterTail
+    from foveal.cache.tail import Tail as Tail
+    from foveal.cache.view import EntryTable as EntryTable
+
+_HOMES = {
+    "CacheError": "foveal.cache.errors",
+    "CacheFull": "foveal.cache.errors",
+    "ImageError": "foveal.cache.errors",
+    "SequenceFreed": "foveal.cache.errors",
+    "SequenceImage": "foveal.cache.image",
+    "CacheBytes": "foveal.cache.layout",
+    "CacheFormat": "foveal.cache.layout",
+    "CacheLayout": "foveal.cache.layout",
+    "Region": "foveal.cache.layout",
+    "MACHINE_NAMES": "foveal.cache.machines",
+    "Machine": "foveal.cache.machines",
+    "Page": "foveal.cache.page",
+    "PagePool": "foveal.cache.page",
+    "LimitTooSmall": "foveal.cache.pager",
+    "Pager": "foveal.cache.pager",
+    "PLAN_FORMATS": "foveal.cache.plan",
+    "Plan": "foveal.cache.plan",
+    "PlanError": "foveal.cache.plan",
+    "make_plan": "foveal.cache.plan",
+    "parse_tokens": "foveal.cache.plan",
+    "Sequence": "foveal.cache.sequence",
+    "LaterTail": "foveal.cache.tail",
+    "Tail": "foveal.cache.tail",
+    "EntryTable": "foveal.cache.view",
+}
+
+__all__ = [*_HOMES]
+__getattr__ = lazily(__name__, _HOMES)

@@ -29,11 +29,10 @@ import torch
 from torch import Tensor
 
 from foveal.cache.errors import CacheError, CacheFull
+from foveal.cache.mapped import STRIDE, let_go_of
 
 HEADROOM = 32 << 20
 """Memory is let go so many bytes below the limit, at least; and at least a tenth of it below."""
-STRIDE = 16 << 20
-"""Memory is let go in pieces of so many bytes; the scratch file grows, and is given back, by as many."""
 _FASTEST = 6 << 30
 """Bytes a second by which a process can grow at most by touching what lies in the system's cache."""
 _SHORTEST, _LONGEST = 0.0005, 0.05
@@ -156,14 +155,6 @@ class _Segment:
                 f"the memory limit needs {size >> 20} MiB more on the disk, in {folder}: {error.strerror}"
             ) from error
         self.view = memoryview(self.map)
-
-
-def let_go_of(mapped: mmap.mmap) -> Iterator[None]:
-    """Let go of a mapped file piece by piece. Only for maps that are shared, or were never written to."""
-    size = len(mapped)
-    for start in range(0, size, STRIDE):
-        mapped.madvise(mmap.MADV_DONTNEED, start, min(STRIDE, size - start))
-        yield
 
 
 def resident() -> int:

@@ -42,7 +42,7 @@ from foveal.memory.reading import (
     tail_distance,
 )
 from foveal.memory.recall import DEFAULT_TOKENS, Recall, RecallStream
-from foveal.memory.store import contexts
+from foveal.memory.store import contexts, loading, saving
 from foveal.memory.store.files import Presence
 from foveal.memory.store.objects import Context
 from foveal.memory.store.prefix import load_prefix
@@ -394,9 +394,9 @@ class Memory:
         return store.folder
 
     def save_in(self, store: Store, name: str, *, onto: Context | None = None, new: bool = False) -> Context:
-        """`save` under `name` in an open store; returns what was saved. For `onto` and `new` see `contexts.save`."""
+        """`save` under `name` in an open store; returns what was saved. For `onto` and `new` see `saving.save`."""
         parent, at = self.forked_from
-        context = contexts.save(
+        context = saving.save(
             store,
             name,
             self.sequence,
@@ -441,7 +441,7 @@ class Memory:
         places = contexts.read_map(store, context)
         if places.tokens != context.length:
             raise CorruptMemory(name, "it was saved without a source map")
-        loaded = contexts.load(store, context, engine.fingerprint, engine, chunk=chunk, tail_every=distance)
+        loaded = loading.load(store, context, engine.fingerprint, engine, chunk=chunk, tail_every=distance)
         memory = cls(
             engine,
             loaded.sequence,

@@ -1,6 +1,6 @@
-"""What is done with contexts: save, load, fork, delete, pin.
+"""What is done with contexts without a model: fork, delete, pin.
 
-What is special here: each of them is one transaction, and none but save and load touches a page.
+What is special here: each of them is one transaction, and none touches a page.
 """
 
 from __future__ import annotations
@@ -9,83 +9,21 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from foveal import cache
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
-from foveal.memory.errors import Conflict, CorruptMemory, FingerprintMismatch, StoreError
+from foveal.memory.errors import CorruptMemory, FingerprintMismatch, StoreError
 from foveal.memory.store import maps
+from foveal.memory.store.chain import read_chain
 from foveal.memory.store.files import Presence
-from foveal.memory.store.index import Entry
-from foveal.memory.store.loading import Loaded, Runner, let_go_of, load_sequence, read_chain
-from foveal.memory.store.objects import Context, Node, tensor_bytes, token_bytes, token_tensor
+from foveal.memory.store.objects import Context, Node, pack_tokens, unpack_tokens
 from foveal.memory.store.records import Kind
-from foveal.memory.store.saving import Saved, save_sequence
 from foveal.memory.store.store import Store, Writer, now
 from foveal.sources import SourceMap, SourceMapError
 
 
-def save(
-    store: Store,
-    name: str,
-    sequence: cache.Sequence,
-    fingerprint: Fingerprint,
-    *,
-    places: SourceMap | None = None,
-    facts: Mapping[str, Any] | None = None,
-    created: str = "",
-    parent: str = "",
-    forked_at: int = 0,
-    tails: bool = True,
-    onto: Context | None = None,
-    new: bool = False,
-) -> Context:
-    """Save `sequence` under `name`, in place of an older context of that name, whose pin, labels and (unless
-    `parent` and `forked_at` say another) lineage it keeps.
-
-    Only what the store has not got is written. `tails` off keeps no tail: loading then runs all tokens again. `onto`:
-    save only if the older context still has the tokens of this one; `new`: only if there is none.
-    Raises `Conflict` or `StoreError` when that is not so, `StoreBusy`, and `StoreError` when the disk refuses; an older
-    context is then untouched.
-    """
-
-    let_go_of(store, sequence.pool)
-
-    def work(tx: Writer) -> Context:
-        saved = save_sequence(store, tx, sequence, fingerprint.digest, tails=tails)
-        kept, numbers = _put_maps(tx, maps.split(places) if places is not None else [])
-        row = tx.index.context(tx.names.label(name))
-        old = None
-        if new and row is not None:
-            raise StoreError(f"there is a memory {name!r} already; choose another name, or delete it first")
-        if row is not None:
-            with contextlib.suppress(StoreError):  # a damaged one is simply replaced
-                old = store.read_context(row)
-        if onto is not None and (old is None or not same_tokens(old, onto)):
-            raise Conflict(name, head_of(store, old) if old is not None else "")
-        base = old or Context(name, tx.names.tenant, fingerprint.to_dict(), 0, b"")
-        context = base.replace(
-            fingerprint=fingerprint.to_dict(),
-            maps=kept,
-            created=created or base.created or now(),
-            saved=now(),
-            keeps_tails=tails,
-            parent=parent or base.parent,
-            forked_at=forked_at or base.forked_at,
-            facts=dict(facts if facts is not None else base.facts),
-            **_state(saved),
-        )
-        tx.put_context(context, [*saved.objects, *numbers])
-        return context
-
-    return store.transact(work)
-
-
 def head_of(store: Store, context: Context) -> str:
     """A short name for all tokens of a context, in this store (32 hexadecimal digits)."""
-    rest = token_bytes(torch.tensor(context.rest, dtype=torch.int32))
-    return store.names.tail_place(context.head, rest)[:16].hex()
+    return store.names.tail_place(context.head, pack_tokens(context.rest))[:16].hex()
 
 
 def same_tokens(one: Context, other: Context) -> bool:
@@ -93,11 +31,7 @@ def same_tokens(one: Context, other: Context) -> bool:
     return (one.length, one.head, one.rest) == (other.length, other.head, other.rest)
 
 
-def _state(saved: Saved) -> dict[str, Any]:
-    return {"length": saved.length, "head": saved.head, "rest": saved.rest, "tails": saved.tails}
-
-
-def _put_maps(tx: Writer, parts: list[tuple[int, bytes]]) -> tuple[tuple[tuple[int, bytes], ...], list[int]]:
+def put_maps(tx: Writer, parts: list[tuple[int, bytes]]) -> tuple[tuple[tuple[int, bytes], ...], list[int]]:
     keys = [(end, tx.names.map_key(data), data) for end, data in parts]
     numbers = [tx.put(Kind.MAP, key, data, copies=2) for _, key, data in keys]
     return tuple((end, key) for end, key, _ in keys), numbers
@@ -112,70 +46,6 @@ def check_fingerprint(context: Context, fingerprint: Fingerprint) -> None:
     differing = fingerprint.differing(made_with)
     if differing:
         raise FingerprintMismatch(differing)
-
-
-def load(
-    store: Store,
-    context: Context,
-    fingerprint: Fingerprint,
-    runner: Runner,
-    *,
-    chunk: int,
-    tail_every: int | None = None,
-) -> Loaded:
-    """The sequence of `context`, as it was saved; what was damaged or evicted is computed again and put back.
-
-    Raises `FingerprintMismatch`; `CorruptMemory` when the tokens themselves are lost; `CacheFull`.
-    """
-    check_fingerprint(context, fingerprint)
-    loaded = load_sequence(store, context, fingerprint.digest, runner, chunk=chunk, tail_every=tail_every)
-    if loaded.damaged or loaded.replayed:
-        with contextlib.suppress(StoreError):  # a store that cannot be written to is still read
-            _put_back(store, context, loaded, fingerprint)
-    return loaded
-
-
-def _put_back(store: Store, context: Context, loaded: Loaded, fingerprint: Fingerprint) -> None:
-    """What was computed again, into the store: under the same keys where the bytes are the same."""
-
-    def work(tx: Writer) -> None:
-        row = tx.index.context(tx.names.label(context.name))
-        if row is None or store.read_context(row) != context:
-            return  # somebody saved it anew meanwhile
-        for entry in loaded.damaged:
-            _quarantine(tx, entry)
-        if loaded.exact:
-            _refill(tx, loaded.sequence, context)
-        saved = save_sequence(store, tx, loaded.sequence, fingerprint.digest, tails=context.keeps_tails)
-        objects = [number for number in tx.uses(context) if tx.index.kind(number) == Kind.MAP]
-        renewed = context.replace(**_state(saved))
-        if renewed != context or tx.changed:
-            tx.put_context(renewed, [*saved.objects, *objects])
-
-    store.transact(work)
-
-
-def _quarantine(tx: Writer, entry: Entry) -> None:
-    """Never look at a damaged record again. A tail keeps its number, which others may refer to, but lies nowhere."""
-    current = tx.index.find(Kind(entry.kind), entry.key)
-    if current is None or current.places != entry.places:
-        return
-    tx.changed = True
-    if entry.kind == Kind.PAGE:
-        tx.index.remove([entry.id])
-    else:
-        tx.index.forget(entry.id)
-
-
-def _refill(tx: Writer, sequence: cache.Sequence, context: Context) -> None:
-    """Pages of the context that the store has lost and the sequence has."""
-    if not context.pages:
-        return
-    head = tx.index.find(Kind.NODE, context.head)
-    chain = tx.index.chain(head.id, context.pages) if head is not None else []
-    for (node, page), live in zip(chain, sequence.pages, strict=False):
-        if page is None:
-            tx.put(Kind.PAGE, node.key, tensor_bytes(live.data), position=node.position)
 
 
 def read_map(store: Store, context: Context) -> SourceMap:
@@ -215,9 +85,6 @@ def _read_part(store: Store, key: bytes) -> bytes | None:
     return bytes(payload)
 
 
-# ---------------------------------------------------------------------- without a model
-
-
 def fork(
     store: Store, name: str, new: str, *, at: int | None = None, facts: Mapping[str, Any] | None = None
 ) -> Context:
@@ -238,7 +105,7 @@ def fork(
         row = tx.index.context(tx.names.label(name))
         if row is None or store.read_context(row) != base:
             raise StoreError(f"memory {name} was changed while it was being forked; try again")
-        kept, numbers = _put_maps(tx, parts[1])
+        kept, numbers = put_maps(tx, parts[1])
         context = _forked(base, new, length, head, rest).replace(
             maps=(*parts[0], *kept), facts=dict(facts if facts is not None else base.facts)
         )
@@ -259,9 +126,9 @@ def _end_at(store: Store, base: Context, length: int) -> tuple[bytes, tuple[int,
     payload = None if entry is None else store.read_object(entry)
     node = None if payload is None else Node.from_bytes(payload)
     if node is not None:
-        return node.parent, tuple(token_tensor(node.tokens)[:behind].tolist())
+        return node.parent, unpack_tokens(node.tokens)[:behind]
     chain = read_chain(store, base, Fingerprint.from_dict(base.fingerprint).digest)
-    return chain.key_after(full), tuple(chain.tokens[full * PAGE_TOKENS : length].tolist())
+    return chain.key_after(full), unpack_tokens(chain.tokens[4 * full * PAGE_TOKENS : 4 * length])
 
 
 def _forked(base: Context, new: str, length: int, head: bytes, rest: tuple[int, ...]) -> Context:

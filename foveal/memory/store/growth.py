@@ -47,6 +47,6 @@ def growth(
 def _tail_bytes(layout: CacheLayout, position: int) -> int:
     tensors = len(layout.config.compress_ratios) + 2 * len(layout.regions)
     behind = position % PAGE_TOKENS
-    empty = len(StoredTail(bytes(32), bytes(32), position, bytes(4 * behind), b"", {}).to_bytes())
+    empty = len(StoredTail(bytes(32), bytes(32), position, bytes(4 * behind), b"", b"").to_bytes())
     open_page = layout.page_bytes if behind else 0
     return empty + open_page + layout.tail_bytes(position) + tensors * _TENSOR_NAME_BYTES

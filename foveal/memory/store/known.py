@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-from foveal.cache import Page
+    from foveal.cache import Page
 
 
 class KnownPages:

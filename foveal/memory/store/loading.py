@@ -8,6 +8,7 @@ saved; if its last bits differ, all that follows is computed anew as well, so th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence as TokenSequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,13 +19,18 @@ from torch import Tensor
 
 from foveal import cache
 from foveal.config import PAGE_TOKENS
-from foveal.memory.errors import CorruptMemory, StoreError
-from foveal.memory.store.index import Entry, Index
+from foveal.engine import Fingerprint
+from foveal.memory.errors import StoreError
+from foveal.memory.store import contexts
+from foveal.memory.store.chain import Chain, read_chain
+from foveal.memory.store.index import Entry
 from foveal.memory.store.names import checksum
-from foveal.memory.store.objects import Context, Node, StoredTail, tensor_bytes, token_bytes, token_tensor
+from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import Store
+from foveal.memory.store.saving import let_go_of, save_sequence
+from foveal.memory.store.store import Store, Writer
+from foveal.memory.store.tensors import pack_tensors, tensor_bytes, token_bytes, token_tensor, unpack_tensors
 
 
 class Runner(Protocol):
@@ -38,22 +44,6 @@ class Runner(Protocol):
     def prefill(self, sequence: cache.Sequence, tokens: TokenSequence[int]) -> int: ...
 
 
-@dataclass(frozen=True)
-class Chain:
-    """The pages of a context as the store has them: nodes, whose tokens and names were verified, and where the bytes
-    lie (None: evicted)."""
-
-    keys: list[bytes]
-    nodes: list[Node]
-    pages: list[Entry | None]
-    tokens: Tensor
-    """All of the context's, int32 [length]."""
-    root: bytes
-
-    def key_after(self, pages: int) -> bytes:
-        return self.keys[pages - 1] if pages else self.root
-
-
 @dataclass
 class Loaded:
     """`sequence` as it was saved. `damaged` are the objects that were not as written; `replayed` counts the tokens that
@@ -65,46 +55,68 @@ class Loaded:
     exact: bool = True
 
 
-def read_chain(store: Store, context: Context, fingerprint: str) -> Chain:
-    """The chain of a context. Raises `CorruptMemory` when its tokens are lost in both copies."""
-    for last in (False, True):
-        rows = store.look(lambda index: _rows(index, context))
-        chain = _verified(store, context, store.names.root(fingerprint), rows)
-        if chain is not None:
-            return chain
-        if not last:
-            store.repair()  # the packs may know better than the index
-    raise CorruptMemory(f"{context.name} (its tokens)", "both copies are damaged")
+def load(
+    store: Store,
+    context: Context,
+    fingerprint: Fingerprint,
+    runner: Runner,
+    *,
+    chunk: int,
+    tail_every: int | None = None,
+) -> Loaded:
+    """The sequence of `context`, as it was saved; what was damaged or evicted is computed again and put back.
+
+    Raises `FingerprintMismatch`; `CorruptMemory` when the tokens themselves are lost; `CacheFull`.
+    """
+    contexts.check_fingerprint(context, fingerprint)
+    loaded = load_sequence(store, context, fingerprint.digest, runner, chunk=chunk, tail_every=tail_every)
+    if loaded.damaged or loaded.replayed:
+        with contextlib.suppress(StoreError):  # a store that cannot be written to is still read
+            _put_back(store, context, loaded, fingerprint)
+    return loaded
 
 
-def _rows(index: Index, context: Context) -> list[tuple[Entry, Entry | None]]:
+def _put_back(store: Store, context: Context, loaded: Loaded, fingerprint: Fingerprint) -> None:
+    """What was computed again, into the store: under the same keys where the bytes are the same."""
+
+    def work(tx: Writer) -> None:
+        row = tx.index.context(tx.names.label(context.name))
+        if row is None or store.read_context(row) != context:
+            return  # somebody saved it anew meanwhile
+        for entry in loaded.damaged:
+            _quarantine(tx, entry)
+        if loaded.exact:
+            _refill(tx, loaded.sequence, context)
+        saved = save_sequence(store, tx, loaded.sequence, fingerprint.digest, tails=context.keeps_tails)
+        objects = [number for number in tx.uses(context) if tx.index.kind(number) == Kind.MAP]
+        renewed = context.replace(**saved.state)
+        if renewed != context or tx.changed:
+            tx.put_context(renewed, [*saved.objects, *objects])
+
+    store.transact(work)
+
+
+def _quarantine(tx: Writer, entry: Entry) -> None:
+    """Never look at a damaged record again. A tail keeps its number, which others may refer to, but lies nowhere."""
+    current = tx.index.find(Kind(entry.kind), entry.key)
+    if current is None or current.places != entry.places:
+        return
+    tx.changed = True
+    if entry.kind == Kind.PAGE:
+        tx.index.remove([entry.id])
+    else:
+        tx.index.forget(entry.id)
+
+
+def _refill(tx: Writer, sequence: cache.Sequence, context: Context) -> None:
+    """Pages of the context that the store has lost and the sequence has."""
     if not context.pages:
-        return []
-    head = index.find(Kind.NODE, context.head)
-    return [] if head is None else index.chain(head.id, context.pages)
-
-
-def _verified(store: Store, context: Context, root: bytes, rows: list[tuple[Entry, Entry | None]]) -> Chain | None:
-    """None when anything about the tokens is not as it was saved: the names, from root to head, prove it."""
-    if len(rows) != context.pages or len(context.rest) != context.length % PAGE_TOKENS:
-        return None
-    keys, nodes, parent, name = [], [], root, root
-    for number, (entry, _) in enumerate(rows, start=1):
-        payload = store.read_object(entry)
-        node = None if payload is None else Node.from_bytes(payload)
-        if node is None or node.parent != parent or node.position != number * PAGE_TOKENS:
-            return None
-        name = store.names.page_name(name, node.tokens)
-        parent = store.names.node_key(parent, name, node.digest)
-        if parent != entry.key:
-            return None
-        keys.append(parent)
-        nodes.append(node)
-    if parent != context.head:
-        return None
-    data = b"".join(node.tokens for node in nodes)
-    tokens = torch.cat([token_tensor(data), torch.tensor(context.rest, dtype=torch.int32)])
-    return Chain(keys, nodes, [page for _, page in rows], tokens, root)
+        return
+    head = tx.index.find(Kind.NODE, context.head)
+    chain = tx.index.chain(head.id, context.pages) if head is not None else []
+    for (node, page), live in zip(chain, sequence.pages, strict=False):
+        if page is None:
+            tx.put(Kind.PAGE, node.key, tensor_bytes(live.data), position=node.position)
 
 
 def load_sequence(
@@ -126,19 +138,6 @@ def load_sequence(
     return _Loading(store, context, chain, runner, chunk, tail_every).run()
 
 
-def let_go_of(store: Store, pool: cache.PagePool) -> None:
-    """Let the pool's pager, if it has one, let go of what is mapped of the store. Raises `StoreError` for an encrypted
-    store: its pages would have to lie in memory, or on the disk as they are."""
-    if pool.pager is None:
-        return
-    if store.cipher is not None:
-        raise StoreError(
-            f"the store {store.folder} is encrypted: its pages must be decrypted into memory and cannot be let go of; "
-            "leave the memory limit out"
-        )
-    store.packs.let_go_by(pool.pager)
-
-
 class _Loading:
     """One load. `pages` are the bytes of the full pages, None where they are lost."""
 
@@ -146,6 +145,7 @@ class _Loading:
         self, store: Store, context: Context, chain: Chain, runner: Runner, chunk: int, tail_every: int | None
     ) -> None:
         self.store, self.context, self.chain, self.runner = store, context, chain, runner
+        self.tokens = token_tensor(chain.tokens)
         self.chunk, self.tail_every = chunk, tail_every
         self.layout, self.device = runner.pool.layout, runner.pool.device
         self.damaged: list[Entry] = []
@@ -193,7 +193,7 @@ class _Loading:
         """Remember where a replay got to: the next one goes on from there."""
         image = sequence.export()
         open_page = tensor_bytes(image.open_page) if image.open_page is not None else b""
-        self._tails[image.length] = StoredTail(b"", b"", image.length, b"", open_page, image.tail)
+        self._tails[image.length] = StoredTail(b"", b"", image.length, b"", open_page, pack_tensors(image.tail))
 
     def _replay_end(self) -> Loaded:
         """All pages are there, but not the tail at the end: run the tokens since the last one."""
@@ -207,7 +207,7 @@ class _Loading:
             if digests != [node.digest for node in self.chain.nodes[first:]]:
                 return self._finish(sequence, exact=False)
             pages = [page for page in self.pages if page is not None]
-            whole = cache.SequenceImage(length, self.chain.tokens, pages, image.open_page, image.tail)
+            whole = cache.SequenceImage(length, self.tokens, pages, image.open_page, image.tail)
             restored = self.runner.restore_sequence(whole, tail_every=self.tail_every)
         except BaseException:
             sequence.free()
@@ -237,13 +237,13 @@ class _Loading:
         return self._restore(0, None)
 
     def _run(self, sequence: cache.Sequence, end: int) -> None:
-        tokens = self.chain.tokens[sequence.length : end].tolist()
+        tokens = self.tokens[sequence.length : end].tolist()
         self.replayed += len(tokens)
         self.runner.prefill(sequence, tokens)
 
     def _restore(self, length: int, tail: StoredTail | None) -> cache.Sequence:
         pages = [page for page in self.pages[: length // PAGE_TOKENS] if page is not None]
-        image = make_image(self.layout, self.chain.tokens[:length], pages, tail)
+        image = make_image(self.layout, self.tokens[:length], pages, tail)
         return self.runner.restore_sequence(image, tail_every=self.tail_every)
 
     def _tail(self, position: int) -> StoredTail | None:
@@ -266,7 +266,7 @@ class _Loading:
     def _place(self, position: int) -> bytes:
         full = position // PAGE_TOKENS
         return self.store.names.tail_place(
-            self.chain.key_after(full), token_bytes(self.chain.tokens[full * PAGE_TOKENS : position])
+            self.chain.key_after(full), token_bytes(self.tokens[full * PAGE_TOKENS : position])
         )
 
 
@@ -281,7 +281,7 @@ def _read_later(
     tail = read_tail(store, entry, layout) if entry is not None else None
     if tail is None or tail.position != position or tail.place != place:
         return None
-    return cache.Tail.from_tensors(layout, position, tail.tensors, device)
+    return cache.Tail.from_tensors(layout, position, unpack_tensors(tail.tensors), device)
 
 
 def read_pages(store: Store, chain: Chain, pool: cache.PagePool, damaged: list[Entry]) -> list[Tensor | None]:
@@ -317,7 +317,7 @@ def read_tail(store: Store, entry: Entry, layout: cache.CacheLayout) -> StoredTa
     if tail is None or len(tail.open_page) != (layout.page_bytes if tail.position % PAGE_TOKENS else 0):
         return None
     try:
-        cache.Tail.from_tensors(layout, tail.position, tail.tensors)
+        cache.Tail.from_tensors(layout, tail.position, unpack_tensors(tail.tensors))
     except cache.CacheError:
         return None
     return tail
@@ -334,5 +334,5 @@ def make_image(
             if len(tail.open_page)
             else torch.empty(0, dtype=torch.uint8)
         )
-    named = dict(tail.tensors) if tail is not None else cache.Tail.empty(layout).tensors()
+    named = unpack_tensors(tail.tensors) if tail is not None else cache.Tail.empty(layout).tensors()
     return cache.SequenceImage(len(tokens), tokens, pages, open_page, named)

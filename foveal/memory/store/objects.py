@@ -1,18 +1,17 @@
-"""The objects of a store as bytes: node, tail, context. The layouts stand in docs/store.md."""
+"""The objects of a store as bytes: node, tail, context. The layouts stand in docs/store.md.
+
+What is special here: no torch, so that commands which only look at a store start at once. `tensors` has the rest.
+"""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
-import numpy as np
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from foveal.config import PAGE_TOKENS
 from foveal.memory.store.files import Buffer
@@ -50,7 +49,8 @@ class Node:
 class StoredTail:
     """A tail behind the page `node` (a key, or the root's name) and the tokens `rest` (int32 as bytes, fewer than 256).
 
-    `open_page` is the open page's bytes, empty at a multiple of 256; `tensors` the named tensors of `cache.Tail`.
+    `open_page` is the open page's bytes, empty at a multiple of 256; `tensors` the named tensors of `cache.Tail` as
+    safetensors.
     """
 
     place: bytes
@@ -58,12 +58,11 @@ class StoredTail:
     position: int
     rest: bytes
     open_page: Buffer
-    tensors: Mapping[str, Tensor]
+    tensors: bytes
 
     def to_bytes(self) -> bytes:
-        own = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in self.tensors.items()}
         head = _TAIL.pack(self.place, self.node, self.position, len(self.rest), len(self.open_page))
-        return b"".join([head, self.rest, self.open_page, safetensors.torch.save(own)])
+        return b"".join([head, self.rest, self.open_page, self.tensors])
 
     @classmethod
     def from_bytes(cls, data: Buffer) -> Self | None:
@@ -72,8 +71,9 @@ class StoredTail:
             return None
         place, node, position, rest, page = _TAIL.unpack_from(data)
         start = _TAIL.size + rest
+        tensors = bytes(data[start + page :])
         try:
-            tensors = safetensors.torch.load(bytes(data[start + page :]))
+            safetensors.deserialize(tensors)
         except (safetensors.SafetensorError, ValueError):
             return None
         return cls(
@@ -152,18 +152,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def token_bytes(tokens: Tensor) -> bytes:
+def pack_tokens(tokens: Sequence[int]) -> bytes:
     """Token ids as little-endian int32."""
-    array = tokens.detach().to("cpu", torch.int32).numpy()
-    return array.astype("<i4", copy=False).tobytes()
+    return struct.pack(f"<{len(tokens)}i", *tokens)
 
 
-def token_tensor(data: bytes) -> Tensor:
-    """The inverse of `token_bytes`, int32."""
-    return torch.from_numpy(np.frombuffer(data, dtype="<i4").astype(np.int32))
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor on the CPU, not copied."""
-    data: Any = tensor.detach().to("cpu").contiguous().view(torch.uint8).flatten().numpy()
-    return memoryview(data).cast("B")
+def unpack_tokens(data: Buffer) -> tuple[int, ...]:
+    """The inverse of `pack_tokens`."""
+    return struct.unpack(f"<{len(data) // 4}i", data)

@@ -18,14 +18,17 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from foveal.cache.pager import Pager, let_go_of
+from foveal.cache.mapped import let_go_of
 from foveal.memory.store import records
 from foveal.memory.store.cipher import Cipher
 from foveal.memory.store.files import Buffer, Disk
 from foveal.memory.store.names import checksum
 from foveal.memory.store.records import HEADER_BYTES, Header, Kind
+
+if TYPE_CHECKING:
+    from foveal.cache import Pager
 
 PACK_MAGIC = b"FovealPk"
 PACK_HEADER_BYTES = 64

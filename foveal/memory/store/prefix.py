@@ -14,9 +14,10 @@ from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.store.index import Entry, Index
 from foveal.memory.store.loading import Loaded, Runner, load_sequence
-from foveal.memory.store.objects import Context, token_bytes
+from foveal.memory.store.objects import Context
 from foveal.memory.store.records import Kind
 from foveal.memory.store.store import Store
+from foveal.memory.store.tensors import token_bytes
 
 
 def find_prefix(store: Store, tokens: Tensor, fingerprint: Fingerprint, *, grain: int = 1) -> Context | None:

@@ -6,18 +6,25 @@ since, however long the context is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from foveal import cache
 from foveal.config import PAGE_TOKENS
+from foveal.engine import Fingerprint
+from foveal.memory.errors import Conflict, StoreError
+from foveal.memory.store import contexts, maps
 from foveal.memory.store.names import checksum
-from foveal.memory.store.objects import Node, StoredTail, tensor_bytes, token_bytes
+from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import Store, Writer
+from foveal.memory.store.store import Store, Writer, now
+from foveal.memory.store.tensors import pack_tensors, tensor_bytes, token_bytes
+from foveal.sources import SourceMap
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,11 @@ class Saved:
     tails: tuple[tuple[int, bytes], ...]
     objects: tuple[int, ...]
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a `Context` says of it."""
+        return {"length": self.length, "head": self.head, "rest": self.rest, "tails": self.tails}
+
 
 @dataclass(frozen=True)
 class _Known:
@@ -38,6 +50,74 @@ class _Known:
     key: bytes
     name: bytes
     number: int
+
+
+def save(
+    store: Store,
+    name: str,
+    sequence: cache.Sequence,
+    fingerprint: Fingerprint,
+    *,
+    places: SourceMap | None = None,
+    facts: Mapping[str, Any] | None = None,
+    created: str = "",
+    parent: str = "",
+    forked_at: int = 0,
+    tails: bool = True,
+    onto: Context | None = None,
+    new: bool = False,
+) -> Context:
+    """Save `sequence` under `name`, in place of an older context of that name, whose pin, labels and (unless
+    `parent` and `forked_at` say another) lineage it keeps.
+
+    Only what the store has not got is written. `tails` off keeps no tail: loading then runs all tokens again. `onto`:
+    save only if the older context still has the tokens of this one; `new`: only if there is none.
+    Raises `Conflict` or `StoreError` when that is not so, `StoreBusy`, and `StoreError` when the disk refuses; an older
+    context is then untouched.
+    """
+    let_go_of(store, sequence.pool)
+
+    def work(tx: Writer) -> Context:
+        saved = save_sequence(store, tx, sequence, fingerprint.digest, tails=tails)
+        kept, numbers = contexts.put_maps(tx, maps.split(places) if places is not None else [])
+        row = tx.index.context(tx.names.label(name))
+        old = None
+        if new and row is not None:
+            raise StoreError(f"there is a memory {name!r} already; choose another name, or delete it first")
+        if row is not None:
+            with contextlib.suppress(StoreError):  # a damaged one is simply replaced
+                old = store.read_context(row)
+        if onto is not None and (old is None or not contexts.same_tokens(old, onto)):
+            raise Conflict(name, contexts.head_of(store, old) if old is not None else "")
+        base = old or Context(name, tx.names.tenant, fingerprint.to_dict(), 0, b"")
+        context = base.replace(
+            fingerprint=fingerprint.to_dict(),
+            maps=kept,
+            created=created or base.created or now(),
+            saved=now(),
+            keeps_tails=tails,
+            parent=parent or base.parent,
+            forked_at=forked_at or base.forked_at,
+            facts=dict(facts if facts is not None else base.facts),
+            **saved.state,
+        )
+        tx.put_context(context, [*saved.objects, *numbers])
+        return context
+
+    return store.transact(work)
+
+
+def let_go_of(store: Store, pool: cache.PagePool) -> None:
+    """Let the pool's pager, if it has one, let go of what is mapped of the store. Raises `StoreError` for an encrypted
+    store: its pages would have to lie in memory, or on the disk as they are."""
+    if pool.pager is None:
+        return
+    if store.cipher is not None:
+        raise StoreError(
+            f"the store {store.folder} is encrypted: its pages must be decrypted into memory and cannot be let go of; "
+            "leave the memory limit out"
+        )
+    store.packs.let_go_by(pool.pager)
 
 
 def save_sequence(store: Store, tx: Writer, sequence: cache.Sequence, fingerprint: str, *, tails: bool = True) -> Saved:
@@ -163,6 +243,6 @@ def _put_tail(
         copy = cache.Page(sequence.pages[full].data.clone())
         copy.clear_after(sequence.layout, open_tokens)
         open_page = tensor_bytes(copy.data)
-    data = StoredTail(place, node.key, position, rest, open_page, tensors).to_bytes()
+    data = StoredTail(place, node.key, position, rest, open_page, pack_tensors(tensors)).to_bytes()
     key = tx.names.tail_key(place, checksum(data))
     return key, tx.put(Kind.TAIL, key, data, name=place, parent=node.number, position=position)

@@ -19,9 +19,8 @@ import time
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from foveal.cache import Page
 from foveal.memory.errors import FormatError, IndexDamaged, MemoryNotFound, StoreBusy, StoreError
 from foveal.memory.store import rebuild
 from foveal.memory.store.cipher import Cipher
@@ -32,6 +31,9 @@ from foveal.memory.store.names import Names, checksum
 from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import Packs, Place
 from foveal.memory.store.records import HEADER_BYTES, Header, Kind, open_payload
+
+if TYPE_CHECKING:
+    from foveal.cache import Page
 
 FORMAT = 1
 """Version of everything on disk."""

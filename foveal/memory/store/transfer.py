@@ -16,9 +16,9 @@ from typing import BinaryIO
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
+from foveal.memory.store.chain import Chain, read_chain
 from foveal.memory.store.contexts import read_parts
 from foveal.memory.store.files import Buffer
-from foveal.memory.store.loading import Chain, read_chain
 from foveal.memory.store.names import checksum
 from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.packs import Place
