@@ -5,6 +5,7 @@
 #   make format   put the code into the one format that `make test` asks for
 #   make sanitize run the native tests under the address and undefined-behaviour sanitizers
 #   make memcheck run every kernel under valgrind's memcheck
+#   make arm      run the portable kernels as 64-bit Arm, under qemu, against this machine's
 #   make clean    remove what the above made
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # What the installed package is built from. Python files are not: the install is editable.
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test lint format sanitize memcheck clean
+.PHONY: demo test lint format sanitize memcheck arm clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -33,16 +34,21 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A build of its own, beside the installed one. Python and torch leak on purpose at exit; only our errors count.
+# A build of its own, beside the installed one, of the instruction sets that run here (or ISAS="avx2;portable").
+# Python and torch leak on purpose at exit; only our errors count.
 sanitize: $(VENV)/.installed-dev
 	$(PIP) cmake nanobind
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -DFOVEAL_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/sanitize -DFOVEAL_SANITIZE=ON -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python" \
+		-DFOVEAL_ISAS="$${ISAS:-$$($(BIN)/python -c 'from foveal import _native; print(*_native.available_isas(), sep=";")')}"
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/sanitize --parallel 2
 	sh native/sanitize.sh "$(CURDIR)/$(BIN)/python" build/sanitize
 
 memcheck: $(VENV)/.installed
 	@mkdir -p build
 	sh native/memcheck.sh $(BIN)/python build/memcheck.log
+
+arm:
+	sh native/arm.sh build/arm
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -33,11 +33,12 @@ FOVEAL_INLINE float scale_of(std::uint8_t e8m0) {
 
 // 16 E4M3 codes, exactly.
 FOVEAL_INLINE F decode_e4m3(const std::uint8_t* from, std::int64_t count) {
-  U code{};
-  for (std::int64_t i = 0; i < count; ++i) code[i] = from[i];
+  std::uint8_t codes[kLanes] = {};
+  if (count < kLanes) std::memcpy(codes, from, static_cast<std::size_t>(count));
+  const U code = widen_lanes<U>(count < kLanes ? codes : from);
   const F magnitude = from_bits((code & 0x7fu) << 20) * splat(0x1p120f);
   const U bits = as_bits(magnitude) | (code & 0x80u) << 24;
-  return from_bits((code & 0x7fu) == 0x7fu ? bits | 0x7fc00000u : bits);
+  return from_bits(select((code & 0x7fu) == 0x7fu, bits | 0x7fc00000u, bits));
 }
 
 #if FOVEAL_AVX512
@@ -108,8 +109,9 @@ FOVEAL_INLINE void decode_kv(const std::uint8_t* from, const RowShape& shape, st
 #endif
     const F scale = splat(scale_of(scales[c / 64]));
     for (std::int64_t i = 0; i < count; i += kLanes) {
-      const H16 numbers = narrow(decode_e4m3(from + c + i, least(kLanes, count - i)) * scale);
-      std::memcpy(to + c + i, &numbers, static_cast<std::size_t>(2 * least(kLanes, count - i)));
+      std::uint16_t numbers[kLanes];
+      store_narrow(numbers, decode_e4m3(from + c + i, least(kLanes, count - i)) * scale);
+      std::memcpy(to + c + i, numbers, static_cast<std::size_t>(2 * least(kLanes, count - i)));
     }
   }
   std::memcpy(to + plain, from + plain, static_cast<std::size_t>(2 * shape.rotary));

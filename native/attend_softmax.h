@@ -48,7 +48,7 @@ void soften(const Work& work, const Operand& operand, const Partial& partial, st
       F x = load(logit);
       if (masked) {
         const I row = splat_int(static_cast<std::int32_t>(r));
-        x = (row >= from) & (row < to) ? x : splat(kLowest);
+        x = select((row >= from) & (row < to), x, splat(kLowest));
         store(logit, x);
       }
       highest = max(highest, x);

@@ -56,9 +56,10 @@ void sum_weights(const Work& work, const Traced& traced, float* mass) {
     }
     const F share = splat(1.0f) / total;
     for (std::int64_t r = 0; r < traced.rows; ++r) {
-      F weight = load(traced.logits + r * traced.lanes + lane) * share;
-      for (std::int64_t i = there; i < kLanes; ++i) weight[i] = 0.0f;
-      mass[r] += sum(weight);
+      const F weight = load(traced.logits + r * traced.lanes + lane) * share;
+      float kept[kLanes] = {};
+      store_some(kept, weight, there);
+      mass[r] += sum(load(kept));
     }
   }
 }

@@ -23,30 +23,28 @@ struct KvLayout {
 };
 
 FOVEAL_INLINE void store_codes(std::uint8_t* to, U codes, std::int64_t some) {
-  const B16 bytes = to_bytes(codes);
-  if (some >= kLanes)
-    std::memcpy(to, &bytes, sizeof bytes);
-  else
-    std::memcpy(to, &bytes, (std::size_t)some);
+  if (some >= kLanes) return to_bytes(codes, to);
+  std::uint8_t bytes[kLanes];
+  to_bytes(codes, bytes);
+  std::memcpy(to, bytes, (std::size_t)some);
 }
 FOVEAL_INLINE U load_codes(const std::uint8_t* from, std::int64_t some) {
-  B16 bytes{};
-  if (some >= kLanes)
-    std::memcpy(&bytes, from, sizeof bytes);
-  else
-    std::memcpy(&bytes, from, (std::size_t)some);
+  if (some >= kLanes) return from_bytes(from);
+  std::uint8_t bytes[kLanes] = {};
+  std::memcpy(bytes, from, (std::size_t)some);
   return from_bytes(bytes);
 }
 
 void encode_bf16(const float* from, std::int64_t count, std::uint8_t* to) {
   for (std::int64_t i = 0; i < count; i += kLanes) {
-    const H16 v = narrow(load_some(from + i, least(kLanes, count - i)));
-    std::memcpy(to + 2 * i, &v, (std::size_t)least(kLanes, count - i) * 2);
+    std::uint16_t v[kLanes];  // the bytes may begin at an odd address
+    store_narrow(v, load_some(from + i, least(kLanes, count - i)));
+    std::memcpy(to + 2 * i, v, (std::size_t)least(kLanes, count - i) * 2);
   }
 }
 void decode_bf16(const std::uint8_t* from, std::int64_t count, float* to) {
   for (std::int64_t i = 0; i < count; i += kLanes) {
-    std::uint16_t v[kLanes] = {};  // the bytes may begin at an odd address
+    std::uint16_t v[kLanes] = {};
     std::memcpy(v, from + 2 * i, (std::size_t)least(kLanes, count - i) * 2);
     store_some(to + i, widen(v), least(kLanes, count - i));
   }

@@ -29,7 +29,7 @@ bool to_integers(const float* x, std::int64_t width, std::int64_t padded, std::i
   I total{}, wrong{};
   for (std::int64_t c = 0; c < padded; c += kLanes) {
     const F scaled = c < width ? load_some(x + c, least(kLanes, width - c)) * factor : zero();
-    const I whole = __builtin_convertvector(scaled, I);
+    const I whole = convert<std::int32_t>(scaled);
     wrong |= to_float(whole) != scaled;
     total += whole;
     for (std::int64_t i = 0; i < least(kLanes, padded - c); ++i) to[c + i] = static_cast<std::int8_t>(whole[i]);

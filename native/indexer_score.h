@@ -66,7 +66,7 @@ FOVEAL_INLINE void add_step(const B (&key)[kGroups], const std::uint8_t* numbers
     for (int g = 0; g < kGroups; ++g) acc[h][g] = dot_int8(acc[h][g], key[g], q);
   }
 }
-FOVEAL_INLINE F relu_float(I v) { return to_float(v > 0 ? v : I{}); }
+FOVEAL_INLINE F relu_float(I v) { return to_float(select(v > 0, v, I{})); }
 
 #if FOVEAL_AVX2
 // In half vectors, which this machine has: products of bytes in pairs fit 16 bits (2 * 192 * 48 < 32768).
@@ -195,18 +195,17 @@ FOVEAL_INLINE bool least_scales(const std::uint8_t* pack, std::int64_t blocks, B
   B low = load_as<B>(pack), high = low;
   for (std::int64_t b = 1; b < blocks; ++b) {
     const B scale = load_as<B>(pack + b * kPackKeys);
-    low = low < scale ? low : scale;
-    high = high > scale ? high : scale;
+    low = select(low < scale, low, scale);
+    high = select(high > scale, high, scale);
   }
   *least = low;
   const B ones = (B)(high - low > kSpread) | (B)(low < 8) | (B)(high > 246);
 #if FOVEAL_AVX512
   return _mm512_test_epi8_mask((__m512i)ones, (__m512i)ones) == 0;
 #else
-  typedef std::uint64_t Words __attribute__((vector_size(64)));
-  const Words words = (Words)ones;
-  std::uint64_t any = 0;
-  for (int i = 0; i < 8; ++i) any |= words[i];
+  std::uint64_t words[8], any = 0;
+  std::memcpy(words, &ones, sizeof words);
+  for (const std::uint64_t word : words) any |= word;
   return any == 0;
 #endif
 }
@@ -221,9 +220,7 @@ FOVEAL_INLINE F key_scale(const B& least, int group) {
                             _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)), 23)};
   return load_as<F>(lanes);
 #else
-  U lanes;
-  for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<std::uint32_t>(least[group * kLanes + i]) << 23;
-  return from_bits(lanes);
+  return from_bits(widen_lanes<U>((const std::uint8_t*)&least + group * kLanes) << 23);
 #endif
 }
 
@@ -328,9 +325,7 @@ FOVEAL_INLINE void unpack_pair(const std::uint8_t* from, const B (&shift)[kGroup
     }
 }
 FOVEAL_INLINE B shift_of(const B& difference, int group) {
-  U lanes;
-  for (int i = 0; i < kLanes; ++i) lanes[i] = difference[group * kLanes + i];
-  return (B)lanes;
+  return (B)widen_lanes<U>((const std::uint8_t*)&difference + group * kLanes);
 }
 #endif
 template <int N>

@@ -15,7 +15,7 @@ constexpr std::int64_t kPageScores = 64;
 // Order-preserving: a < b exactly when order_of(a) < order_of(b); -0 as +0, NaN as -inf.
 FOVEAL_INLINE I order_of(F score) {
   const F low = splat(-__builtin_inff());
-  const I bits = (I)((score == score ? score : low) + zero());
+  const I bits = (I)(select(score == score, score, low) + zero());
   return bits ^ (I)(((U)(bits >> 31)) >> 1);
 }
 FOVEAL_INLINE float score_of(std::int32_t order) {
@@ -28,9 +28,7 @@ FOVEAL_INLINE std::uint32_t mask_of(I v) {
 #if FOVEAL_AVX512
   return _mm512_movepi32_mask((__m512i)v);
 #elif FOVEAL_AVX2
-  __m256 halves[2];
-  std::memcpy(halves, &v, 64);
-  return static_cast<std::uint32_t>(_mm256_movemask_ps(halves[0]) | _mm256_movemask_ps(halves[1]) << 8);
+  return static_cast<std::uint32_t>(_mm256_movemask_ps((__m256)v.low) | _mm256_movemask_ps((__m256)v.high) << 8);
 #else
   std::uint32_t mask = 0;
   for (int i = 0; i < kLanes; ++i) mask |= static_cast<std::uint32_t>(v[i] & 1) << i;
@@ -54,7 +52,8 @@ FOVEAL_INLINE void store_lanes(std::int32_t* to, I v, std::uint32_t mask) {
 #endif
 }
 FOVEAL_INLINE I lanes_from(std::int32_t first) {
-  return splat_int(first) + I{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  constexpr std::int32_t kCount[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return splat_int(first) + load_as<I>(kCount);
 }
 
 // Room for `capacity` = capacity_for(k) candidates.
@@ -96,8 +95,8 @@ Cut find_cut(std::int32_t* order, std::int64_t count, std::int64_t k) {
   I least = load_as<I>(order), most = least;
   for (std::int64_t v = 1; v < vectors; ++v) {
     const I x = load_as<I>(order + v * kLanes);
-    least = x < least ? x : least;
-    most = x > most ? x : most;
+    least = select(x < least, x, least);
+    most = select(x > most, x, most);
   }
   std::int64_t low = INT32_MAX, high = INT32_MIN;
   for (int i = 0; i < kLanes; ++i) {

@@ -14,7 +14,7 @@ FOVEAL_INLINE std::uint32_t largest_bits(const float* x, int vectors) {
   U top{};
   for (int v = 0; v < vectors; ++v) {
     const U bits = as_bits(load(x + kLanes * v)) & 0x7fffffffu;
-    top = bits > top ? bits : top;
+    top = select(bits > top, bits, top);
   }
   std::uint32_t most = 0;
   for (int i = 0; i < kLanes; ++i) most = top[i] > most ? top[i] : most;
@@ -44,7 +44,7 @@ FOVEAL_INLINE void quantize_block(float* x, int vectors) {
     const F bounded = max(splat(-kE4M3Max), min(splat(kE4M3Max), value));
     // Adding 1.5 * 2^20 times the binade makes fp32's own rounding cut after three bits of mantissa.
     U binade = as_bits(bounded) & kInfinity;
-    binade = binade < (121u << 23) ? U{} + (121u << 23) : binade;
+    binade = select(binade < (121u << 23), U{} + (121u << 23), binade);
     const F magic = from_bits(binade) * splat(1572864.0f);
     const F rounded = (bounded + magic) - magic;
     const U sign = as_bits(bounded) & 0x80000000u;
@@ -57,10 +57,10 @@ FOVEAL_INLINE void put_wide(const Layout& layout, const float* x, float* to) {
   for (int half = 0; half < 2; ++half) {
     const float* from = x + 32 * half;
     if (layout.order == Format::kFP4) {
-      F even, odd;
-      for (int i = 0; i < kLanes; ++i) even[i] = from[2 * i], odd[i] = from[2 * i + 1];
-      store(to + 32 * half, even);
-      store(to + 32 * half + kLanes, odd);
+      for (int i = 0; i < kLanes; ++i) {
+        to[32 * half + i] = from[2 * i];
+        to[32 * half + kLanes + i] = from[2 * i + 1];
+      }
     } else {
       store(to + 32 * half, load(from));
       store(to + 32 * half + kLanes, load(from + kLanes));

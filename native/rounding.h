@@ -9,8 +9,6 @@
 
 namespace foveal::FOVEAL_ISA {
 
-typedef std::uint8_t B16 __attribute__((vector_size(16)));
-
 // A block's scale is the smallest power of two >= max(amax, floor) / largest; the quotient is a product in fp32.
 struct E4M3 {
   static constexpr float kLargest = 448.0f, kReciprocal = (float)(1.0 / 448.0), kFloor = 1e-4f;
@@ -32,25 +30,30 @@ FOVEAL_INLINE float float_of(std::uint32_t bits) {
   return x;
 }
 FOVEAL_INLINE U splat_bits(std::uint32_t x) { return (U)splat_int((std::int32_t)x); }
-FOVEAL_INLINE U max_bits(U a, U b) { return a > b ? a : b; }
-FOVEAL_INLINE std::uint32_t largest_bits(U v) {
+FOVEAL_INLINE U max_bits(U a, U b) { return select(a > b, a, b); }
+template <class V>
+FOVEAL_INLINE std::uint32_t largest_bits(const V& v) {
+  if constexpr (kIsPieces<V>) return largest_bits(select(v.low > v.high, v.low, v.high));
 #if FOVEAL_AVX512
   return _mm512_reduce_max_epu32((__m512i)v);
 #else
-  std::uint32_t r = v[0];
-  for (int i = 1; i < kLanes; ++i) r = v[i] > r ? v[i] : r;
-  return r;
+  else {
+    std::uint32_t lanes[kPieceLanes], r = 0;
+    store_as(lanes, v);
+    for (const std::uint32_t lane : lanes) r = lane > r ? lane : r;
+    return r;
+  }
 #endif
 }
 // 16 integers below 256 as bytes, and back.
-FOVEAL_INLINE B16 to_bytes(U v) {
+FOVEAL_INLINE void to_bytes(U v, std::uint8_t* to) {
 #if FOVEAL_AVX512
-  return (B16)_mm512_cvtepi32_epi8((__m512i)v);
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)v));
 #else
-  return __builtin_convertvector(v, B16);
+  store_lowest(to, v);
 #endif
 }
-FOVEAL_INLINE U from_bytes(B16 v) { return __builtin_convertvector(v, U); }
+FOVEAL_INLINE U from_bytes(const std::uint8_t* from) { return widen_lanes<U>(from); }
 
 // The largest magnitude of `count` numbers, as bits (NaN above infinity above the rest).
 FOVEAL_INLINE std::uint32_t amax_bits(const float* x, std::int64_t count) {
@@ -85,8 +88,8 @@ FOVEAL_INLINE F round_to_grid(F v) {
 template <class Grid>
 FOVEAL_INLINE F to_grid(F v) {
   const F high = splat(Grid::kLargest), low = splat(-Grid::kLargest);
-  v = v > high ? high : v;
-  v = v < low ? low : v;
+  v = select(v > high, high, v);
+  v = select(v < low, low, v);
   return round_to_grid<Grid>(v);
 }
 
@@ -112,7 +115,7 @@ FOVEAL_INLINE void round_blocks(float* x, std::int64_t width) {
 FOVEAL_INLINE F round_bf16(F v) {
   const U bits = as_bits(v);
   const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  return from_bits(v == v ? rounded : (bits | 0x400000u));
+  return from_bits(select(v == v, rounded, bits | 0x400000u));
 }
 FOVEAL_INLINE void round_bf16_row(float* x, std::int64_t count) {
   std::int64_t i = 0;
@@ -126,32 +129,32 @@ FOVEAL_INLINE void round_bf16_row(float* x, std::int64_t count) {
 FOVEAL_INLINE U code_e4m3(F v) {
   const F magnitude = abs(v);
   const U normal = (as_bits(magnitude) >> 20) - splat_bits((127 - 7) << 3);
-  const U subnormal = (U)__builtin_convertvector(min(magnitude, splat(1.0f)) * splat(512.0f), I);
-  const U code = magnitude < splat(0x1p-6f) ? subnormal : normal;
-  return v == v ? code | ((as_bits(v) >> 24) & 0x80u) : splat_bits(0x7f);
+  const U subnormal = (U)convert<std::int32_t>(min(magnitude, splat(1.0f)) * splat(512.0f));
+  const U code = select(magnitude < splat(0x1p-6f), subnormal, normal);
+  return select(v == v, code | ((as_bits(v) >> 24) & 0x80u), splat_bits(0x7f));
 }
 FOVEAL_INLINE F value_e4m3(U code) {
   const U low = code & 0x7fu;
   const F subnormal = to_float((I)low) * splat(0x1p-9f);
   const F normal = from_bits((low << 20) + (std::uint32_t)((127 - 7) << 23));
-  F value = low < 8u ? subnormal : normal;
-  value = low == 0x7fu ? from_bits(splat_bits(0x7fc00000u)) : value;
+  F value = select(low < 8u, subnormal, normal);
+  value = select(low == 0x7fu, from_bits(splat_bits(0x7fc00000u)), value);
   return from_bits(as_bits(value) | ((code & 0x80u) << 24));
 }
 // Numbers of the E2M1 grid (magnitude up to 6; NaN gives 7) -> codes 0..15.
 FOVEAL_INLINE U code_e2m1(F v) {
   const F magnitude = abs(v);
   const U normal = (as_bits(magnitude) >> 22) - splat_bits((127 - 1) << 1);  // 1 -> 2, 1.5 -> 3, 2 -> 4 ... 6 -> 7
-  const U small = magnitude < splat(0.25f) ? U{} : splat_bits(1);             // 0 and 0.5
-  const U code = magnitude < splat(1.0f) ? small : normal;
-  const U known = v == v ? code : splat_bits(7);
+  const U small = select(magnitude < splat(0.25f), U{}, splat_bits(1));       // 0 and 0.5
+  const U code = select(magnitude < splat(1.0f), small, normal);
+  const U known = select(v == v, code, splat_bits(7));
   return known | ((as_bits(v) >> 28) & 8u);
 }
 FOVEAL_INLINE F value_e2m1(U code) {
   const U low = code & 7u;
-  const F small = low == 0u ? zero() : splat(0.5f);
+  const F small = select(low == 0u, zero(), splat(0.5f));
   const F normal = from_bits((low << 22) + (std::uint32_t)((127 - 1) << 23));
-  const F value = low < 2u ? small : normal;
+  const F value = select(low < 2u, small, normal);
   return from_bits(as_bits(value) | ((code & 8u) << 28));
 }
 // The byte of a power-of-two scale (a normal number, or NaN), and back.
@@ -165,16 +168,21 @@ FOVEAL_INLINE float value_e8m0(std::uint8_t code) {
 
 // ---------------------------------------------------------------- whole rows
 
+// The sign bit in lanes whose number has the bit `step`.
+template <int step>
+struct Flip {
+  alignas(64) std::uint32_t lanes[kLanes];
+  constexpr Flip() : lanes{} {
+    for (int i = 0; i < kLanes; ++i) lanes[i] = (i & step) != 0 ? 0x80000000u : 0u;
+  }
+};
+template <int step>
+constexpr Flip<step> kFlip;
+
 // Neighbours `step` lanes apart: (a + b, a - b).
 template <int step>
 FOVEAL_INLINE F butterfly(F v) {
-  I from;
-  U flip;
-  for (int i = 0; i < kLanes; ++i) {
-    from[i] = i ^ step;
-    flip[i] = (i & step) ? 0x80000000u : 0u;
-  }
-  return __builtin_shuffle(v, from) + from_bits(as_bits(v) ^ flip);
+  return swap_lanes<step>(v) + from_bits(as_bits(v) ^ load_as<U>(kFlip<step>.lanes));
 }
 FOVEAL_INLINE F hadamard16(F v) { return butterfly<8>(butterfly<4>(butterfly<2>(butterfly<1>(v)))); }
 

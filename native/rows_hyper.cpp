@@ -103,19 +103,14 @@ struct Coefficients {
   float* comb;
 };
 
-FOVEAL_INLINE F swap_by(F v, const I& from) { return __builtin_shuffle(v, from); }
 // Sums and maxima over groups of four lanes (destinations of a source), and over lanes four apart (sources).
-FOVEAL_INLINE F swap1(F v) { return swap_by(v, I{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}); }
-FOVEAL_INLINE F swap2(F v) { return swap_by(v, I{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}); }
-FOVEAL_INLINE F swap4(F v) { return swap_by(v, I{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}); }
-FOVEAL_INLINE F swap8(F v) { return swap_by(v, I{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}); }
 FOVEAL_INLINE F row_sums(F v) {
-  const F pairs = v + swap1(v);
-  return pairs + swap2(pairs);
+  const F pairs = v + swap_lanes<1>(v);
+  return pairs + swap_lanes<2>(pairs);
 }
 FOVEAL_INLINE F column_sums(F v) {
-  const F pairs = v + swap4(v);
-  return pairs + swap8(pairs);
+  const F pairs = v + swap_lanes<4>(v);
+  return pairs + swap_lanes<8>(pairs);
 }
 
 // T tokens side by side, each mixing matrix in one register: the divisions of one hide behind those of the others.
@@ -124,8 +119,8 @@ FOVEAL_INLINE void sinkhorn4(F* logits, int iterations, float eps) {
   const F e = splat(eps);
   F m[T];
   for (int t = 0; t < T; ++t) {
-    const F pairs = max(logits[t], swap1(logits[t]));
-    const F p = exp(logits[t] - max(pairs, swap2(pairs)));
+    const F pairs = max(logits[t], swap_lanes<1>(logits[t]));
+    const F p = exp(logits[t] - max(pairs, swap_lanes<2>(pairs)));
     m[t] = p / row_sums(p) + e;
   }
   for (int t = 0; t < T; ++t) m[t] = m[t] / (column_sums(m[t]) + e);
@@ -141,9 +136,10 @@ FOVEAL_INLINE void sinkhorn4(F* logits, int iterations, float eps) {
 template <int T>
 FOVEAL_INLINE void coefficients4(const HyperArgs& hyper, const float* mix, const Coefficients* to) {
   const float a = hyper.scale[0], b = hyper.scale[1];
-  const F scale{a, a, a, a, b, b, b, b};
   const float e = hyper.eps;
-  const F factor{1, 1, 1, 1, 2, 2, 2, 2}, plus{e, e, e, e};
+  const float scales[kLanes] = {a, a, a, a, b, b, b, b}, factors[kLanes] = {1, 1, 1, 1, 2, 2, 2, 2};
+  const float added[kLanes] = {e, e, e, e};
+  const F scale = load(scales), factor = load(factors), plus = load(added);
   F logits[T];
   for (int t = 0; t < T; ++t) {
     const F gates = sigmoid(load_some(mix + t * 24, 8) * scale + load_some(hyper.base, 8)) * factor + plus;
@@ -215,22 +211,31 @@ FOVEAL_INLINE F weighted(const float* streams, std::int64_t count, std::int64_t 
 template <int S>
 void sum_streams(const HyperArgs& hyper, const float* streams, const float* pre, const float* norm, float* x) {
   const std::int64_t d = hyper.d;
-  F squares[4] = {zero(), zero(), zero(), zero()};
+  Squares squares;
   std::int64_t i = 0;
-  for (; i + 4 * kLanes <= d; i += 4 * kLanes)
-    for (int k = 0; k < 4; ++k) {
-      const F v = weighted<S>(streams, hyper.streams, d, pre, i + k * kLanes, kLanes);
-      store(x + i + k * kLanes, v);
-      squares[k] = fma(v, v, squares[k]);
-    }
-  for (int k = 0; i < d; ++k, i += kLanes) {
-    const std::int64_t some = least(kLanes, d - i);
-    const F v = weighted<S>(streams, hyper.streams, d, pre, i, some);
-    store_some(x + i, v, some);
-    squares[k] = fma(v, v, squares[k]);
+  const auto whole = [&](std::int64_t at) __attribute__((always_inline)) {
+    const F v = weighted<S>(streams, hyper.streams, d, pre, at, kLanes);
+    store(x + at, v);
+    return v;
+  };
+  for (; i + 4 * kLanes <= d; i += 4 * kLanes) {
+    squares.add<0>(whole(i));
+    squares.add<1>(whole(i + kLanes));
+    squares.add<2>(whole(i + 2 * kLanes));
+    squares.add<3>(whole(i + 3 * kLanes));
   }
+  const auto part = [&](std::int64_t at) {
+    const std::int64_t some = least(kLanes, d - at);
+    const F v = weighted<S>(streams, hyper.streams, d, pre, at, some);
+    store_some(x + at, v, some);
+    return v;
+  };
+  if (i < d) squares.add<0>(part(i));
+  if (i + kLanes < d) squares.add<1>(part(i + kLanes));
+  if (i + 2 * kLanes < d) squares.add<2>(part(i + 2 * kLanes));
+  if (i + 3 * kLanes < d) squares.add<3>(part(i + 3 * kLanes));
   if (norm == nullptr) return;
-  const float total = sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  const float total = squares.total();
   scale_row(x, d, rms_factor(total, d, hyper.norm_eps), norm, x);
 }
 

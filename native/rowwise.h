@@ -29,20 +29,34 @@ FOVEAL_INLINE void each_token(Context& context, std::int64_t n, std::int64_t flo
   });
 }
 
-// Four accumulators in turn, then (0 + 1) + (2 + 3), then over the lanes.
-[[maybe_unused]] static float sum_of_squares(const float* x, std::int64_t width) {
-  F acc[4] = {zero(), zero(), zero(), zero()};
-  std::int64_t i = 0;
-  for (; i + 4 * kLanes <= width; i += 4 * kLanes)
-    for (int j = 0; j < 4; ++j) {
-      const F v = load(x + i + j * kLanes);
-      acc[j] = fma(v, v, acc[j]);
-    }
-  for (int j = 0; i < width; ++j, i += kLanes) {
-    const F v = load_some(x + i, least(kLanes, width - i));
-    acc[j] = fma(v, v, acc[j]);
+// Four accumulators in turn, then (0 + 1) + (2 + 3), then over the lanes. Each has a name: an array that is indexed by a
+// variable is kept in memory.
+struct Squares {
+  F a = zero(), b = zero(), c = zero(), d = zero();
+
+  template <int which>
+  __attribute__((always_inline)) void add(F v) {
+    F& acc = which == 0 ? a : which == 1 ? b : which == 2 ? c : d;
+    acc = fma(v, v, acc);
   }
-  return sum((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  __attribute__((always_inline)) float total() const { return sum((a + b) + (c + d)); }
+};
+
+[[maybe_unused]] static float sum_of_squares(const float* x, std::int64_t width) {
+  Squares squares;
+  std::int64_t i = 0;
+  for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
+    squares.add<0>(load(x + i));
+    squares.add<1>(load(x + i + kLanes));
+    squares.add<2>(load(x + i + 2 * kLanes));
+    squares.add<3>(load(x + i + 3 * kLanes));
+  }
+  const auto some = [&](int j) { return least(kLanes, width - i - j * kLanes); };
+  if (i < width) squares.add<0>(load_some(x + i, some(0)));
+  if (i + kLanes < width) squares.add<1>(load_some(x + i + kLanes, some(1)));
+  if (i + 2 * kLanes < width) squares.add<2>(load_some(x + i + 2 * kLanes, some(2)));
+  if (i + 3 * kLanes < width) squares.add<3>(load_some(x + i + 3 * kLanes, some(3)));
+  return squares.total();
 }
 
 FOVEAL_INLINE float rms_factor(float squares, std::int64_t width, float eps) {
@@ -68,27 +82,27 @@ FOVEAL_INLINE void rms_row(const float* x, std::int64_t width, const float* weig
 
 // ---------------------------------------------------------------- rotary embedding
 
-typedef double D __attribute__((vector_size(64)));        // 8 doubles
-typedef float F8 __attribute__((vector_size(32)));        // 8 floats
-typedef std::int32_t I8 __attribute__((vector_size(32)));  // 8 integers
+// A machine vector of doubles, and as many floats and integers.
+typedef double D __attribute__((vector_size(kPieceBytes)));
+typedef float DF __attribute__((vector_size(kPieceBytes / 2)));
+typedef std::int32_t DI __attribute__((vector_size(kPieceBytes / 2)));
 
 // angle = quadrant * pi / 2 + rest, |rest| <= pi / 4.
-FOVEAL_INLINE void reduce_angle(F8 angle, F8* rest, I8* quadrant) {
+FOVEAL_INLINE void reduce_angle(DF angle, DF* rest, DI* quadrant) {
   const D a = __builtin_convertvector(angle, D);
   const D magic = D{} + 0x1.8p52;
   const D k = (a * 0x1.45f306dc9c883p-1 + magic) - magic;
   // pi / 2 in 33 bits and the rest: k times the first is exact for every position there is.
   const D r = (a - k * 0x1.921fb544p0) - k * 0x1.0b4611a626331p-34;
-  *rest = __builtin_convertvector(r, F8);
-  *quadrant = __builtin_convertvector(k, I8);
+  *rest = __builtin_convertvector(r, DF);
+  *quadrant = __builtin_convertvector(k, DI);
 }
 
 FOVEAL_INLINE void sine_cosine(F angle, F* sine, F* cosine) {
-  F8 half[2], rest[2];
-  I8 quadrants[2];
-  std::memcpy(half, &angle, sizeof angle);
-  reduce_angle(half[0], &rest[0], &quadrants[0]);
-  reduce_angle(half[1], &rest[1], &quadrants[1]);
+  DF parts[2 * kPieces], rest[2 * kPieces];
+  DI quadrants[2 * kPieces];
+  store_as(parts, angle);
+  for (int i = 0; i < 2 * kPieces; ++i) reduce_angle(parts[i], &rest[i], &quadrants[i]);
   const F x = load_as<F>(rest);
   const I quadrant = load_as<I>(quadrants);
   const F z = x * x;
@@ -99,7 +113,7 @@ FOVEAL_INLINE void sine_cosine(F angle, F* sine, F* cosine) {
   c = fma(c, z, splat(4.166664568298827e-2f));
   c = fma(c * z, z, fma(splat(-0.5f), z, splat(1.0f)));
   const I odd = (quadrant & 1) != 0;
-  const F sin_value = odd ? c : s, cos_value = odd ? s : c;
+  const F sin_value = select(odd, c, s), cos_value = select(odd, s, c);
   *sine = from_bits(as_bits(sin_value) ^ ((U)(quadrant & 2) << 30));
   *cosine = from_bits(as_bits(cos_value) ^ ((U)((quadrant + 1) & 2) << 30));
 }
@@ -121,19 +135,15 @@ FOVEAL_INLINE std::int64_t turn_floats(const Rotary& rotary) { return shares(rot
     F s, c;
     sine_cosine(at * load_some(rotary.frequencies + i, least(kLanes, rotary.half - i)), &s, &c);
     s = from_bits(as_bits(s) ^ flip);
-    const F minus = -s;
-    const I first{0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7};
-    const I pair{16, 0, 17, 1, 18, 2, 19, 3, 20, 4, 21, 5, 22, 6, 23, 7};
-    store(cosine + 2 * i, __builtin_shuffle(c, first));
-    store(cosine + 2 * i + kLanes, __builtin_shuffle(c, first + 8));
-    store(sine + 2 * i, __builtin_shuffle(s, minus, pair));
-    store(sine + 2 * i + kLanes, __builtin_shuffle(s, minus, pair + 8));
+    F low, high;
+    interleave(c, c, &low, &high);
+    store(cosine + 2 * i, low);
+    store(cosine + 2 * i + kLanes, high);
+    interleave(-s, s, &low, &high);
+    store(sine + 2 * i, low);
+    store(sine + 2 * i + kLanes, high);
   }
   return {cosine, sine};
-}
-
-FOVEAL_INLINE F swap_pairs(F v) {
-  return __builtin_shuffle(v, I{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
 }
 
 // (a, b) -> (a cos - b sin, a sin + b cos) on 2 * half channels, each product rounded as torch rounds it.
@@ -142,11 +152,11 @@ FOVEAL_INLINE void turn_row(float* x, std::int64_t half, const Turn& turn) {
   std::int64_t i = 0;
   for (; i + kLanes <= channels; i += kLanes) {
     const F v = load(x + i);
-    store(x + i, v * load(turn.cosine + i) + swap_pairs(v) * load(turn.sine + i));
+    store(x + i, v * load(turn.cosine + i) + swap_lanes<1>(v) * load(turn.sine + i));
   }
   if (i < channels) {
     const F v = load_some(x + i, channels - i);
-    store_some(x + i, v * load(turn.cosine + i) + swap_pairs(v) * load(turn.sine + i), channels - i);
+    store_some(x + i, v * load(turn.cosine + i) + swap_lanes<1>(v) * load(turn.sine + i), channels - i);
   }
 }
 

@@ -28,20 +28,31 @@ struct Isa {
     #isa, runs_here, {&isa::linear_ops, &isa::row_ops, &isa::compress_ops, &isa::index_ops, &isa::attend_ops, &isa::sample_ops} \
   }
 
-// Best first.
-std::vector<Isa> all_isas() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return {FOVEAL_ISA_OF(avx512bf16, bf16), FOVEAL_ISA_OF(avx512, avx512), FOVEAL_ISA_OF(avx2, avx2),
-          FOVEAL_ISA_OF(portable, true)};
-#else
-  return {FOVEAL_ISA_OF(portable, true)};
+[[maybe_unused]] bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+[[maybe_unused]] bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
 #endif
+
+// Those of this build (FOVEAL_ISAS in CMakeLists.txt), best first.
+std::vector<Isa> all_isas() {
+  std::vector<Isa> isas;
+#if FOVEAL_WITH_avx512bf16
+  isas.push_back(FOVEAL_ISA_OF(avx512bf16, has_avx512() && __builtin_cpu_supports("avx512bf16")));
+#endif
+#if FOVEAL_WITH_avx512
+  isas.push_back(FOVEAL_ISA_OF(avx512, has_avx512()));
+#endif
+#if FOVEAL_WITH_avx2
+  isas.push_back(FOVEAL_ISA_OF(avx2, has_avx2()));
+#endif
+#if FOVEAL_WITH_portable
+  isas.push_back(FOVEAL_ISA_OF(portable, true));
+#endif
+  return isas;
 }
 
 Isa choose(const std::string& name) {

@@ -9,9 +9,9 @@ constexpr float kLowest = -__builtin_inff();
 
 F load_or_lowest(const float* from, std::int64_t left) {
   if (left >= kLanes) return load(from);
-  F v = splat(kLowest);
-  for (std::int64_t i = 0; i < left; ++i) v[i] = from[i];
-  return v;
+  float lanes[kLanes];
+  for (std::int64_t i = 0; i < kLanes; ++i) lanes[i] = i < left ? from[i] : kLowest;
+  return load(lanes);
 }
 
 bool greedy(const float* logits, std::int64_t count, std::int64_t* token, float* log_sum) {
