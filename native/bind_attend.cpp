@@ -22,13 +22,6 @@ Codec row_codec(const std::string& name) {
   return found->second;
 }
 
-std::int64_t row_bytes(Codec codec, std::int64_t width, std::int64_t rotary) {
-  if (codec == Codec::kF32) return 4 * width;
-  if (codec == Codec::kBF16) return 2 * width;
-  const std::int64_t plain = width - rotary;
-  return (plain + 2 * rotary + (plain + 63) / 64 + 7) / 8 * 8;
-}
-
 std::int64_t size(std::size_t x) { return static_cast<std::int64_t>(x); }
 std::string text(std::int64_t x) { return std::to_string(x); }
 
@@ -69,7 +62,7 @@ class AttendJob {
     require(args.window_codec != Codec::kKvFP8, "raw rows are f32 or bf16");
     require(window_size >= 1, "the window holds at least the token itself");
     args.window_size = window_size;
-    const std::int64_t bytes = row_bytes(args.window_codec, args.width, 0), end = args.position + args.n;
+    const std::int64_t bytes = entry_bytes(args.window_codec, args.width, 0), end = args.position + args.n;
     require(length >= 0 && length <= args.position, "`length` must be from 0 to the position of the first token");
     require(size(fresh_.nbytes()) == (end - length) * bytes,
             "the fresh rows have " + text(size(fresh_.nbytes())) + " bytes; positions " + text(length) + " to " +
@@ -92,7 +85,7 @@ class AttendJob {
     require(ratio >= 0, "the ratio must be 0 (no entries) or more");
     Entries& entries = args.entries;
     entries = {row_codec(codec), nullptr, offset, per_page, 0, count, args.width, rotary};
-    entries.entry_bytes = row_bytes(entries.codec, args.width, rotary);
+    entries.entry_bytes = entry_bytes(entries.codec, args.width, rotary);
     require(size(page_arrays_.size()) >= (count + per_page - 1) / per_page, "there are fewer pages than entries need");
     for (std::size_t p = 0; p < page_arrays_.size(); ++p) {
       const std::int64_t slots = std::min(per_page, count - size(p) * per_page);

@@ -8,17 +8,6 @@
 
 namespace foveal {
 
-std::int64_t entry_bytes(Codec codec, std::int64_t width, std::int64_t rotary) {
-  switch (codec) {
-    case Codec::kF32: return 4 * width;
-    case Codec::kBF16: return 2 * width;
-    case Codec::kKvFP8: return (width + rotary + (width - rotary + 63) / 64 + 7) / 8 * 8;
-    case Codec::kIndexFP4: return width / 2 + (width + 31) / 32;
-    case Codec::kIndexFP8: return width + 4;
-  }
-  return 0;
-}
-
 namespace {
 
 using Rows2 = In<float, 2>;

@@ -42,9 +42,6 @@ struct CompressOps {
   void (*decode)(Codec codec, const std::uint8_t* from, std::int64_t width, std::int64_t rotary, float* entry);
 };
 
-// Bytes of one entry.
-std::int64_t entry_bytes(Codec codec, std::int64_t width, std::int64_t rotary);
-
 }  // namespace foveal
 
 FOVEAL_EACH_ISA(extern const CompressOps compress_ops;)

@@ -42,6 +42,9 @@ enum class Codec : std::uint8_t {
   kIndexFP8,  // [e E4M3][one float scale]
 };
 
+// Bytes of one entry of e = width channels, R = rotary of which rotate.
+std::int64_t entry_bytes(Codec codec, std::int64_t width, std::int64_t rotary);
+
 // Compressed entries in place. Entry s is `entry_bytes` bytes of pages[s / per_page] from byte
 // offset + (s % per_page) * entry_bytes on. A contiguous tensor is one page with per_page = count.
 struct Entries {

@@ -242,24 +242,13 @@ void check_rows(const Check& check) {
 
 // ---------------------------------------------------------------- the cache
 
-std::int64_t bytes_of(Codec codec, std::int64_t width, std::int64_t rotary) {
-  switch (codec) {
-    case Codec::kF32: return 4 * width;
-    case Codec::kBF16: return 2 * width;
-    case Codec::kKvFP8: return (width + rotary + (width - rotary + 63) / 64 + 7) / 8 * 8;
-    case Codec::kIndexFP4: return width / 2 + (width + 31) / 32;
-    case Codec::kIndexFP8: return width + 4;
-  }
-  return 0;
-}
-
 void check_codecs(const Check& check) {
   const CompressOps& ops = *check.context().compress;
   for (const Codec codec : {Codec::kF32, Codec::kBF16, Codec::kKvFP8, Codec::kIndexFP4, Codec::kIndexFP8}) {
     Random random(17);
     const std::int64_t width = 100, rotary = 20;
     const Floats x = random.numbers(width);
-    Bytes bytes(static_cast<std::size_t>(bytes_of(codec, width, rotary)));
+    Bytes bytes(static_cast<std::size_t>(entry_bytes(codec, width, rotary)));
     Floats back(x.size());
     ops.encode(codec, x.data(), width, rotary, bytes.data());
     ops.decode(codec, bytes.data(), width, rotary, back.data());
@@ -326,7 +315,7 @@ void check_index(const Check& check, PackKind kind, const std::string& name) {
 void check_attend(const Check& check, Codec codec, Precision precision, bool listed) {
   Random random(29);
   const std::int64_t n = 6, heads = 3, width = 136, rotary = 8, window = 16, ratio = 4, position = 200, k = 21;
-  const std::int64_t count = (position + n) / ratio, bytes = bytes_of(codec, width, rotary);
+  const std::int64_t count = (position + n) / ratio, bytes = entry_bytes(codec, width, rotary);
   const Codec raw = codec == Codec::kF32 ? Codec::kF32 : Codec::kBF16;
   const std::int64_t row_bytes = bytes_of(raw, width, 0);
   const auto encoded = [&](Codec as, std::int64_t rows, std::int64_t size) {

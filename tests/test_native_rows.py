@@ -320,7 +320,7 @@ def _rows(runtime: _native.Runtime, x: Tensor, positions: Tensor) -> list[Tensor
     return [normed, query, index, kv]
 
 
-def _check_company(compute: Callable[[slice], list[Tensor]], total: int) -> None:
+def _assert_alone_as_in_company(compute: Callable[[slice], list[Tensor]], total: int) -> None:
     """Whatever part of the tokens is computed together, and alone, each gets what it got among all."""
     whole = compute(slice(0, total))
     for count in COUNTS:
@@ -339,7 +339,7 @@ def test_hyper_batch_invariance(runtime: _native.Runtime, random: torch.Generato
         return _pre(runtime, streams[part].contiguous(), weights, head)
 
     if total == 513:
-        _check_company(compute, total)
+        _assert_alone_as_in_company(compute, total)
         return
     whole = compute(slice(0, total))
     for size in (1, 2, 3, 5, 15, 16, 17):
@@ -350,7 +350,7 @@ def test_hyper_batch_invariance(runtime: _native.Runtime, random: torch.Generato
 def test_row_batch_invariance(runtime: _native.Runtime, random: torch.Generator) -> None:
     x = torch.randn(513, 256, generator=random)
     positions = torch.randint(2**20, (513,), generator=random)
-    _check_company(lambda part: _rows(runtime, x[part].contiguous(), positions[part].contiguous()), 513)
+    _assert_alone_as_in_company(lambda part: _rows(runtime, x[part].contiguous(), positions[part].contiguous()), 513)
 
 
 @pytest.mark.parametrize("isa", _native.available_isas())

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Self
 
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.text import Text
 
 from foveal.cli.output import note, notes, show_seconds
 
@@ -22,32 +21,26 @@ LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
 
 
-class _Count(ProgressColumn):
-    """Tokens done of all, speed and time left, as far as they are known."""
+class LiveBar:
+    """How far long work is: a bar on a terminal, a line every `LINE_EVERY` seconds elsewhere. A context manager.
 
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["count"])
+    `silent`: neither. `at_once`: the first line does not wait.
+    """
 
-
-class ReadingBar:
-    """Shows `Progress` objects as they come; a context manager. Call it as the `progress` of `Memory.read`."""
-
-    def __init__(self) -> None:
+    def __init__(self, description: str, *, silent: bool = False, at_once: bool = False) -> None:
         console = notes()
-        self._live = console.is_terminal
+        self._silent, self._live = silent, console.is_terminal and not silent
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            _Count(),
-            TextColumn("[dim]{task.fields[file]}"),
+            TextColumn("{task.fields[count]}", markup=False),
+            TextColumn("{task.fields[file]}", style="dim", markup=False),
             console=console,
             disable=not self._live,
             transient=True,
         )
-        self._task = self._bar.add_task("opening", total=None, count="", file="")
-        self._next_line = time.monotonic() + LINE_EVERY
-        self.reading = False
-        """Whether the network runs: from here on what was done can be kept."""
+        self._task = self._bar.add_task(description, total=None, count="", file="")
+        self._next_line = time.monotonic() + (0 if at_once else LINE_EVERY)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -56,21 +49,32 @@ class ReadingBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def show(self, description: str, done: float, total: float | None, count: str, file: str = "") -> None:
+        """`done` of `total` (None: not known yet), in words `count`, at `file`."""
+        self._bar.update(self._task, description=description, completed=done, total=total, count=count, file=file)
+
+    def tell(self, line: str) -> None:
+        """`line`, where there is no terminal, if it is time for one."""
+        if not self._live and not self._silent and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY
+            note(line)
+
+
+class ReadingBar(LiveBar):
+    """Shows `Progress` objects as they come. Call it as the `progress` of `Memory.read`."""
+
+    def __init__(self) -> None:
+        super().__init__("opening")
+        self.reading = False
+        """Whether the network runs: from here on what was done can be kept."""
+
     def __call__(self, progress: Progress) -> None:
         self.reading = progress.exact
         count = describe(progress)
-        if self._live:
-            self._bar.update(
-                self._task,
-                description="reading" if progress.exact else "looking",
-                completed=progress.tokens_done,
-                total=progress.tokens_total if progress.exact else None,
-                count=count,
-                file=_plain(progress.file),
-            )
-        elif progress.exact and time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_EVERY
-            note(f"{count}, {progress.file}")
+        total = progress.tokens_total if progress.exact else None
+        self.show("reading" if progress.exact else "looking", progress.tokens_done, total, count, progress.file)
+        if progress.exact:
+            self.tell(f"{count}, {progress.file}")
 
 
 def describe(progress: Progress) -> str:
@@ -83,10 +87,6 @@ def describe(progress: Progress) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{show_seconds(progress.seconds_left)} left")
     return ", ".join(parts)
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 class Interruption:

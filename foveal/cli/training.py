@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from foveal.cli.options import Json
-from foveal.cli.output import UserError, note, notes, print_json, results, show_bytes, show_seconds, table
-from foveal.cli.progress import LINE_EVERY
+from foveal.cli.output import UserError, note, print_json, results, show_bytes, show_seconds, table
+from foveal.cli.progress import LiveBar
 
 if TYPE_CHECKING:
     from foveal.train.measuring import Measured
@@ -132,43 +130,20 @@ def _check_extra() -> None:
 # ---------------------------------------------------------------------- while it runs
 
 
-class TrainingBar:
-    """Shows a run's `Progress` as it comes: a bar on a terminal, a line now and then elsewhere. A context manager."""
+class TrainingBar(LiveBar):
+    """Shows a run's `Progress` as it comes."""
 
     def __init__(self, *, silent: bool = False) -> None:
-        console = notes()
-        self._silent, self._live = silent, console.is_terminal and not silent
-        self._bar = Bar(
-            TextColumn("stage {task.fields[stage]}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}"),
-            console=console,
-            disable=not self._live,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=1.0, stage="", count="starting")
-        self._next_line = 0.0
+        super().__init__("starting", silent=silent, at_once=True)
         self._values = ""
 
-    def __enter__(self) -> TrainingBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
     def __call__(self, progress: Progress) -> None:
-        if self._silent:
-            return
         if progress.values:
             self._values = describe_values(progress)
-        count = describe(progress)
-        if self._live:
-            line = f"{count}, {self._values}".replace("[", r"\[")
-            self._bar.update(self._task, completed=progress.done, stage=progress.stage, count=line)
-        elif progress.values and time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_EVERY
-            note(f"stage {progress.stage}, {count}, {self._values}")
+        stage, line = f"stage {progress.stage}", f"{describe(progress)}, {self._values}"
+        self.show(stage, progress.done, 1.0, line)
+        if progress.values:
+            self.tell(f"{stage}, {line}")
 
 
 def describe(progress: Progress) -> str:
@@ -187,40 +162,18 @@ def describe_values(progress: Progress) -> str:
     return ", ".join(f"{names[n]} {progress.values[n]:.3f}" for n in names if n in progress.values)
 
 
-class _StoreBar:
-    """Bytes done of all, tokens, and time left. A context manager."""
+class _StoreBar(LiveBar):
+    """Bytes done of all, tokens, and time left."""
 
     def __init__(self) -> None:
-        console = notes()
-        self._live = console.is_terminal
-        self._bar = Bar(
-            TextColumn("tokenizing"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}"),
-            console=console,
-            disable=not self._live,
-            transient=True,
-        )
-        self._task = self._bar.add_task("", total=1, count="")
+        super().__init__("tokenizing")
         self._began = time.monotonic()
-        self._next_line = self._began + LINE_EVERY
-
-    def __enter__(self) -> _StoreBar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
     def __call__(self, done: int, total: int, tokens: int, path: str) -> None:
-        now = time.monotonic()
-        left = (now - self._began) * max(0, total - done) / max(1, done)
+        left = (time.monotonic() - self._began) * max(0, total - done) / max(1, done)
         count = f"{show_bytes(done)} of {show_bytes(total)}, {tokens:,} tokens, {show_seconds(left)} left"
-        if self._live:
-            self._bar.update(self._task, completed=done, total=total, count=f"{count}  {path}".replace("[", r"\["))
-        elif now >= self._next_line:
-            self._next_line = now + LINE_EVERY
-            note(f"{count}, {path}")
+        self.show("tokenizing", done, total, count, path)
+        self.tell(f"{count}, {path}")
 
 
 def _print_measured(found: list[Measured]) -> None:
