@@ -284,7 +284,7 @@ void check_index(const Check& check, PackKind kind, const std::string& name) {
   const CompressOps& codec = *check.context().compress;
   Floats keys = random.numbers(count * width), query = random.numbers(n * heads * width), weights;
   const Codec stored = kind == PackKind::kFP4 ? Codec::kIndexFP4 : kind == PackKind::kBF16 ? Codec::kBF16 : Codec::kF32;
-  const std::int64_t bytes = bytes_of(stored, width, 0);
+  const std::int64_t bytes = entry_bytes(stored, width, 0);
   Bytes raw(static_cast<std::size_t>(count * bytes));
   for (std::int64_t i = 0; i < count; ++i) codec.encode(stored, &keys[static_cast<std::size_t>(i * width)], width, 0, &raw[static_cast<std::size_t>(i * bytes)]);
   check.context().rows->quantize_index(check.context(), query.data(), n * heads, width);
@@ -317,7 +317,7 @@ void check_attend(const Check& check, Codec codec, Precision precision, bool lis
   const std::int64_t n = 6, heads = 3, width = 136, rotary = 8, window = 16, ratio = 4, position = 200, k = 21;
   const std::int64_t count = (position + n) / ratio, bytes = entry_bytes(codec, width, rotary);
   const Codec raw = codec == Codec::kF32 ? Codec::kF32 : Codec::kBF16;
-  const std::int64_t row_bytes = bytes_of(raw, width, 0);
+  const std::int64_t row_bytes = entry_bytes(raw, width, 0);
   const auto encoded = [&](Codec as, std::int64_t rows, std::int64_t size) {
     Bytes made(static_cast<std::size_t>(rows * size));
     for (std::int64_t r = 0; r < rows; ++r)
