@@ -127,7 +127,7 @@ def test_a_killed_run_gives_the_same_curve(tmp_path: Path, store: Path) -> None:
     assert list((out / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize("kind", ["ddp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_give_the_losses_of_one(tmp_path: Path, store: Path, kind: str) -> None:
     launch.build(run_config(tmp_path / "one", store, micro=1)).train()
     path = tmp_path / "two.yaml"

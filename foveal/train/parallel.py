@@ -141,12 +141,10 @@ class Shared:
 def _shard(module: TrainTransformer) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    # Blocks stay whole from forward to backward: index loss and balance leave them beside their output, and what runs
+    # backward before a block's output does would find its parameters freed. The MTP block goes with the root.
     for block in module.model.layers:
-        fully_shard(block)
-    for block in module.model.mtp:
-        fully_shard(block)
-        for method in ("predict", "hidden"):
-            register_fsdp_forward_method(block, method)
+        fully_shard(block, reshard_after_forward=False)
     fully_shard(module)
     register_fsdp_forward_method(module, "answers")
 
