@@ -18,9 +18,10 @@ from typing import Any, Literal, Self
 import torch
 
 from foveal import cache
+from foveal.cache.replay import replay, replay_start
 from foveal.checkpoint import Checkpoint, open_checkpoint
 from foveal.checkpoint import fingerprint as model_fingerprint
-from foveal.config import ModelConfig
+from foveal.config import PAGE_TOKENS, ModelConfig
 from foveal.engine import (
     GREEDY,
     BatchEngine,
@@ -30,6 +31,7 @@ from foveal.engine import (
     Network,
     Sampled,
     SamplingParams,
+    Scheduler,
 )
 from foveal.engine.native import NativeNetwork
 from foveal.model import load_transformer
@@ -144,7 +146,7 @@ class Engine:
             weights=lambda: model_fingerprint(checkpoint.config, checkpoint.weights).hex(),
             kv=kv or default_format(numerics),
             numbers=describe(numerics, backend),
-            batch=BatchEngine(network, batched=backend == "native"),
+            batch=_batch_engine(network, backend),
             name=model if isinstance(model, str) and model in SHIPPED else folder.resolve().name,
             recall_blanks=_recall_blanks(folder),
             pager=None if memory_limit is None else cache.Pager(memory_limit, scratch),
@@ -186,6 +188,51 @@ class Engine:
             if progress is not None:
                 progress(done, len(tokens))
         return done
+
+    @property
+    def grain(self) -> int:
+        """See `foveal.engine.BatchEngine.grain`."""
+        return self.batch.grain
+
+    def replay(self, sequence: cache.Sequence, length: int) -> cache.Sequence | None:
+        """A sequence over the first `length` tokens of `sequence`, with its pages, whose window is run again
+        (`foveal.cache.replay`); None where a kept tail is as near, or the backend would not give the same bits.
+
+        Raises `CacheFull`; `sequence` is as it was in any case.
+        """
+        kept = [tail for tail in sequence.kept_tails if tail.position <= length]
+        if self.grain > 1 or replay_start(self.config, length) <= kept[-1].position:
+            return None
+        pages = [page.data for page in sequence.pages]
+        again = replay(self.restore_sequence, self.prefill, self.pool.layout, sequence.tokens, pages, length)
+        again.tail_every = sequence.tail_every
+        for tail in kept:
+            again.add_tail(tail)
+        return again
+
+    def fork(self, sequence: cache.Sequence, at: int) -> cache.Sequence:
+        """A second sequence over the first `at` tokens of `sequence`. All its full pages are shared, and no more tokens
+        are run than lie behind the nearest kept tail, or than a `replay` needs.
+
+        Raises `foveal.cache.CacheError` when there are not so many tokens, `CacheFull`.
+        """
+        if not 0 <= at <= sequence.length:
+            raise cache.CacheError(f"cannot fork a sequence of {sequence.length} tokens at {at}")
+        if at < sequence.length and (again := self.replay(sequence, at)) is not None:
+            return again
+        fork = sequence.fork()
+        try:
+            tokens = fork.truncate(at).tolist()
+            first = fork.length // PAGE_TOKENS
+            self.prefill(fork, tokens)
+            for number, page in enumerate(sequence.pages[first : at // PAGE_TOKENS], start=first):
+                if torch.equal(page.data, fork.pages[number].data):
+                    fork.put_page(number, page.data)
+            fork.keep_tail()
+        except BaseException:
+            fork.free()
+            raise
+        return fork
 
     # ------------------------------------------------------------------ generating
 
@@ -269,6 +316,13 @@ def open_network(checkpoint: Checkpoint, numerics: Numerics, backend: Backend, t
         torch.set_num_threads(threads)
     small = sum(math.prod(weight.shape) for weight in weights.values()) <= DEQUANTIZE_UP_TO
     return load_transformer(config, weights, dtype=torch.float32 if small else None, numerics=numerics)
+
+
+def _batch_engine(network: Network, backend: Backend) -> BatchEngine:
+    """The reference's last bits depend on where a prompt is cut, so it is cut where a stored one may end: at pages."""
+    if backend == "native":
+        return BatchEngine(network, batched=True)
+    return BatchEngine(network, scheduler=Scheduler(chunk=PAGE_TOKENS))
 
 
 def default_format(numerics: Numerics) -> cache.CacheFormat:

@@ -16,6 +16,8 @@ CHUNK = 512
 class Runner:
     """`foveal.memory.store.loading.Runner`, and the counters the tests look at."""
 
+    grain = 1
+
     def __init__(self, weights: str = "w", format: cache.CacheFormat = EXACT) -> None:
         self.pool = pool(format)
         self.fingerprint = Fingerprint.of(CONFIG, weights=weights, tokenizer="t", numbers="n")

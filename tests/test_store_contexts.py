@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from cache_support import CONFIG
 from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal import cache
+from foveal.cache.replay import replay_start
 from foveal.memory.errors import FingerprintMismatch, FormatError, MemoryNotFound, StoreBusy, StoreError
 from foveal.memory.store import contexts, gc, loading, records, saving, transfer
 from foveal.memory.store.cipher import key_file, key_from
@@ -140,7 +142,7 @@ def test_loading_shares_what_is_in_memory(store: Store, runner: Runner) -> None:
 
 @pytest.mark.parametrize(("every", "tails"), [(256, True), (1024, True), (None, False)])
 def test_tail_policies(store: Store, runner: Runner, every: int | None, tails: bool) -> None:
-    """Full, periodic, none: the fewer tails, the more tokens are run again."""
+    """Full, periodic, none: the fewer tails, the more tokens are run again, but never more than the window needs."""
     tokens = random_tokens(2900)
     sequence = runner.new_sequence(tail_every=every)
     for start in range(0, 2900, 256):

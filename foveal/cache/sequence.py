@@ -266,7 +266,7 @@ class Sequence:
         self.pool.release(step.new_pages)
         if self._pages and not self._pages[-1].sealed:
             self._pages[-1].clear_after(self.layout, self.length % PAGE_TOKENS)
-        self._limit_views()
+        self._limit_views(self.length)
 
     def pages_needed(self, count: int) -> int:
         """Pages a step of `count` tokens will acquire."""
@@ -367,8 +367,22 @@ class Sequence:
         self._pages, self._tail = kept, tail
         self._kept = [k for k in self._kept if k.position <= tail.position]
         self._open_tokens = tokens[full * PAGE_TOKENS : tail.position].tolist()
-        self._limit_views()
+        self._limit_views(self.length)
         return tokens[tail.position : length].clone()
+
+    def put_page(self, number: int, data: Tensor) -> None:
+        """Take `data`, uint8 [page_bytes], as the bytes of page `number`: what its tokens are known to leave. A full
+        page is then the one that has this very memory; of an open one, what lies behind its tokens is cleared."""
+        self.rollback()
+        self._leave_live()
+        page = self._pages[number]
+        if page.tokens is not None:
+            self._pages[number] = self.pool.adopt(data, page.tokens)
+            self.pool.release([page])
+        else:
+            page.data.copy_(data)
+            page.clear_after(self.layout, self.length % PAGE_TOKENS)
+        self._limit_views(number * PAGE_TOKENS)
 
     def free(self) -> None:
         """Give the pages back. The sequence cannot be used afterwards; freeing it again does nothing."""
@@ -476,10 +490,11 @@ class Sequence:
         page.clear_after(self.layout, filled)
         return page
 
-    def _limit_views(self) -> None:
+    def _limit_views(self, tokens: int) -> None:
+        """Forget decoded entries behind those of the first `tokens` tokens."""
         if self._views is not None:
             for layer, part in self.layout.regions:
-                self._views.limit((layer, part), self.config.entries_after(self.length, layer))
+                self._views.limit((layer, part), self.config.entries_after(tokens, layer))
 
 
 def _ids(tokens: list[int]) -> Tensor:

@@ -43,6 +43,12 @@ class Tail:
             rows[layer, part] = OpenRows(none, none)
         return cls(0, windows, rows)
 
+    @classmethod
+    def blank(cls, layout: CacheLayout, position: int) -> Tail:
+        """A tail of zeros at `position`: what `foveal.cache.replay` begins with."""
+        tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in _expected(layout, position).items()}
+        return cls.from_tensors(layout, position, tensors)
+
     def copy(self, copy: Callable[[Tensor], Tensor] = torch.clone) -> Tail:
         """The same tail in memory of its own, which `copy` makes."""
         rows = {key: OpenRows(copy(r.kv), copy(r.gate)) for key, r in self.rows.items()}

@@ -52,6 +52,12 @@ class BatchEngine:
         self._events: dict[int, deque[Event]] = {}
         self._lock = threading.RLock()
 
+    @property
+    def grain(self) -> int:
+        """A prompt may be cut at every multiple of so many tokens without changing a bit of what it leaves: at any token
+        with batch-invariant kernels, else where the scheduler cuts."""
+        return 1 if self.batched else self.scheduler.chunk
+
     # ------------------------------------------------------------------ requests
 
     def submit(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from foveal import cache
+from foveal.cache.replay import replay, replay_start
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
@@ -38,6 +39,9 @@ class Runner(Protocol):
 
     @property
     def pool(self) -> cache.PagePool: ...
+
+    @property
+    def grain(self) -> int: ...
 
     def restore_sequence(self, image: cache.SequenceImage, *, tail_every: int | None = None) -> cache.Sequence: ...
 
@@ -196,12 +200,15 @@ class _Loading:
         self._tails[image.length] = StoredTail(b"", b"", image.length, b"", open_page, pack_tensors(image.tail))
 
     def _replay_end(self) -> Loaded:
-        """All pages are there, but not the tail at the end: run the tokens since the last one."""
+        """All pages are there, but not the tail at the end: run the tokens since the last one, or the window's."""
         length = self.context.length
         sequence = self._start(length)
         try:
             first = sequence.length // PAGE_TOKENS
             self._run(sequence, length)
+            if first == len(self.pages):  # no page was made anew
+                sequence.keep_tail()
+                return self._finish(sequence, exact=True)
             image = sequence.export()
             digests = [checksum(tensor_bytes(page)) for page in image.pages[first:]]
             if digests != [node.digest for node in self.chain.nodes[first:]]:
@@ -228,13 +235,24 @@ class _Loading:
     # ------------------------------------------------------------------ pieces
 
     def _start(self, position: int) -> cache.Sequence:
-        """A sequence at the last tail at or before `position` whose pages are all there."""
+        """A sequence at or before `position`, from which on few tokens have to be run: at a tail whose pages are all
+        there, or behind the last of those pages, its window run again."""
         lost = self._first_lost()
         reach = len(self.pages) if lost is None else lost
+        end = min(position // PAGE_TOKENS, reach) * PAGE_TOKENS
+        begin = replay_start(self.layout.config, end) if self.runner.grain == 1 else 0
         for at in sorted({*dict(self.context.tails), *self._tails}, reverse=True):
-            if at <= position and at // PAGE_TOKENS <= reach and (tail := self._tail(at)) is not None:
+            if begin < at <= position and at // PAGE_TOKENS <= reach and (tail := self._tail(at)) is not None:
                 return self._restore(at, tail)
-        return self._restore(0, None)
+        return self._replay(begin, end) if begin else self._restore(0, None)
+
+    def _replay(self, begin: int, end: int) -> cache.Sequence:
+        """The sequence at `end`, a multiple of 256, by the tokens since `begin`."""
+        pages = [page for page in self.pages[: end // PAGE_TOKENS] if page is not None]
+        self.replayed += end - begin
+        sequence = replay(self.runner.restore_sequence, self.runner.prefill, self.layout, self.tokens, pages, end)
+        sequence.tail_every = self.tail_every
+        return sequence
 
     def _run(self, sequence: cache.Sequence, end: int) -> None:
         tokens = self.tokens[sequence.length : end].tolist()
