@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 
@@ -58,6 +58,7 @@ class ModelNotFound(FileNotFoundError):
 class Generation:
     """A finished generation. `text` ends before a stop string; `tokens` are all chosen tokens but a stop token.
 
+    `reused_tokens` of the `prompt_tokens` were not run, but found (`Prefixes`).
     With token healing, `tokens` begin with the ones that repeat the healed end of the prompt, and `text` after it.
     `logprobs` has the log-probability of each token (and alternatives when asked for).
     """
@@ -67,6 +68,33 @@ class Generation:
     finish_reason: FinishReason
     logprobs: tuple[Sampled, ...]
     prompt_tokens: int
+    reused_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a prompt starts from: `sequence` holds its first `tokens` already. `replayed` tokens were run again to get
+    it, since no tail lay where they end."""
+
+    sequence: cache.Sequence
+    tokens: int = 0
+    replayed: int = 0
+
+    @property
+    def reused(self) -> int:
+        """Tokens of the prompt that the network was spared."""
+        return max(0, self.tokens - self.replayed)
+
+
+class Prefixes(Protocol):
+    """What is kept of earlier prompts, such as `foveal.memory.StoredPrefixes`."""
+
+    def start(
+        self, engine: Engine, tokens: torch.Tensor, *, most: int | None = None, after: cache.Sequence | None = None
+    ) -> Start | None:
+        """A sequence of the longest beginning of `tokens` (integers [n]) that is kept, of `most` tokens at most; None
+        when nothing longer than `after`, a sequence of the first of them, is."""
+        ...
 
 
 class Engine:
@@ -87,10 +115,12 @@ class Engine:
         name: str = "",
         recall_blanks: int = 0,
         pager: cache.Pager | None = None,
+        prefixes: Prefixes | None = None,
     ) -> None:
         """`weights` gives the content hash of the network's weights when it is first needed (it reads all of them);
         `numbers` names its arithmetic; `recall_blanks` is how many PAD tokens the model wants before a recall's cue;
-        `pager` keeps the process under a limit of memory.
+        `pager` keeps the process under a limit of memory; `prefixes` is where prompts that begin like an earlier one
+        start from.
 
         Raises `ValueError` when the tokenizer has ids beyond the network's vocabulary.
         """
@@ -104,6 +134,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.name = name
         self.recall_blanks = recall_blanks
+        self.prefixes = prefixes
         self.kv = kv or cache.CacheFormat()
         self.pool = cache.PagePool(cache.CacheLayout(self.config, self.kv), pager=pager)
         self.batch = batch or BatchEngine(network)
@@ -120,6 +151,7 @@ class Engine:
         backend: Backend = "native",
         memory_limit: int | None = None,
         scratch: str | Path | None = None,
+        prefixes: Prefixes | None = None,
     ) -> Self:
         """A shipped model by name, or a directory in the official layout (config, safetensors, tokenizer.json).
 
@@ -130,6 +162,8 @@ class Engine:
         `memory_limit`: bytes that the whole process may hold in memory (`foveal.cache.pager`): what does not fit lies
         in files and comes back when it is touched; `scratch` is the folder of those that no store has (default: the
         system's temporary folder; it should be on a disk). For the native backend on Linux.
+        `prefixes`: where prompts that begin like an earlier one start from (`foveal.memory.StoredPrefixes`); it can be
+        set later, too.
         Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, `foveal.text.TokenizerError`; with a limit
         `foveal.cache.LimitTooSmall`, here or at a first step, which names the least that works.
         """
@@ -150,6 +184,7 @@ class Engine:
             name=model if isinstance(model, str) and model in SHIPPED else folder.resolve().name,
             recall_blanks=_recall_blanks(folder),
             pager=None if memory_limit is None else cache.Pager(memory_limit, scratch),
+            prefixes=prefixes,
         )
 
     @cached_property
@@ -256,11 +291,17 @@ class Engine:
         """
         params = with_settings(params, **settings)
         tokens, remainder = self._prompt(prompt, heal_prompt)
-        sequence = base.fork() if base is not None else self.new_sequence()
+        start = self.start(tokens, base=base)
+        yield from self._continue(start, tokens, remainder, params, trace)
+
+    def _continue(
+        self, start: Start, tokens: list[int], remainder: bytes, params: SamplingParams, trace: bool
+    ) -> Iterator[Event]:
+        """The events of a prompt from where it starts; frees its sequence in the end."""
         try:
             request = self.batch.submit(
-                sequence,
-                tokens,
+                start.sequence,
+                tokens[start.tokens :],
                 params,
                 text=TokenStream(self.tokenizer, params.stop, skip_bytes=len(remainder)),
                 constraint=PrefixConstraint(self.tokenizer, remainder) if remainder else None,
@@ -271,7 +312,23 @@ class Engine:
                     raise event.error
                 yield event
         finally:
-            sequence.free()
+            start.sequence.free()
+
+    def start(
+        self, tokens: Sequence[int], *, base: cache.Sequence | None = None, prefixes: Prefixes | None = None
+    ) -> Start:
+        """A sequence of one's own to run the prompt `tokens` on: `base` (a fork of it) or an empty one; or, when
+        `prefixes` (default: the engine's own) has it, one that holds the beginning of the prompt, at most all but its
+        last token. Raises `ParameterError` for an unknown id, `foveal.cache.CacheFull`."""
+        self.batch.check_tokens(tokens)
+        prefixes = prefixes or self.prefixes
+        if prefixes is not None and len(tokens) > 1:
+            prompt = torch.tensor(tokens, dtype=torch.int32)
+            whole = prompt if base is None else torch.cat([base.tokens, prompt])
+            found = prefixes.start(self, whole, most=len(whole) - 1, after=base)
+            if found is not None:
+                return found
+        return Start(base.fork() if base is not None else self.new_sequence())
 
     def _prompt(self, prompt: str | Sequence[int], heal_prompt: bool) -> tuple[list[int], bytes]:
         """Tokens to run, and bytes to be generated anew after them."""
@@ -291,9 +348,12 @@ class Engine:
         **settings: Any,
     ) -> Generation:
         """`stream`, to its end."""
+        params = with_settings(params, **settings)
         count = len(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-        events = self.stream(prompt, params, base=base, heal_prompt=heal_prompt, **settings)
-        return collect(events, prompt_tokens=count)
+        tokens, remainder = self._prompt(prompt, heal_prompt)
+        start = self.start(tokens, base=base)
+        events = self._continue(start, tokens, remainder, params, trace=False)
+        return collect(events, prompt_tokens=count, reused_tokens=start.reused)
 
 
 def _recall_blanks(folder: Path) -> int:
@@ -337,7 +397,7 @@ def describe(numerics: Numerics, backend: Backend) -> str:
     return f"{precision} activations, simulating {'+'.join(simulated) or 'nothing'}"
 
 
-def collect(events: Iterator[Event], *, prompt_tokens: int) -> Generation:
+def collect(events: Iterator[Event], *, prompt_tokens: int, reused_tokens: int = 0) -> Generation:
     """The whole of a stream."""
     text: list[str] = []
     chosen: list[Sampled] = []
@@ -348,7 +408,7 @@ def collect(events: Iterator[Event], *, prompt_tokens: int) -> Generation:
             chosen.append(event.sampled)
         reason = event.finish_reason or reason
     tokens = tuple(sampled.token for sampled in chosen)
-    return Generation("".join(text), tokens, reason, tuple(chosen), prompt_tokens)
+    return Generation("".join(text), tokens, reason, tuple(chosen), prompt_tokens, reused_tokens)
 
 
 def with_settings(params: SamplingParams, **settings: Any) -> SamplingParams:

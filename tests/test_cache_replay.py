@@ -1,4 +1,4 @@
-"""The tail computed again from pages: with the native network it is, bit for bit, the one of a run from the beginning."""
+"""The tail computed again from pages: with the native network, bit for bit that of a run from the beginning."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def replay_start(config: ModelConfig, length: int) -> int:
     past = config.sliding_window - 1
     reach = max(past, HCA_RATIO - 1)  # of the last layer's own rows: window and open rows
     for ratio in config.compress_ratios[: config.num_hidden_layers - 1]:
-        # The oldest rows behind an entry that a token may see while it is new: a CSA entry also has those before its own.
+        # The oldest row behind an entry that a token may see while it is new; a CSA entry has those before its own too
         entry = STEP - 1 + (CSA_RATIO if ratio == CSA_RATIO else 0) if ratio else 0
         reach += max(past, entry)
     return max(0, length - reach) // STEP * STEP

@@ -46,7 +46,9 @@ class Tail:
     @classmethod
     def blank(cls, layout: CacheLayout, position: int) -> Tail:
         """A tail of zeros at `position`: what `foveal.cache.replay` begins with."""
-        tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in _expected(layout, position).items()}
+        tensors = {
+            name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in _expected(layout, position).items()
+        }
         return cls.from_tensors(layout, position, tensors)
 
     def copy(self, copy: Callable[[Tensor], Tensor] = torch.clone) -> Tail:

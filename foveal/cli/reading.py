@@ -165,6 +165,7 @@ def report(memory: Memory, resumed: Resumed | None, folder: Path) -> dict[str, A
         "files": memory.totals.files,
         "text_bytes": memory.totals.text_bytes,
         "seconds": round(memory.totals.seconds, 3),
+        "reused_tokens": memory.reused,
         "bytes": size.to_dict() | {"total": size.total},
         "entry_bytes_per_token": round(size.entries / memory.length, 2),
         "rivals": rivals(memory),
@@ -194,6 +195,8 @@ def _print(memory: Memory, resumed: Resumed | None) -> None:
     summary.add_row("time", show_seconds(totals.seconds))
     if resumed is not None:
         summary.add_row("kept from before", f"{resumed.kept:,} tokens")
+    if memory.reused:
+        summary.add_row("found in the store", f"{memory.reused:,} tokens")
     if resumed is not None and resumed.changed:
         summary.add_row("changed since", ", ".join(resumed.changed[:5]) + (" ..." if len(resumed.changed) > 5 else ""))
     kinds = table("bytes by kind", "bytes>", "per token>")

@@ -126,6 +126,8 @@ def document(memory: Memory, result: Recall, seconds: float) -> dict[str, Any]:
         "cue": result.cue,
         "text": result.text,
         "tokens": len(result.tokens) - result.healed,
+        "prompt_tokens": result.prompt_tokens,
+        "reused_tokens": result.reused_tokens,
         "finish_reason": str(result.finish_reason),
         "seconds": round(seconds, 3),
         "citations": [

@@ -158,6 +158,7 @@ def report(memory: Memory, plan: SyncPlan, done: Mode | None) -> dict[str, Any]:
         "complete": memory.complete,
         "tokens": memory.length,
         "source_tokens": memory.totals.tokens,
+        "reused_tokens": memory.reused,
     }
 
 

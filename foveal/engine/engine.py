@@ -54,8 +54,8 @@ class BatchEngine:
 
     @property
     def grain(self) -> int:
-        """A prompt may be cut at every multiple of so many tokens without changing a bit of what it leaves: at any token
-        with batch-invariant kernels, else where the scheduler cuts."""
+        """A prompt may be cut at every multiple of so many tokens without changing a bit of what it leaves: with
+        batch-invariant kernels at any token, else where the scheduler cuts."""
         return 1 if self.batched else self.scheduler.chunk
 
     # ------------------------------------------------------------------ requests

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from foveal.memory.names import memory_info as memory_info
     from foveal.memory.names import open_store as open_store
     from foveal.memory.names import store_root as store_root
+    from foveal.memory.prefixes import StoredPrefixes as StoredPrefixes
     from foveal.memory.reading import Progress as Progress
     from foveal.memory.reading import ReadTotals as ReadTotals
     from foveal.memory.reading import Resumed as Resumed
@@ -64,6 +65,7 @@ _HOMES = {
     "memory_info": "foveal.memory.names",
     "open_store": "foveal.memory.names",
     "store_root": "foveal.memory.names",
+    "StoredPrefixes": "foveal.memory.prefixes",
     "Progress": "foveal.memory.reading",
     "ReadTotals": "foveal.memory.reading",
     "Resumed": "foveal.memory.reading",

@@ -24,9 +24,11 @@ from foveal import cache
 from foveal.api import Engine, with_settings
 from foveal.engine import GREEDY, Fingerprint, SamplingParams
 from foveal.memory.citations import Place
-from foveal.memory.errors import CorruptMemory, ReadError
-from foveal.memory.names import Root, check_name, find
+from foveal.memory.errors import CorruptMemory, ReadError, StoreError
+from foveal.memory.names import Root, check_name, find, store_at
+from foveal.memory.prefixes import StoredPrefixes
 from foveal.memory.reading import (
+    IntArray,
     OnProgress,
     ReadTotals,
     Resumed,
@@ -45,7 +47,6 @@ from foveal.memory.recall import DEFAULT_TOKENS, Recall, RecallStream
 from foveal.memory.store import contexts, loading, saving
 from foveal.memory.store.files import Presence
 from foveal.memory.store.objects import Context
-from foveal.memory.store.prefix import load_prefix
 from foveal.memory.store.store import Store
 from foveal.memory.syncing import Changes, Mode, Present, SyncPlan, appended, compare, make_plan, rebuilt
 from foveal.memory.versions import Versions
@@ -89,6 +90,10 @@ class Memory:
         """Files of the source that are still to be read, in order."""
         self.appending = False
         """Whether a sync that appends was begun and is not finished."""
+        self.store: Store | None = None
+        """Where it is saved, or was loaded from: what that has is not read again."""
+        self.reused = 0
+        """Tokens that were found in the store and not run, since this memory was made or loaded."""
         self._versions: Versions | None = None
         self._presence: Presence | None = None
 
@@ -143,7 +148,8 @@ class Memory:
     ) -> Self:
         """Read a folder, a file or standard input (``-``) into a new memory.
 
-        With a `root`, what that store has of the source's beginning, whatever it was read as, is not read again.
+        What the store at `root` (default: see `foveal.memory.store_root`) has of the source's beginning, whatever it
+        was saved as, is not read again; `reused` says how many tokens that were.
         `tail_every`: see `TailEvery`.
         `should_stop` is asked between chunks; it and Ctrl-C (once the network runs) end the read early: the memory
         returned then holds what was read, and `complete` is False. Filters are those of `foveal.sources.read_source`.
@@ -157,8 +163,8 @@ class Memory:
         sequence = engine.new_sequence(tail_every=distance)
         memory = cls(engine, sequence, SourceMap(), options, ReadTotals(), name=name, tail_every=tail_every)
         try:
-            store = find(name or "_", root)[0] if root is not None else None
-            memory._resume(stdin, progress, should_stop, store)
+            memory.store = store_at(root)
+            memory.resume(stdin=stdin, progress=progress, should_stop=should_stop)
         except BaseException:
             memory.free()
             raise
@@ -176,15 +182,6 @@ class Memory:
         Says what was kept, and which files had changed. Interruption and errors are those of `read`; the memory stays
         usable and holds what was read. Standard input has to be given again from its beginning.
         """
-        return self._resume(stdin, progress, should_stop, None)
-
-    def _resume(
-        self,
-        stdin: BinaryIO | None,
-        progress: OnProgress | None,
-        should_stop: ShouldStop | None,
-        store: Store | None,
-    ) -> Resumed:
         source = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
         changes = self._compare(source)
         if changes.none and self.complete:
@@ -194,8 +191,6 @@ class Memory:
             target = appended(self.places, past, changes, self.engine.tokenizer)
         else:
             target = rebuilt(self.places, self.sequence.tokens.numpy(), changes)
-        if store is not None and not self.length:
-            self._begin_with(store, torch.from_numpy(target.ids))
         kept = self._take(target, source, progress, should_stop)
         return Resumed(kept, (*changes.changed, *changes.removed))
 
@@ -221,6 +216,7 @@ class Memory:
             places=self.places,
             layout=self.engine.pool.layout,
             chunk=self.engine.batch.scheduler.chunk,
+            grain=self.engine.grain,
             tail_every=distance,
             keeps_tails=self.tail_every != "none",
             tails=tuple(tail.position for tail in self.sequence.kept_tails),
@@ -276,9 +272,11 @@ class Memory:
         """Make the memory hold `target`, or as much as there is time for; returns the tokens that were kept."""
         kept = self.length
         if not self.appending:
-            kept = go_back(self.sequence, target.ids, self.engine.batch.scheduler.chunk)
+            self.sequence, kept = go_back(self.engine, self.sequence, target.ids)
         began, started = self.length, time.perf_counter()
         try:
+            self._start(torch.from_numpy(target.ids))
+            began, started = self.length, time.perf_counter()
             run_tokens(self.engine, self.sequence, target, progress=progress, should_stop=should_stop)
         except KeyboardInterrupt:
             self.sequence.rollback()  # the chunk in work is dropped; those before it stay
@@ -302,13 +300,22 @@ class Memory:
             self.appending = self.appending and not self.complete
         return kept
 
-    def _begin_with(self, store: Store, tokens: torch.Tensor) -> None:
-        """Start from what the store has of `tokens`, cut where reading cuts."""
-        chunk, distance = self.engine.batch.scheduler.chunk, self.sequence.tail_every
-        found = load_prefix(store, tokens, self.fingerprint, self.engine, chunk=chunk, grain=chunk, tail_every=distance)
+    def extend(self, ids: IntArray) -> None:
+        """Run `ids`, int32 [n], behind all that is there, from what the store has of them. Raises `CacheFull`."""
+        end = self.length + len(ids)
+        self._start(torch.cat([self.sequence.tokens, torch.from_numpy(ids)]))
+        self.engine.prefill(self.sequence, ids[self.length - end :].tolist() if self.length < end else [])
+
+    def _start(self, tokens: torch.Tensor) -> None:
+        """Take what the store has of `tokens`, of which the memory holds the beginning, if that is more."""
+        if self.store is None or self.length == len(tokens):
+            return
+        prefixes, distance = StoredPrefixes(self.store), self.sequence.tail_every
+        found = prefixes.start(self.engine, tokens, after=self.sequence, tail_every=distance)
         if found is not None:
             self.sequence.free()
             self.sequence = found.sequence
+            self.reused += found.reused
 
     # ------------------------------------------------------------------ recall
 
@@ -339,7 +346,8 @@ class Memory:
     ) -> RecallStream:
         """`recall` as pieces of text while they come; the stream's `result` has the citations in the end."""
         params = with_settings(params, max_tokens=max_tokens, **settings)
-        return RecallStream(self.engine, self.sequence, self.place, cue, params, healing=healing)
+        prefixes = StoredPrefixes(self.store) if self.store is not None else None
+        return RecallStream(self.engine, self.sequence, self.place, cue, params, healing=healing, prefixes=prefixes)
 
     def place(self, token: int) -> Place | None:
         """Path and line (from 1) in which token number `token` begins; None in a file's header line.
@@ -358,19 +366,28 @@ class Memory:
 
     # ------------------------------------------------------------------ fork and free
 
-    def fork(self) -> Memory:
-        """A second memory over the same pages; it costs a tail."""
+    def fork(self, at: int | None = None) -> Memory:
+        """A second memory over the same tokens, or the first `at` of them. It shares all full pages and costs a tail.
+
+        Raises `StoreError` when there are not so many tokens, `foveal.cache.CacheFull`.
+        """
+        length = self.length if at is None else at
+        if at is not None and not 0 < at <= self.length:
+            raise StoreError(f"cannot fork {self.name or 'the memory'} at token {at}: it has {self.length}")
+        places = self.places.copy()
+        places.truncate(length)
         fork = Memory(
             self.engine,
-            self.sequence.fork(),
-            self.places.copy(),
+            self.sequence.fork() if length == self.length else self.engine.fork(self.sequence, length),
+            places,
             self.options,
-            self.totals,
+            self.totals if length == self.length else replace(self.totals, complete=False),
             created=self.created,
             tail_every=self.tail_every,
         )
-        fork.unread, fork.appending = self.unread, self.appending
-        fork.forked_from = (self.name, self.length) if self.name else self.forked_from
+        later = (path for path, first, _ in self.places.documents if first >= length)
+        fork.unread, fork.appending, fork.store = (*later, *self.unread), self.appending, self.store
+        fork.forked_from = (self.name, length) if self.name else self.forked_from
         return fork
 
     def free(self) -> None:
@@ -458,6 +475,7 @@ class Memory:
 
     def _present(self, store: Store, context: Context) -> None:
         """While this memory is in use its pages are not evicted."""
+        self.store = store
         if self._presence is not None:
             self._presence.close()
         self._presence = contexts.presence(store, context.name)

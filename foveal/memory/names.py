@@ -72,6 +72,17 @@ def open_store(
         return store
 
 
+def store_at(root: Root) -> Store | None:
+    """The store at `root`, whose errors `open_store` raises. The default one is there only for what it saves: None when
+    it was not made yet, or cannot be opened."""
+    if root is not None:
+        return open_store(root)
+    try:
+        return open_store(create=False)
+    except StoreError:
+        return None
+
+
 def _key() -> bytes | None:
     text, file = os.environ.get(_KEY), os.environ.get(_KEY_FILE)
     if text:

@@ -164,22 +164,26 @@ def first_difference(one: IntArray, other: IntArray) -> int:
     return int(different[0]) if len(different) else size
 
 
-def going_back(past: IntArray, ids: IntArray, chunk: int) -> tuple[int, int]:
+def going_back(past: IntArray, ids: IntArray, grain: int) -> tuple[int, int]:
     """The tokens that `past` and `ids` share, and where to go back to for `ids`: there, or at the cut before."""
     common = first_difference(past, ids)
     ends_here = common == len(past) == len(ids)
-    return common, common if ends_here else common - common % chunk
+    return common, common if ends_here else common - common % grain
 
 
-def go_back(sequence: cache.Sequence, ids: IntArray, chunk: int) -> int:
-    """Cut `sequence` to what it shares with `ids`, at a cut of the scheduler; returns the tokens they share.
+def go_back(engine: Engine, sequence: cache.Sequence, ids: IntArray) -> tuple[cache.Sequence, int]:
+    """`sequence`, or one in its place, cut to what it shares with `ids`, at a cut of the engine; and how many tokens
+    they share.
 
-    The sequence may end up shorter than that, at an earlier tail: reading `ids` on from its length replays the rest.
+    It may end up shorter than that, at an earlier tail: reading `ids` on from its length replays the rest.
     """
-    common, cut = going_back(sequence.tokens.numpy(), ids, chunk)
+    common, cut = going_back(sequence.tokens.numpy(), ids, engine.grain)
     if cut < sequence.length:
+        if (again := engine.replay(sequence, cut)) is not None:
+            sequence.free()
+            return again, common
         sequence.truncate(cut)
-    return common
+    return sequence, common
 
 
 def run_tokens(

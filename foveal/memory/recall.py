@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from foveal import cache
-from foveal.api import Engine
+from foveal.api import Engine, Prefixes
 from foveal.engine import Event, FinishReason, ParameterError, Sampled, SamplingParams
 from foveal.memory.citations import CONTEXT_TOKENS, Citation, Locate, TokenOrigin, cite, origin_of
 from foveal.text import TokenStream
@@ -29,6 +29,7 @@ class Recall:
 
     `text` follows the cue. `tokens` are the chosen tokens, the first `healed` of which only repeat the cue's end;
     `sampled` has their log-probabilities and `origins` where each looked. `citations` are of the text after the cue.
+    Of the `prompt_tokens` (the cue's, and what goes before it) `reused_tokens` were not run, but found in a store.
     """
 
     cue: str
@@ -39,6 +40,8 @@ class Recall:
     citations: tuple[Citation, ...]
     sampled: tuple[Sampled, ...]
     origins: tuple[TokenOrigin, ...]
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,10 @@ class RecallStream:
         params: SamplingParams,
         *,
         healing: bool = True,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self._engine, self._base, self._locate = engine, base, locate
+        self._prefixes, self._reused = prefixes, 0
         self._cue, self._params = cue, params
         self._source_tokens = base.length
         self._source = base.tokens
@@ -97,12 +102,13 @@ class RecallStream:
             self._result = self._conclude()
 
     def _run(self) -> Generator[str, None, None]:
-        sequence = self._base.fork()
+        start = self._engine.start(self._prompt.tokens, base=self._base, prefixes=self._prefixes)
+        self._reused = start.reused
         try:
             batch, tokenizer, remainder = self._engine.batch, self._engine.tokenizer, self._prompt.remainder
             request = batch.submit(
-                sequence,
-                self._prompt.tokens,
+                start.sequence,
+                self._prompt.tokens[start.tokens :],
                 self._params,
                 text=TokenStream(tokenizer, self._params.stop, skip_bytes=len(remainder)),
                 constraint=PrefixConstraint(tokenizer, remainder) if remainder else None,
@@ -115,7 +121,7 @@ class RecallStream:
                 if event.text:
                     yield event.text
         finally:
-            sequence.free()
+            start.sequence.free()
             self._result = self._conclude()
 
     def _take(self, event: Event) -> None:
@@ -146,6 +152,8 @@ class RecallStream:
             citations=cite(evidence[healed:], self._locate, self._source_tokens),
             sampled=sampled,
             origins=tuple(self._origins),
+            prompt_tokens=len(self._prompt.tokens),
+            reused_tokens=self._reused,
         )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -37,6 +36,7 @@ class SharedContext:
     def __init__(self, engine: Engine, store: Store, memory: Memory, seen: Context) -> None:
         self.engine, self.store, self.name = engine, store, seen.name
         self._memory, self._seen = memory, seen
+        self._reused = memory.reused
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -66,6 +66,7 @@ class SharedContext:
         memory = Memory(
             engine, sequence, SourceMap(), SourceOptions("-"), ReadTotals(), name=name, tail_every=tail_every
         )
+        memory.store = store
         try:
             _add(memory, text, author)
             seen = memory.save_in(store, name, new=True)
@@ -86,6 +87,11 @@ class SharedContext:
         """Tokens at the head, as last seen."""
         return self._seen.length
 
+    @property
+    def reused(self) -> int:
+        """Tokens that `create` and `append` found in the store and did not run, since this was opened."""
+        return self._reused
+
     def head(self) -> str:
         """A name for all that was appended so far, by anybody."""
         return contexts.head_of(self.store, self.store.context(self.name))
@@ -101,6 +107,7 @@ class SharedContext:
             if contexts.head_of(self.store, self._seen) != expected_head:
                 raise Conflict(self.name, contexts.head_of(self.store, self._seen))
             longer = self._memory.fork()
+            longer.name = self.name
             try:
                 _add(longer, text, author)
                 seen = longer.save_in(self.store, self.name, onto=self._seen)
@@ -108,6 +115,7 @@ class SharedContext:
                 longer.free()
                 raise
             self._replace(longer, seen)
+            self._reused += longer.reused
             return contexts.head_of(self.store, seen)
 
     def fork(self, at: int | None = None) -> Memory:
@@ -119,12 +127,7 @@ class SharedContext:
             self._refresh()
             if at is not None and not 0 < at <= self.length:
                 raise StoreError(f"cannot fork {self.name} at token {at}: it has {self.length}")
-            fork = self._memory.fork()
-            fork.forked_from = (self.name, self.length if at is None else at)
-            if at is not None and at < self.length:
-                self.engine.prefill(fork.sequence, fork.sequence.truncate(at).tolist())
-                fork.places.truncate(at)
-            return fork
+            return self._memory.fork(at)
 
     def wait(self, after: str, timeout: float | None = None) -> str:
         """The head, once it is no longer `after`; or `after` itself when `timeout` seconds have passed."""
@@ -156,9 +159,8 @@ def _add(memory: Memory, text: str, author: str) -> None:
     document = tokenize_document(Document(f"{author or 'shared'}-{number}", text), memory.engine.tokenizer)
     if not text or not len(document.ids):
         raise ReadError("there is nothing to append; give some text")
-    memory.engine.prefill(memory.sequence, document.ids.tolist())
+    memory.extend(document.ids)
     memory.places.append(document)
-    memory.name = memory.name or Path(document.path).name
     memory.totals = ReadTotals(
         files=number,
         text_bytes=memory.totals.text_bytes + len(text.encode("utf-8", "surrogatepass")),

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from foveal.cache import CacheLayout
+from foveal.cache.replay import replay_start
 from foveal.memory.reading import IntArray, Target, TokenizedSource, first_difference, going_back
 from foveal.memory.store.growth import growth
 from foveal.memory.versions import Piece, latest_pieces, outdated_tokens, pieces
@@ -203,6 +204,7 @@ class Present:
     places: SourceMap
     layout: CacheLayout
     chunk: int
+    grain: int
     tail_every: int | None
     keeps_tails: bool
     tails: tuple[int, ...]
@@ -236,8 +238,10 @@ def make_plan(
 
 def _cost(memory: Present, mode: Mode, target: Target) -> SyncCost:
     tokens, length = len(target.ids), len(memory.past)
-    common, cut = (length, length) if mode == "append" else going_back(memory.past, target.ids, memory.chunk)
-    start = cut if cut == length else max(tail for tail in memory.tails if tail <= cut)
+    common, cut = (length, length) if mode == "append" else going_back(memory.past, target.ids, memory.grain)
+    start = written = cut if cut == length else max(tail for tail in memory.tails if tail <= cut)
+    if cut < length and memory.grain == 1 and (replayed := replay_start(memory.layout.config, cut)) > start:
+        start, written = replayed, cut
     return SyncCost(
         read=tokens - start,
         kept=common,
@@ -248,7 +252,7 @@ def _cost(memory: Present, mode: Mode, target: Target) -> SyncCost:
             memory.layout,
             common=common,
             tokens=tokens,
-            tails=_new_tails(memory, start, tokens) if memory.keeps_tails else (),
+            tails=_new_tails(memory, written, tokens) if memory.keeps_tails else (),
             before=memory.places,
             after=target.places,
             about=memory.about,

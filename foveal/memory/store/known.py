@@ -35,6 +35,12 @@ class KnownPages:
         with self._lock:
             return self._nodes.get(page)
 
+    def has(self, key: bytes) -> bool:
+        """Whether a node's bytes are in memory already."""
+        with self._lock:
+            page = self._pages.get(key)
+        return page is not None and page.references > 0
+
     def data(self, key: bytes, device: torch.device) -> Tensor | None:
         """The bytes of a node that are in memory already, on `device`."""
         with self._lock:

@@ -87,10 +87,7 @@ def _put_back(store: Store, context: Context, loaded: Loaded, fingerprint: Finge
         row = tx.index.context(tx.names.label(context.name))
         if row is None or store.read_context(row) != context:
             return  # somebody saved it anew meanwhile
-        for entry in loaded.damaged:
-            _quarantine(tx, entry)
-        if loaded.exact:
-            _refill(tx, loaded.sequence, context)
+        mend(tx, context, loaded)
         saved = save_sequence(store, tx, loaded.sequence, fingerprint.digest, tails=context.keeps_tails)
         objects = [number for number in tx.uses(context) if tx.index.kind(number) == Kind.MAP]
         renewed = context.replace(**saved.state)
@@ -98,6 +95,15 @@ def _put_back(store: Store, context: Context, loaded: Loaded, fingerprint: Finge
             tx.put_context(renewed, [*saved.objects, *objects])
 
     store.transact(work)
+
+
+def mend(tx: Writer, context: Context, loaded: Loaded) -> None:
+    """Never look at what was damaged again, and have the lost pages of `context` once more where they came out as they
+    were."""
+    for entry in loaded.damaged:
+        _quarantine(tx, entry)
+    if loaded.exact:
+        _refill(tx, loaded.sequence, context)
 
 
 def _quarantine(tx: Writer, entry: Entry) -> None:

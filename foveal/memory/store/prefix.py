@@ -1,32 +1,51 @@
 """What the store already has of a prompt.
 
 What is special here: the pages decide, and nothing else can veto a hit. The longest chain of stored pages that agrees
-with the tokens is found by their names; where its window lies between two tails, the tokens since the last tail are run
-again, and the pages that come out are shared with the stored ones.
+with the tokens is found by their names, and behind it an exact end of something that was saved; where no tail lies, the
+window is run again (`foveal.memory.store.loading`). What cannot be found, or is not as it was written, makes the hit
+shorter, or is computed again: the answer is the one that a prompt without a store has.
 """
 
 from __future__ import annotations
 
-import torch
+import contextlib
+
 from torch import Tensor
 
+from foveal import cache
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
+from foveal.memory.errors import StoreError
 from foveal.memory.store.index import Entry, Index
-from foveal.memory.store.loading import Loaded, Runner, load_sequence
+from foveal.memory.store.loading import Loaded, Runner, load_sequence, mend
 from foveal.memory.store.objects import Context
 from foveal.memory.store.records import Kind
 from foveal.memory.store.store import Store
 from foveal.memory.store.tensors import token_bytes
 
+WORTH = 4096
+"""Loading looks at every page: behind so many tokens that are there already, a hit must be longer by one more token."""
 
-def find_prefix(store: Store, tokens: Tensor, fingerprint: Fingerprint, *, grain: int = 1) -> Context | None:
-    """The longest stored beginning of `tokens` (int32 [n]), as a context without a name; None when there is none.
 
-    It ends behind a full page, or where something that was saved ended; and, with `grain`, at a multiple of that many
-    tokens unless it is all of them.
+def find_prefix(
+    store: Store,
+    tokens: Tensor,
+    fingerprint: Fingerprint,
+    *,
+    grain: int = 1,
+    most: int | None = None,
+    after: cache.Sequence | None = None,
+    present: bool = False,
+) -> Context | None:
+    """The longest stored beginning of `tokens` (integers [n]), as a context without a name; None when there is none.
+
+    It ends behind a full page, or where something that was saved ended, at `most` tokens or before; and, with `grain`,
+    at a multiple of that many tokens unless it is all of them. `after`: a sequence of the first of these tokens; only
+    what is longer counts. `present`: it ends before the first page that was evicted.
     """
-    return store.look(lambda index: _Search(store, index, tokens.to(torch.int32), fingerprint, grain).run())
+    most = len(tokens) if most is None else most
+    search = _Search(store, tokens.int(), fingerprint, grain, most, present)
+    return store.look(lambda index: search.run(index, after))
 
 
 def load_prefix(
@@ -37,30 +56,41 @@ def load_prefix(
     *,
     chunk: int,
     grain: int = 1,
+    most: int | None = None,
+    after: cache.Sequence | None = None,
     tail_every: int | None = None,
 ) -> Loaded | None:
-    """A sequence that holds the longest stored beginning of `tokens`; None when there is none."""
-    found = find_prefix(store, tokens, fingerprint, grain=grain)
+    """A sequence that holds the longest stored beginning of `tokens` (see `find_prefix`); None when there is none."""
+    found = find_prefix(store, tokens, fingerprint, grain=grain, most=most, after=after, present=True)
     if found is None:
         return None
-    return load_sequence(store, found, fingerprint.digest, runner, chunk=chunk, tail_every=tail_every)
+    loaded = load_sequence(store, found, fingerprint.digest, runner, chunk=chunk, tail_every=tail_every)
+    if loaded.damaged:
+        with contextlib.suppress(StoreError):  # a store that cannot be written to is still read
+            store.transact(lambda tx: mend(tx, found, loaded))
+    return loaded
 
 
 class _Search:
-    def __init__(self, store: Store, index: Index, tokens: Tensor, fingerprint: Fingerprint, grain: int) -> None:
-        self.names, self.index, self.tokens = store.names, index, tokens
-        self.fingerprint, self.grain = fingerprint, grain
+    """One search; `run` may be done twice, on another index."""
+
+    def __init__(
+        self, store: Store, tokens: Tensor, fingerprint: Fingerprint, grain: int, most: int, present: bool
+    ) -> None:
+        self.store, self.names, self.tokens = store, store.names, tokens
+        self.fingerprint, self.grain, self.most, self.present = fingerprint, grain, most, present
         self.root = self.names.root(fingerprint.digest)
 
-    def run(self) -> Context | None:
-        chain = self._chain()
-        tails = self._tails(chain)
-        whole = len(self.tokens)
-        ends = [len(chain) * PAGE_TOKENS, *(position for position, _ in tails)]
-        length = max(end for end in ends if end <= whole)
-        if length < whole:
+    def run(self, index: Index, after: cache.Sequence | None) -> Context | None:
+        held = after.length if after is not None else 0
+        chain = self._chain(index, after)
+        if self.present:
+            chain = self._present(index, chain)
+        tails = self._tails(index, chain)
+        length = max(end for end in (len(chain) * PAGE_TOKENS, *(position for position, _ in tails)))
+        if length < len(self.tokens):
             length -= length % self.grain
-        if not length:
+        if length < held + 1 + held // WORTH:
             return None
         full = length // PAGE_TOKENS
         return Context(
@@ -73,32 +103,54 @@ class _Search:
             tails=tuple(sorted((position, key) for position, key in tails if position <= length)),
         )
 
-    def _chain(self) -> list[Entry]:
+    def _chain(self, index: Index, after: cache.Sequence | None) -> list[Entry]:
         """The deepest nodes whose names are those of the tokens. Of twins, those that lead furthest."""
+        place, last, name = self._known(index, after)
         levels: list[list[Entry]] = []
-        name, above = self.root, {0}
-        for start in range(0, len(self.tokens) - PAGE_TOKENS + 1, PAGE_TOKENS):
+        above = {last.id if last is not None else 0}
+        for start in range(place * PAGE_TOKENS, self.most - PAGE_TOKENS + 1, PAGE_TOKENS):
             name = self.names.page_name(name, token_bytes(self.tokens[start : start + PAGE_TOKENS]))
-            level = [entry for entry in self.index.named(Kind.NODE, name) if entry.parent in above]
+            level = [entry for entry in index.named(Kind.NODE, name) if entry.parent in above]
             if not level:
                 break
             levels.append(level)
             above = {entry.id for entry in level}
-        chain: list[Entry] = []
+        found: list[Entry] = []
         for level in reversed(levels):
-            wanted = chain[-1].parent if chain else level[0].id
-            chain.append(next(entry for entry in level if entry.id == wanted))
-        return chain[::-1]
+            wanted = found[-1].parent if found else level[0].id
+            found.append(next(entry for entry in level if entry.id == wanted))
+        before = [node for node, _ in index.chain(last.id, place)] if last is not None else []
+        return [*before, *reversed(found)]
 
-    def _tails(self, chain: list[Entry]) -> list[tuple[int, bytes]]:
+    def _known(self, index: Index, after: cache.Sequence | None) -> tuple[int, Entry | None, bytes]:
+        """How many pages of `after` are known to be in the store; the node of the last, and its name."""
+        pages = after.pages[: after.length // PAGE_TOKENS] if after is not None else ()
+        for place in range(len(pages), 0, -1):
+            known = self.store.known.node(pages[place - 1])
+            entry = index.find(Kind.NODE, known[0]) if known is not None else None
+            if known is not None and entry is not None and entry.position == place * PAGE_TOKENS:
+                return place, entry, known[1]
+        return 0, None, self.root
+
+    def _present(self, index: Index, chain: list[Entry]) -> list[Entry]:
+        """The nodes up to the first whose page is neither in the store nor in memory."""
+        if not chain:
+            return []
+        rows = index.chain(chain[-1].id, len(chain))
+        gone = (place for place, (node, page) in enumerate(rows) if page is None and not self.store.known.has(node.key))
+        return chain[: next(gone, len(chain))]
+
+    def _tails(self, index: Index, chain: list[Entry]) -> list[tuple[int, bytes]]:
         """Tails of this very past: those behind the last pages, back to a place to which `grain` may lead."""
         found: list[tuple[int, bytes]] = []
         for full in range(len(chain), -1, -1):
             node = chain[full - 1] if full else None
-            for entry in self.index.tails_behind(node.id if node is not None else 0):
-                rest = token_bytes(self.tokens[full * PAGE_TOKENS : entry.position])
+            for entry in index.tails_behind(node.id if node is not None else 0):
+                if entry.position > self.most:
+                    continue
                 if entry.position % self.grain and entry.position != len(self.tokens):
                     continue
+                rest = token_bytes(self.tokens[full * PAGE_TOKENS : entry.position])
                 if entry.name == self.names.tail_place(node.key if node is not None else self.root, rest):
                     found.append((entry.position, entry.key))
             if found and min(found)[0] <= len(chain) * PAGE_TOKENS // self.grain * self.grain:

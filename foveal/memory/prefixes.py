@@ -1,0 +1,57 @@
+"""Prompts that begin like something in a store start from there.
+
+engine = Engine.open("nano", prefixes=StoredPrefixes(open_store()))
+engine.generate(prompt).reused_tokens
+
+What is special here: nothing is asked for and nothing can go wrong. What is found is what running the prompt would have
+given, and a store that cannot be used is one in which nothing is found.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from foveal import cache
+from foveal.api import Engine, Start
+from foveal.memory.errors import StoreError
+from foveal.memory.store.prefix import load_prefix
+from foveal.memory.store.store import Store
+
+
+class StoredPrefixes:
+    """What `store` has of prompts, for `foveal.api.Engine`: anything saved in it, whatever it was saved as."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def start(
+        self,
+        engine: Engine,
+        tokens: Tensor,
+        *,
+        most: int | None = None,
+        after: cache.Sequence | None = None,
+        tail_every: int | None = None,
+    ) -> Start | None:
+        """A sequence of the longest stored beginning of `tokens` (integers [n]), of `most` tokens at most; None when
+        nothing longer than `after`, a sequence of the first of them, is stored. Raises `foveal.cache.CacheFull`."""
+        held = after.length if after is not None else 0
+        if held % engine.grain:
+            return None  # what was cut there has other last bits than what was not
+        try:
+            found = load_prefix(
+                self.store,
+                tokens,
+                engine.fingerprint,
+                engine,
+                chunk=engine.batch.scheduler.chunk,
+                grain=engine.grain,
+                most=most,
+                after=after,
+                tail_every=tail_every,
+            )
+        except (StoreError, OSError):
+            return None
+        if found is None:
+            return None
+        return Start(found.sequence, found.sequence.length - held, found.replayed)
