@@ -11,23 +11,22 @@ constexpr std::int64_t kCsaRatio = 4;
 Ring::Ring(std::int64_t capacity, std::int64_t row_bytes)
     : mask_(static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(capacity, 1)))) - 1),
       row_bytes_(row_bytes),
-      data_(static_cast<std::size_t>((mask_ + 1) * row_bytes)),
-      staging_(static_cast<std::size_t>(capacity * row_bytes)) {}
+      data_(static_cast<std::size_t>((mask_ + 1) * row_bytes)) {}
 
 Rows Ring::rows(std::int64_t length, const void* fresh) const {
   return {data_.data(), static_cast<const std::uint8_t*>(fresh), mask_, length, row_bytes_};
 }
 
 void Ring::stage(const void* rows, std::int64_t count, std::int64_t keep, std::int64_t end) {
-  staged_ = std::min(count, keep);
-  staged_first_ = end - staged_;
-  const auto* from = static_cast<const std::uint8_t*>(rows) + (count - staged_) * row_bytes_;
-  if (staged_ > 0) std::memcpy(staging_.data(), from, static_cast<std::size_t>(staged_ * row_bytes_));
+  const std::int64_t staged = std::min(count, keep);
+  staged_first_ = end - staged;
+  const auto* last = static_cast<const std::uint8_t*>(rows) + count * row_bytes_;
+  staging_.assign(last - staged * row_bytes_, last);
 }
 
 void Ring::commit() {
-  put(staged_first_, staged_first_ + staged_, staging_.data());
-  staged_ = 0;
+  put(staged_first_, staged_first_ + static_cast<std::int64_t>(staging_.size()) / row_bytes_, staging_.data());
+  std::vector<std::uint8_t>().swap(staging_);
 }
 
 void Ring::put(std::int64_t first, std::int64_t last, const void* from) {

@@ -2,7 +2,8 @@
 //
 // What is special here: nothing counts before `commit`. A step leaves its last rows in a staging area and its entries in
 // page slots behind the length; a step that fails is forgotten with this object. Python's `foveal.cache.Sequence` owns the pages and
-// holds one of these while it is being run; the saved form of a tail is made from it when somebody asks.
+// holds one of these while it is being run; the saved form of a tail is made from it when somebody asks. Many of them
+// share their pages, so what counts is what one takes itself: rings, and staging for as long as a step lasts.
 #pragma once
 
 #include <cstdint>
@@ -63,8 +64,8 @@ class Ring {
 
  private:
   std::int64_t mask_, row_bytes_;
-  std::vector<std::uint8_t> data_, staging_;
-  std::int64_t staged_ = 0, staged_first_ = 0;
+  std::vector<std::uint8_t> data_, staging_;  // staging: empty but during a step
+  std::int64_t staged_first_ = 0;
 };
 
 struct OpenRings {

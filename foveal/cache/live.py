@@ -36,7 +36,7 @@ class Live:
         self.slabs = pool.slabs(cache_shape(pool.layout, fp4_keys))
         self.native = _native.Live(self.slabs.shape)
         self._runtime = runtime
-        self._held: list[tuple[torch.Tensor, Slot]] = []
+        self._held: list[torch.Tensor | Slot] = []
         """What `native` points into: a page may get another slot, or be let go, while this is still in use."""
 
     def load(self, tail: Tail, pages: Seq[Page]) -> None:
@@ -68,7 +68,7 @@ class Live:
                 fresh.append((page, slot))
                 fill.append(places[-1])
                 tokens.append(min(max(self.native.length - number * PAGE_TOKENS, 0), PAGE_TOKENS))
-            self._held.append((page.data, slot))
+            self._held += (page.data, slot)
         _native.fill_slots(self._runtime, self.slabs.shape, fill, tokens)
         for page, slot in fresh:  # only now: whoever finds a slot at a page takes it to be filled
             page.slot = slot

@@ -49,10 +49,11 @@ class Sequence:
         self.dtype = dtype or self.layout.format.window_dtype
         self.tail_every = tail_every
         self._views = EntryViews(self.dtype, pool.device) if views else None
-        self._made_tail = Tail.empty(self.layout, pool.device)
+        self._made_tail: Tail | None = Tail.empty(self.layout, pool.device)
+        """The tail, unless steps have gone through `_live` since it was made."""
         self._length = 0
         self._live: Live | None = None
-        self._kept: list[Tail | LaterTail] = [self._made_tail]
+        self._kept: list[Tail | LaterTail] = [self._tail]
         self._pages: list[Page] = []
         self._open_tokens: list[int] = []
         self._step: Step | None = None
@@ -118,7 +119,7 @@ class Sequence:
     @property
     def _tail(self) -> Tail:
         """The tail at the present length; made from the live form when steps have gone through that."""
-        if self._made_tail.position != self._length:
+        if self._made_tail is None:
             assert self._live is not None
             self._made_tail = self._live.tail(len(self.config.compress_ratios))
         return self._made_tail
@@ -247,7 +248,7 @@ class Sequence:
             raise CacheError("commit_live without a begin_live for as many tokens")
         self._take_pages(step, tokens.tolist())
         live.native.commit(step.count)
-        old, self._step = self._length, None
+        old, self._step, self._made_tail = self._length, None, None
         self._length += step.count
         self._keep_tail_after(old)
 
