@@ -104,8 +104,8 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
 
 
 def measure_tails(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, ...]]:
-    """Rows of a policy: tails, their bytes, seconds to open at the end, and to go back half a chunk from there (to the
-    tail before, from which tokens are run again)."""
+    """Rows of a policy: tails, their bytes, seconds to open at the end, and to fork half a chunk before it (from the
+    tail before, or by running the window again)."""
     rows: list[tuple[str, ...]] = []
     chunk = engine.batch.scheduler.chunk
     policies: tuple[TailEvery, ...] = ("full", "auto", 4 * chunk, "none")
@@ -121,14 +121,11 @@ def measure_tails(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, 
                 count = len(memory.sequence.kept_tails) - 1 if policy != "none" else 0
             kept = store.look(lambda index: sum(entry.span for entry in index.objects(Kind.TAIL)))
             spent, opened = timed(lambda: Memory.load(engine, "base", root=store))
-            replay, _ = timed(partial(_go_back, engine, opened, tokens - chunk // 2))
+            replay, fork = timed(partial(opened.fork, tokens - chunk // 2))
+            fork.free()
             opened.free()
             rows.append((str(policy), f"{count:,}", f"{kept:,}", _seconds(spent), _seconds(replay)))
     return rows
-
-
-def _go_back(engine: Engine, memory: Memory, length: int) -> None:
-    engine.prefill(memory.sequence, memory.sequence.truncate(length).tolist())
 
 
 def _seconds(spent: float) -> str:

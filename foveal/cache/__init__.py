@@ -30,7 +30,8 @@ only the entries asked for. `table` gives the pages themselves, for kernels that
 
 **Going back.** `truncate(n)` returns to the nearest kept tail at or before n and hands back the tokens from there to n:
 run them and the state is the one it was at n. Tails are kept by `keep_tail`, every
-`tail_every` tokens, where a sequence was restored, and always at 0.
+`tail_every` tokens, where a sequence was restored, and always at 0. Where no tail is near,
+`foveal.cache.replay` makes one from the pages, running no more than a window of tokens for each layer.
 
 **Saving.** `export` gives the pages themselves (no copy), a copy of the open page, and the tail as named tensors;
 `restore` takes the same and is exact bit for bit. Restoring over memory that already is a page shares that page.

@@ -25,9 +25,9 @@ from foveal.sources import STANDARD_INPUT, Document, Skipped, SourceMap, Tokeniz
 from foveal.text import Tokenizer
 
 TailEvery = int | Literal["auto", "full", "none"]
-"""Tokens between two tails that are kept: how far one goes back when files change, or a fork begins in the middle.
-"auto": tails cost at most a tenth of the pages; "full": one at the end of every chunk; "none": not even at the end, all
-tokens are run again."""
+"""Tokens between two tails that are kept: how far one goes back, at most, when files change or a fork begins in the
+middle. "auto": tails cost at most a tenth of the pages; "full": one at the end of every chunk; "none": not even at the
+end, the window is run again."""
 
 IntArray = npt.NDArray[np.int32]
 
