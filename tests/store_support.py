@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence as TokenSequence
 
+import numpy as np
 import torch
 from cache_support import CONFIG, EXACT, pool, random_tokens, step
 
 from foveal import cache
 from foveal.engine import Fingerprint
+from foveal.sources import Document, SourceMap, tokenize_document
 
 CHUNK = 512
 
@@ -54,4 +56,19 @@ def same(one: cache.Sequence, other: cache.Sequence) -> bool:
     return a.length == b.length and a.tail.keys() == b.tail.keys() and all(torch.equal(x, y) for x, y in pairs)
 
 
-__all__ = ["CHUNK", "Runner", "random_tokens", "same"]
+class _Letters:
+    """A token for each character."""
+
+    def encode_with_starts(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros(len(text), np.int32), np.arange(len(text), dtype=np.int64)
+
+
+def made_up_places(length: int) -> SourceMap:
+    """A source map of so many tokens: one file in lines of five."""
+    made = SourceMap()
+    made.append(tokenize_document(Document("a.txt", "line\n" * (length // 5 + 1)), _Letters()))
+    made.truncate(length)
+    return made
+
+
+__all__ = ["CHUNK", "Runner", "made_up_places", "random_tokens", "same"]

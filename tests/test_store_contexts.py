@@ -305,12 +305,12 @@ def test_another_model_does_not_find_it(store: Store, runner: Runner) -> None:
 
 
 def test_another_format_version_is_refused_with_what_to_do(store: Store) -> None:
-    from foveal.memory.store import store as module
+    from foveal.memory.store import about as module
 
     about = module.read_about(store.folder / module.ABOUT)
     assert about is not None
     for name in (module.ABOUT, module.ABOUT_COPY):
-        (store.folder / name).write_bytes(module._about_bytes(about | {"format": 2}))
+        (store.folder / name).write_bytes(module.about_bytes(about | {"format": 2}))
     with pytest.raises(FormatError, match=r"format 2.*export"):
         Store(store.folder)
 

@@ -10,35 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from store_support import CHUNK, Runner, random_tokens, same
+from store_damage import flip
+from store_support import CHUNK, Runner, made_up_places, random_tokens, same
 
 from foveal.memory.errors import CorruptMemory
 from foveal.memory.store import contexts, gc, loading, saving
+from foveal.memory.store.about import ABOUT, ABOUT_COPY
 from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import PACK_HEADER_BYTES, Place
 from foveal.memory.store.records import HEADER_BYTES, Header, Kind
-from foveal.memory.store.store import ABOUT, ABOUT_COPY, INDEX, Store
+from foveal.memory.store.store import INDEX, Store
 from foveal.memory.store.verify import verify
-from foveal.sources import Document, SourceMap, TokenizedDocument, tokenize_document
 
 TOKENS = random_tokens(1400)
-
-
-class Letters:
-    """A token for each character."""
-
-    def encode_with_starts(self, text: str):  # type: ignore[no-untyped-def]
-        import numpy as np
-
-        return np.zeros(len(text), np.int32), np.arange(len(text), dtype=np.int64)
-
-
-def places() -> SourceMap:
-    made = SourceMap()
-    document: TokenizedDocument = tokenize_document(Document("a.txt", "line\n" * 400), Letters())
-    made.append(document)
-    made.truncate(1400)
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +30,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "store"
     runner = Runner()
     with Store(folder, durability="off") as store:
-        saving.save(store, "a", runner.read(TOKENS, tail_every=1024), runner.fingerprint, places=places())
+        saving.save(store, "a", runner.read(TOKENS, tail_every=1024), runner.fingerprint, places=made_up_places(1400))
         fork = contexts.fork(store, "a", "b", at=1100)
         assert loading.load(store, fork, runner.fingerprint, runner, chunk=CHUNK).replayed == 76
     return folder
@@ -72,17 +56,9 @@ def check(folder: Path, right: dict[str, object], *, lines: bool = True) -> int:
             assert same(loaded.sequence, right[name])  # type: ignore[arg-type]
             if lines:
                 found = contexts.read_map(store, context)
-                assert found.locate(777) == places().locate(777) and found.tokens == context.length
+                assert found.locate(777) == made_up_places(1400).locate(777) and found.tokens == context.length
             loaded.sequence.free()
     return engine.run
-
-
-def flip(path: Path, byte: int, bit: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(byte)
-        value = file.read(1)[0] ^ (1 << bit)
-        file.seek(byte)
-        file.write(bytes([value]))
 
 
 def records(folder: Path) -> list[tuple[Place, Header]]:

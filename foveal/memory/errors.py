@@ -61,3 +61,7 @@ class IndexDamaged(StoreError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the store's index is damaged ({problem}); `foveal verify` makes it again from the packs")
+
+
+class IndexBehind(IndexDamaged):
+    """The packs hold changes that the index has not: their writer died before entering them, or the log is gone."""

@@ -439,14 +439,7 @@ class Memory:
         when what cannot be computed again is damaged in both its copies.
         """
         store, name = find(place, root, create=False)
-        while True:
-            context = store.context(name)
-            try:
-                return cls._load(engine, store, context)
-            except CorruptMemory:
-                # Another process may have saved it anew meanwhile: what the older one was made of is gone then.
-                if store.context(name) == context:
-                    raise
+        return contexts.on_current(store, name, lambda context: cls._load(engine, store, context))
 
     @classmethod
     def _load(cls, engine: Engine, store: Store, context: Context) -> Self:

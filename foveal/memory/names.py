@@ -17,9 +17,10 @@ from typing import Any
 
 from foveal.memory.errors import InvalidName, MemoryNotFound, StoreError
 from foveal.memory.store import contexts, gc
+from foveal.memory.store.about import ABOUT, read_about
 from foveal.memory.store.cipher import key_file, key_from
 from foveal.memory.store.objects import Context
-from foveal.memory.store.store import ABOUT, Durability, Store, read_about
+from foveal.memory.store.store import Durability, Store
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _KEY, _KEY_FILE = "FOVEAL_STORE_KEY", "FOVEAL_STORE_KEY_FILE"

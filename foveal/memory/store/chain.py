@@ -33,14 +33,11 @@ class Chain:
 
 def read_chain(store: Store, context: Context, fingerprint: str) -> Chain:
     """The chain of a context. Raises `CorruptMemory` when its tokens are lost in both copies."""
-    for last in (False, True):
-        rows = store.look(lambda index: _rows(index, context))
-        chain = _verified(store, context, store.names.root(fingerprint), rows)
-        if chain is not None:
-            return chain
-        if not last:
-            store.repair()  # the packs may know better than the index
-    raise CorruptMemory(f"{context.name} (its tokens)", "both copies are damaged")
+    root = store.names.root(fingerprint)
+    chain = store.insist(lambda: _verified(store, context, root, store.look(lambda index: _rows(index, context))))
+    if chain is None:
+        raise CorruptMemory(f"{context.name} (its tokens)", "both copies are damaged")
+    return chain
 
 
 def _rows(index: Index, context: Context) -> list[tuple[Entry, Entry | None]]:

@@ -6,8 +6,8 @@ What is special here: each of them is one transaction, and none touches a page.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
@@ -17,8 +17,11 @@ from foveal.memory.store.chain import read_chain
 from foveal.memory.store.files import Presence
 from foveal.memory.store.objects import Context, Node, pack_tokens, unpack_tokens
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import Store, Writer, now
+from foveal.memory.store.store import LIVE, Store, now
+from foveal.memory.store.writer import Writer
 from foveal.sources import SourceMap, SourceMapError
+
+T = TypeVar("T")
 
 
 def head_of(store: Store, context: Context) -> str:
@@ -67,19 +70,15 @@ def read_parts(store: Store, context: Context) -> list[bytes]:
 
 
 def _part(store: Store, context: Context, key: bytes) -> bytes:
-    """One part, for which the index is made again if need be."""
-    data = _read_part(store, key)
-    if data is None:
-        store.repair()
-        data = _read_part(store, key)
+    """One part. Raises `CorruptMemory`."""
+    data = store.insist(lambda: _read_part(store, key))
     if data is None:
         raise CorruptMemory(f"{context.name} (its source map)", "both copies are damaged")
     return data
 
 
 def _read_part(store: Store, key: bytes) -> bytes | None:
-    entry = store.look(lambda index: index.find(Kind.MAP, key))
-    payload = None if entry is None else store.read_object(entry)
+    payload, _ = store.fetch(Kind.MAP, key)
     if payload is None or store.names.map_key(bytes(payload)) != key:
         return None
     return bytes(payload)
@@ -92,8 +91,23 @@ def fork(
 
     Raises `MemoryNotFound`, and `StoreError` when `new` exists already or `at` is not within the context.
     """
-    base = store.context(name)
-    length = base.length if at is None else at
+    return on_current(store, name, lambda base: _fork(store, base, new, at, facts))
+
+
+def on_current(store: Store, name: str, work: Callable[[Context], T]) -> T:
+    """`work` on context `name` as it is; done again when it could not be done because others changed it meanwhile, and
+    what it was made of is gone. Raises `MemoryNotFound` when it is gone itself, and what `work` raises."""
+    while True:
+        context = store.context(name)
+        try:
+            return work(context)
+        except CorruptMemory:
+            if store.context(name) == context:
+                raise
+
+
+def _fork(store: Store, base: Context, new: str, at: int | None, facts: Mapping[str, Any] | None) -> Context:
+    name, length = base.name, base.length if at is None else at
     if not 0 < length <= base.length:
         raise StoreError(f"cannot fork {name} at token {length}: it has {base.length}; give --at 1 to {base.length}")
     head, rest = _end_at(store, base, length)
@@ -104,7 +118,7 @@ def fork(
             raise StoreError(f"there is a memory {new!r} already; choose another name, or delete it first")
         row = tx.index.context(tx.names.label(name))
         if row is None or store.read_context(row) != base:
-            raise StoreError(f"memory {name} was changed while it was being forked; try again")
+            raise CorruptMemory(name, "it was changed while it was being forked")  # `on_current` tries again
         kept, numbers = put_maps(tx, parts[1])
         context = _forked(base, new, length, head, rest).replace(
             maps=(*parts[0], *kept), facts=dict(facts if facts is not None else base.facts)
@@ -182,7 +196,7 @@ def change(store: Store, name: str, **changes: Any) -> Context:
 def presence(store: Store, name: str) -> Presence | None:
     """Says that context `name` is in use, so that it is not evicted; None where the store cannot be written to."""
     with contextlib.suppress(OSError):
-        folder = store.folder / "live"
+        folder = store.folder / LIVE
         store.disk.make_folder(folder)
         return Presence(folder / store.names.label(name).hex())
     return None

@@ -151,8 +151,16 @@ class Presence:
     """Says that somebody uses `path`'s namesake, for as long as it is not closed and the process lives."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        _locked(self._descriptor, fcntl.LOCK_SH)
+        self._descriptor = -1
+        while self._descriptor < 0:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Who looks whether it is taken holds it for a moment, and who finds it free may have deleted it.
+            while not _locked(descriptor, fcntl.LOCK_SH):
+                time.sleep(_POLL / 10)
+            if _is_at(descriptor, path):
+                self._descriptor = descriptor
+            else:
+                os.close(descriptor)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -173,3 +181,22 @@ class Presence:
             return not _locked(descriptor, fcntl.LOCK_EX)
         finally:
             os.close(descriptor)
+
+    @staticmethod
+    def sweep(path: Path) -> None:
+        """Delete the file at `path` if nobody holds a `Presence` there."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if _locked(descriptor, fcntl.LOCK_EX):
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file still is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

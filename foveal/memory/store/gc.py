@@ -17,7 +17,8 @@ from foveal.memory.store.files import Presence
 from foveal.memory.store.index import ContextRow, Entry, Index
 from foveal.memory.store.packs import PACK_HEADER_BYTES, Place
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import Store, Writer, is_full
+from foveal.memory.store.store import LIVE, Store, is_full
+from foveal.memory.store.writer import Writer
 
 SLACK = 4096
 """Dead bytes in a pack that are not worth copying it for."""
@@ -52,6 +53,7 @@ def collect(store: Store, *, threshold: float = 0.25) -> Collected:
         store.transact(_drop_tombstones)
     if packs:
         store.vacuum()
+    store.tidy()
     return Collected(packs, before - disk_bytes(store))
 
 
@@ -96,15 +98,19 @@ def _rewrite(tx: Writer, pack: int) -> None:
         tx.packs.passed(entry.span)
     for row in tx.index.contexts():
         if row.pack == pack:
-            # The record in the index is the same; its pack's may have been damaged.
-            place = tx.packs.copy(row.record)
-            tx.index.execute("UPDATE contexts SET pack=?, offset=?, span=? WHERE id=?", (*place, row.id))
-    for label, offset, span in tx.index.rows("SELECT label, offset, span FROM gone WHERE pack = ?", (pack,)):
-        raw = tx.packs.raw(Place(pack, int(offset), int(span)))  # type: ignore[call-overload]
-        if raw is not None:
-            place = tx.packs.copy(raw)
-            tx.index.execute("UPDATE gone SET pack=?, offset=?, span=? WHERE label=?", (*place, label))
+            _move_context(tx, row)
+    for label, _, place in tx.index.gone():
+        if place.pack == pack:
+            tx.put_gone(label)
     tx.unlink.append(pack)
+
+
+def _move_context(tx: Writer, row: ContextRow) -> None:
+    """Copy the record of a context, which lies in the index too: either may have been damaged."""
+    raw = next((raw for raw in tx.store.records_of(row) if tx.store.parse_context(raw) is not None), row.record)
+    place = tx.packs.copy(raw)
+    sql = "UPDATE contexts SET record=?, pack=?, offset=?, span=? WHERE id=?"
+    tx.index.execute(sql, (bytes(raw), *place, row.id))
 
 
 def _move(tx: Writer, entry: Entry, pack: int) -> None:
@@ -240,7 +246,7 @@ class _Eviction:
 
     def _note(self, row: ContextRow) -> None:
         """Count a context's pages as shared by it, and keep them if it is pinned or in use."""
-        place = self.store.folder / "live" / row.label.hex()
+        place = self.store.folder / LIVE / row.label.hex()
         try:
             used = max(row.used, place.stat().st_mtime)
         except OSError:

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -117,6 +118,15 @@ class ContextRow(NamedTuple):
         return Place(self.pack, self.offset, self.span)
 
 
+class Legacy(NamedTuple):
+    """What an index knew before transaction `serial`: contexts, whose records prove themselves, and of the deleted ones
+    label, serial and place."""
+
+    serial: int
+    contexts: list[ContextRow]
+    gone: list[tuple[bytes, int, Place]]
+
+
 class State(NamedTuple):
     """What must be right before anything is cut off or deleted: committed size of each pack, next pack, next serial."""
 
@@ -212,10 +222,19 @@ class Index:
         except OSError:
             return True
 
+    def stamp(self) -> tuple[int, int]:
+        """Another one after every change of the store."""
+        return self._inode, self.state().serial
+
     def close(self) -> None:
         self._connection.close()
 
     # ------------------------------------------------------------------ transactions
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction or a view was begun, and not ended."""
+        return self._connection.in_transaction
 
     def execute(self, sql: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
         try:
@@ -251,6 +270,16 @@ class Index:
             raise IndexDamaged(f"{self.path}: its state is damaged")
         data = json.loads(rows[0][0])
         return State({int(pack): int(size) for pack, size in data["sizes"]}, data["next_pack"], data["serial"])
+
+    def shrink(self) -> None:
+        """Give back the space of deleted rows, and the log. Does not wait for those who read."""
+        wait = self.rows("PRAGMA busy_timeout")[0][0]
+        self.execute("PRAGMA busy_timeout=100")
+        try:
+            self.rows("PRAGMA incremental_vacuum")
+            self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            self.execute(f"PRAGMA busy_timeout={wait}")
 
     # ------------------------------------------------------------------ objects
 
@@ -342,8 +371,32 @@ class Index:
         found = self.rows("SELECT * FROM contexts WHERE label = ?", (label,))
         return _context(found[0]) if found else None
 
+    def seek(self, label: bytes) -> ContextRow | None:
+        """The row of a context; that there is none is believed only if the index is sound."""
+        row = self.context(label)
+        if row is None:
+            self.check_contexts()
+        return row
+
     def contexts(self) -> list[ContextRow]:
         return [_context(row) for row in self.rows("SELECT * FROM contexts ORDER BY id")]
+
+    def gone(self) -> list[tuple[bytes, int, Place]]:
+        """Label, serial and place of the deletions that are remembered."""
+        rows = self.rows("SELECT label, serial, pack, offset, span FROM gone")
+        for row in rows:
+            _check_types(row, (bytes, int, int, int, int))
+        return [(row[0], row[1], Place(*row[2:])) for row in rows]  # type: ignore[misc, arg-type]
+
+    def put_gone(self, label: bytes, serial: int, place: Place) -> None:
+        self.execute("INSERT OR REPLACE INTO gone VALUES(?,?,?,?,?)", (label, serial, *place))
+
+    def legacy(self) -> Legacy | None:
+        """What an index that is to be made again leaves to the next one; None when it cannot be read."""
+        try:
+            return Legacy(self.state().serial, self.contexts(), self.gone())
+        except StoreError:
+            return None
 
     def put_context(
         self, label: bytes, tenant: bytes, serial: int, record: bytes, place: Place, used: float, objects: Iterable[int]
@@ -386,6 +439,16 @@ class Index:
             (number,),
         )
         return int(rows[0][0])  # type: ignore[call-overload]
+
+    def all_references(self) -> Counter[int]:
+        """Object number -> `references`, of all objects."""
+        found: Counter[int] = Counter()
+        for sql in (
+            "SELECT object, count(*) FROM uses GROUP BY object",
+            "SELECT parent, count(*) FROM objects WHERE kind = 1 GROUP BY parent",
+        ):
+            found.update(dict(self.rows(sql)))  # type: ignore[arg-type]
+        return found
 
     def collect(self, candidates: Iterable[int]) -> None:
         """Delete those of the objects that nobody refers to, with their pages, and then their parents likewise."""

@@ -30,8 +30,9 @@ from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
 from foveal.memory.store.saving import let_go_of, save_sequence
-from foveal.memory.store.store import Store, Writer
+from foveal.memory.store.store import Store
 from foveal.memory.store.tensors import pack_tensors, tensor_bytes, token_bytes, token_tensor, unpack_tensors
+from foveal.memory.store.writer import Writer
 
 
 class Runner(Protocol):
@@ -278,10 +279,11 @@ class _Loading:
 
     def _read_tail(self, position: int) -> StoredTail | None:
         key = dict(self.context.tails).get(position)
-        entry = None if key is None else self.store.look(lambda index: index.find(Kind.TAIL, key))
-        if entry is None:
+        if key is None:
             return None
-        tail = read_tail(self.store, entry, self.layout)
+        tail, entry = read_tail(self.store, key, self.layout)
+        if entry is None or not entry.pack:
+            return None
         if tail is None or tail.position != position or tail.place != self._place(position):
             self.damaged.append(entry)
             return None
@@ -299,10 +301,9 @@ def _read_later(
 ) -> cache.Tail | None:
     """A tail that a sequence wants to go back to; None when the store has lost it meanwhile."""
     try:
-        entry = store.look(lambda index: index.find(Kind.TAIL, key))
+        tail, _ = read_tail(store, key, layout)
     except StoreError:
         return None
-    tail = read_tail(store, entry, layout) if entry is not None else None
     if tail is None or tail.position != position or tail.place != place:
         return None
     return cache.Tail.from_tensors(layout, position, unpack_tensors(tail.tensors), device)
@@ -313,19 +314,28 @@ def read_pages(store: Store, chain: Chain, pool: cache.PagePool, damaged: list[E
     places = [Place(page.pack, page.offset, page.span) if page is not None else None for page in chain.pages]
     store.packs.will_need([place for place in places if place is not None])
     pages: list[Tensor | None] = []
-    for key, node, entry in zip(chain.keys, chain.nodes, chain.pages, strict=True):
-        data = store.known.data(key, pool.device)
-        if data is None and entry is not None:
-            data = _page(store, entry, node, pool)
-            if data is None:
+    in_memory = store.packs.are_whole()
+    for key, node, seen in zip(chain.keys, chain.nodes, chain.pages, strict=True):
+        data = _in_memory(store, key, node, pool) if in_memory else None
+        if data is None and seen is not None:
+            payload, entry = store.fetch(Kind.PAGE, key, seen)
+            data = None if payload is None else _page(store, payload, node, pool)
+            if data is None and entry is not None:
                 damaged.append(entry)
         pages.append(data)
     return pages
 
 
-def _page(store: Store, entry: Entry, node: Node, pool: cache.PagePool) -> Tensor | None:
-    payload = store.packs.read(Place(entry.pack, entry.offset, entry.span), Kind.PAGE, entry.key)
-    if payload is None or len(payload) != pool.layout.page_bytes:
+def _in_memory(store: Store, key: bytes, node: Node, pool: cache.PagePool) -> Tensor | None:
+    """A page that somebody in this process has, if it still is what was saved: its file may have been damaged since."""
+    data = store.known.data(key, pool.device)
+    if data is not None and data.device.type == "cpu" and checksum(tensor_bytes(data)) != node.digest:
+        return None
+    return data
+
+
+def _page(store: Store, payload: memoryview, node: Node, pool: cache.PagePool) -> Tensor | None:
+    if len(payload) != pool.layout.page_bytes:
         return None
     if store.cipher is not None and checksum(payload) != node.digest:
         return None
@@ -334,17 +344,17 @@ def _page(store: Store, entry: Entry, node: Node, pool: cache.PagePool) -> Tenso
     return data if pool.device.type == "cpu" else data.to(pool.device)
 
 
-def read_tail(store: Store, entry: Entry, layout: cache.CacheLayout) -> StoredTail | None:
-    """The tail of an entry, verified and of the right shapes, or None."""
-    payload = store.read_object(entry)
+def read_tail(store: Store, key: bytes, layout: cache.CacheLayout) -> tuple[StoredTail | None, Entry | None]:
+    """The tail `key`, verified and of the right shapes, and its entry; None for what is not there, or not whole."""
+    payload, entry = store.fetch(Kind.TAIL, key)
     tail = None if payload is None else StoredTail.from_bytes(payload)
     if tail is None or len(tail.open_page) != (layout.page_bytes if tail.position % PAGE_TOKENS else 0):
-        return None
+        return None, entry
     try:
         cache.Tail.from_tensors(layout, tail.position, unpack_tensors(tail.tensors))
     except cache.CacheError:
-        return None
-    return tail
+        return None, entry
+    return tail, entry
 
 
 def make_image(

@@ -146,6 +146,11 @@ class Packs:
             yield place, header
             expected += header.span
 
+    def are_whole(self) -> bool:
+        """Whether all mapped files are still as long as their maps: else looking at those kills the process."""
+        with self._listing:
+            return all(mapped.size() >= len(mapped) for mapped in self._living)
+
     def sound(self, pack: int) -> bool:
         """Whether the pack begins as a pack of this store does."""
         head = self._view(pack, 0, PACK_HEADER_BYTES)
@@ -294,18 +299,14 @@ class _Map:
     """A private map of a file as long as it is now. Nobody writes into it; it is writable for the sake of tensors."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self.size = os.fstat(self._descriptor).st_size
-            self.map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_COPY)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
+        with path.open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            self.map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
         self.view = memoryview(self.map)
 
     def reaches(self, end: int) -> bool:
         """Whether the file still does: reading a map beyond its file's end kills the process."""
-        return os.fstat(self._descriptor).st_size >= end
+        return self.map.size() >= end
 
     def will_need(self, start: int, end: int) -> None:
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
@@ -320,7 +321,3 @@ class _Map:
                 return start
             start += 1
         return self.size
-
-    def __del__(self) -> None:
-        if hasattr(self, "view"):
-            os.close(self._descriptor)

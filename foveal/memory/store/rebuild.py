@@ -15,10 +15,10 @@ from pathlib import Path
 
 from foveal.memory.errors import StoreError
 from foveal.memory.store.files import Disk
-from foveal.memory.store.index import Index, State
+from foveal.memory.store.index import ContextRow, Index, Legacy, State
 from foveal.memory.store.objects import Context, Node, tail_position
 from foveal.memory.store.packs import PACK_HEADER_BYTES, Packs, Place
-from foveal.memory.store.records import HEADER_BYTES, Header, Kind
+from foveal.memory.store.records import HEADER_BYTES, Header, Kind, parse
 
 
 @dataclass
@@ -29,13 +29,24 @@ class _Found:
     nodes: dict[bytes, Node] = field(default_factory=dict)
     contexts: dict[bytes, tuple[int, Place]] = field(default_factory=dict)
     gone: dict[bytes, tuple[int, Place]] = field(default_factory=dict)
+    records: dict[bytes, bytes] = field(default_factory=dict)
+    """Of contexts whose record lies in no pack any more."""
     sizes: dict[int, int] = field(default_factory=dict)
     serial: int = 0
 
 
-def build(packs: Packs, path: Path, disk: Disk) -> None:
-    """Make a sound index at `path` from all packs. Raises `StoreError`, and leaves nothing, when it cannot."""
+def build(packs: Packs, path: Path, disk: Disk, known: Legacy | None = None) -> None:
+    """Make a sound index at `path` from all packs. Raises `StoreError`, and leaves nothing, when it cannot.
+
+    `known` is what the index before it knew. Where a pack has lost the latest record of a context, an older one must
+    not take its place: the one that the index had does.
+    """
     found = _scan(packs)
+    if known is not None and known.serial > found.serial:  # otherwise it is behind the packs
+        for label, serial, place in known.gone:
+            found.gone[label] = max(found.gone.get(label, (0, place)), (serial, place))
+        for row in known.contexts:
+            _remember(packs, found, row)
     try:
         Index.create(path, disk)
         index = Index(path, disk, "full", wait=10.0)
@@ -52,6 +63,16 @@ def build(packs: Packs, path: Path, disk: Disk) -> None:
         if isinstance(error, sqlite3.Error):
             raise StoreError(f"cannot make the index {path}: {error}") from error
         raise
+
+
+def _remember(packs: Packs, found: _Found, row: ContextRow) -> None:
+    whole = parse(row.record, packs.cipher)
+    if whole is None or whole[0].kind is not Kind.CONTEXT or whole[0].key != row.label:
+        return
+    serial = whole[0].serial
+    if serial > max(latest.get(row.label, (0, row.place))[0] for latest in (found.contexts, found.gone)):
+        found.contexts[row.label] = (serial, row.place)
+        found.records[row.label] = row.record
 
 
 def _scan(packs: Packs) -> _Found:
@@ -95,17 +116,18 @@ class _Entering:
         for label, (serial, place) in sorted(self.found.contexts.items(), key=lambda item: item[1][0]):
             if serial < self.found.gone.get(label, (0, place))[0]:
                 continue
-            payload = self.packs.read(place, Kind.CONTEXT, label)
-            raw = self.packs.raw(place)
-            context = None if payload is None else Context.from_bytes(payload)
-            if raw is None or payload is None:
+            raw = self.found.records.get(label) or self.packs.raw(place)
+            whole = None if raw is None else parse(raw, self.packs.cipher)
+            if raw is None or whole is None:
                 continue
+            payload = whole[1]
+            context = Context.from_bytes(payload)
             tenant = context.tenant if context is not None else _tenant(payload)
             objects = self._objects(context) if context is not None else []
             self.index.put_context(label, tenant, serial, bytes(raw), place, time.time(), objects)
         for label, (serial, place) in self.found.gone.items():
             if serial >= self.found.contexts.get(label, (0, place))[0]:
-                self.index.execute("INSERT INTO gone VALUES(?,?,?,?,?)", (label, serial, *place))
+                self.index.put_gone(label, serial, place)
 
     def _objects(self, context: Context) -> list[int]:
         numbers = [self._nodes(context.head)] if context.pages else []

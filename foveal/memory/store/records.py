@@ -107,5 +107,13 @@ def open_payload(header: Header, stored: memoryview, cipher: Cipher | None) -> m
     return None if plain is None else memoryview(plain)
 
 
+def parse(raw: Buffer, cipher: Cipher | None) -> tuple[Header, memoryview] | None:
+    """Header and verified plain payload of a record's bytes; None when they are not one."""
+    header = Header.parse(memoryview(raw)[:HEADER_BYTES])
+    stored = memoryview(raw)[HEADER_BYTES : HEADER_BYTES + (header.size if header is not None else 0)]
+    payload = None if header is None else open_payload(header, stored, cipher)
+    return None if header is None or payload is None else (header, payload)
+
+
 def _about(kind: Kind, key: bytes, serial: int) -> bytes:
     return struct.pack("<BQ", kind, serial) + key

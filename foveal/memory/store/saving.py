@@ -22,8 +22,9 @@ from foveal.memory.store import contexts, maps
 from foveal.memory.store.names import checksum
 from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import Store, Writer, now
+from foveal.memory.store.store import Store, now
 from foveal.memory.store.tensors import pack_tensors, tensor_bytes, token_bytes
+from foveal.memory.store.writer import Writer
 from foveal.sources import SourceMap
 
 

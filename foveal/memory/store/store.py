@@ -11,41 +11,44 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import json
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from foveal.memory.errors import FormatError, IndexDamaged, MemoryNotFound, StoreBusy, StoreError
-from foveal.memory.store import rebuild
+from foveal.memory.errors import FormatError, IndexBehind, IndexDamaged, MemoryNotFound, StoreBusy, StoreError
+from foveal.memory.store import rebuild, records
+from foveal.memory.store.about import ABOUT, ABOUT_COPY, FORMAT, about_bytes, open_cipher, read_about
 from foveal.memory.store.cipher import Cipher
-from foveal.memory.store.files import Buffer, Disk, exclusive
+from foveal.memory.store.files import Buffer, Disk, Presence, exclusive
 from foveal.memory.store.index import ContextRow, Entry, Index, State
 from foveal.memory.store.known import KnownPages
-from foveal.memory.store.names import Names, checksum
+from foveal.memory.store.names import Names
 from foveal.memory.store.objects import Context
-from foveal.memory.store.packs import Packs, Place
-from foveal.memory.store.records import HEADER_BYTES, Header, Kind, open_payload
+from foveal.memory.store.packs import Packs
+from foveal.memory.store.records import Kind
+from foveal.memory.store.writer import Writer
 
 if TYPE_CHECKING:
-    from foveal.cache import Page
-
-FORMAT = 1
-"""Version of everything on disk."""
+    pass
 
 Durability = Literal["full", "normal", "off"]
 DURABILITIES: tuple[Durability, ...] = ("full", "normal", "off")
 
-ABOUT, ABOUT_COPY, INDEX, LOCK = "store.json", "store.copy.json", "index.sqlite", "lock"
+INDEX, LOCK, LIVE = "index.sqlite", "lock", "live"
+_REBUILT, _DAMAGED = "index.rebuilt.sqlite", "index.damaged.sqlite"
+_UNFINISHED = (_REBUILT, _DAMAGED, *(f".{name}.new" for name in (ABOUT, ABOUT_COPY, INDEX, _REBUILT)))
+"""What a process that dies may leave, and nobody looks at."""
 RESERVE, RESERVE_BYTES = "reserve", 256 << 10
 """A file of zeros that is given up when the disk is full and something is to be deleted."""
 WAIT = 60.0
 """Seconds a writer waits for another one."""
+_ATTEMPTS = 20
+"""How often one looks again at a store that others keep changing."""
 
 T = TypeVar("T")
 
@@ -82,10 +85,12 @@ class Store:
         self._lock = threading.RLock()
         self._index: Index | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self.damaged = ""
+        """What was wrong with the index when it had to be made again. `verify` tells it, once."""
         try:
             about = self._about(key, create)
             self.id = bytes.fromhex(about["store"])
-            self.cipher = _cipher(about, key, self.folder)
+            self.cipher = open_cipher(about, key, self.folder)
             secret = self.cipher.secret(self.id) if self.cipher else blake2b(self.id, person=b"foveal-secret").digest()
             self.names = Names(secret[:32], tenant)
             self.packs = Packs(self.folder / "packs", self.id, self.disk, self.cipher)
@@ -129,10 +134,10 @@ class Store:
                     for last in (False, True):
                         try:
                             return self._attempt(work)
-                        except IndexDamaged:
+                        except IndexDamaged as error:
                             if last:
                                 raise
-                            self._rebuild()
+                            self._rebuild(error)
                         except (OSError, StoreError) as error:
                             if last or not is_full(error):
                                 raise
@@ -210,23 +215,26 @@ class Store:
         with contextlib.suppress(StoreBusy, OSError), exclusive(self.folder / LOCK, 0):
             try:
                 self._settle(index.state())
-            except IndexDamaged:
-                self._rebuild()
+            except IndexDamaged as error:
+                self._rebuild(error)
             self.packs.abandon()
 
     def _settle(self, state: State) -> None:
         """Begin behind what is committed, and cut off the rest.
 
-        Raises `IndexDamaged` when the index is behind the packs: its log was lost, or damaged, and nothing may be cut
+        Raises `IndexBehind` when the index is behind the packs: its log was lost, or damaged, and nothing may be cut
         off on its word.
         """
         if self.packs.files() != state.sizes and self.packs.holds_more(state.sizes):
-            raise IndexDamaged(f"{self.folder / INDEX} is behind the packs")
+            raise IndexBehind(f"{self.folder / INDEX} is behind the packs")
         self.packs.begin(state.sizes, state.next_pack)
 
     def look(self, work: Callable[[Index], T]) -> T:
-        """Do `work` on one consistent view of the index. It may be done twice, as in `transact`."""
+        """Do `work` on one consistent view of the index: within a transaction, on that of the transaction. It may be
+        done twice, as in `transact`."""
         with self._lock:
+            if self._index is not None and self._index.in_transaction:
+                return work(self._index)
             for last in (False, True):
                 try:
                     index = self._open_index()
@@ -235,25 +243,39 @@ class Store:
                         return work(index)
                     finally:
                         index.rollback()
-                except IndexDamaged:
+                except IndexDamaged as error:
                     if last:
                         raise
-                    self.repair()
+                    self.repair(error)
         raise AssertionError("not reached")
 
     def vacuum(self) -> None:
         """Give back the space of rows that were deleted from the index, as far as nobody is reading it."""
         with self._lock, contextlib.suppress(StoreError):
-            index = self._open_index()
-            index.execute("PRAGMA incremental_vacuum").fetchall()
-            index.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._open_index().shrink()
 
-    def repair(self) -> None:
-        """Make the index again from the packs. Raises `StoreError` when the disk refuses."""
+    def tidy(self) -> None:
+        """Delete what processes that died left behind, and what said that deleted contexts were in use."""
+        labels = self.look(lambda index: {row.label.hex() for row in index.contexts()})
+        with contextlib.suppress(OSError), exclusive(self.folder / LOCK, self.wait):
+            for path in (self.folder / LIVE).glob("*"):
+                if path.name not in labels:
+                    Presence.sweep(path)
+            for name in _UNFINISHED:
+                for end in ("", "-wal", "-shm", "-journal"):
+                    (self.folder / f"{name}{end}").unlink(missing_ok=True)
+
+    def repair(self, problem: IndexDamaged | None = None) -> None:
+        """Make the index again from the packs. Raises `StoreError` when the disk refuses.
+
+        Within a transaction it raises `IndexDamaged`, for `transact` to make the index again and begin anew.
+        """
         with self._lock:
+            if self._index is not None and self._index.in_transaction:
+                raise problem or IndexDamaged(f"{self.folder / INDEX} does not lead to what was saved")
             try:
                 with exclusive(self.folder / LOCK, self.wait):
-                    self._rebuild()
+                    self._rebuild(problem)
             except (OSError, StoreError) as error:  # we cannot write here: an index of our own will do
                 self._rebuild_elsewhere(error)
 
@@ -274,17 +296,19 @@ class Store:
                 f"the store {self.folder} has format {about.get('format')!r} and this version reads {FORMAT}; "
                 "`foveal export` its memories with the version of Foveal that made it, and `foveal import` them here"
             )
-        self._about_data = _about_bytes(about)
-        if any(found):
-            with contextlib.suppress(OSError):
-                self.mend_about()
+        self._about_data = about_bytes(about)
+        if any(found) and found[0] != found[1]:
+            with contextlib.suppress(OSError, StoreBusy):
+                self.mend_about(0)
         return about
 
-    def mend_about(self) -> None:
-        """Write `store.json` and its copy again where they are not as they should be."""
-        for path in (self.folder / ABOUT, self.folder / ABOUT_COPY):
-            if not path.exists() or path.read_bytes() != self._about_data:
-                self.disk.write_file(path, self._about_data, sync=self.durability != "off")
+    def mend_about(self, wait: float | None = None) -> None:
+        """Write `store.json` and its copy again where they are not as they should be. Raises `OSError`, and `StoreBusy`
+        after `wait` seconds (default: the store's)."""
+        with exclusive(self.folder / LOCK, self.wait if wait is None else wait):
+            for path in (self.folder / ABOUT, self.folder / ABOUT_COPY):
+                if not path.exists() or path.read_bytes() != self._about_data:
+                    self.disk.write_file(path, self._about_data, sync=self.durability != "off")
 
     def _create(self, key: bytes | None) -> dict[str, Any]:
         self.disk.make_folder(self.folder / "packs")
@@ -296,8 +320,8 @@ class Store:
                 check = Cipher(key).check_value(salt) if key is not None else None
                 about = {"format": FORMAT, "store": salt.hex(), "key": check}
                 # The copy first: once the first is there, the store exists and both are.
-                self.disk.write_file(self.folder / ABOUT_COPY, _about_bytes(about), sync=sync)
-                self.disk.write_file(self.folder / ABOUT, _about_bytes(about), sync=sync)
+                self.disk.write_file(self.folder / ABOUT_COPY, about_bytes(about), sync=sync)
+                self.disk.write_file(self.folder / ABOUT, about_bytes(about), sync=sync)
         return about
 
     def _open_index(self) -> Index:
@@ -308,12 +332,12 @@ class Store:
             self._index.close()
             self._index = None
         path = self.folder / INDEX
-        if self._opens(path):
+        if self._open(path) is None:
             return self.index
         try:
             with exclusive(self.folder / LOCK, self.wait):
-                if not self._opens(path):
-                    self._rebuild()
+                if (problem := self._open(path)) is not None:
+                    self._rebuild(problem if path.exists() else None)
         except (OSError, StoreError) as error:
             self._rebuild_elsewhere(error)
         return self.index
@@ -325,32 +349,35 @@ class Store:
             raise StoreError(f"the store {self.folder} is closed")
         return self._index
 
-    def _opens(self, path: Path) -> bool:
-        """Whether there is an index that can be used."""
-        with contextlib.suppress(IndexDamaged):
-            if path.exists():
-                self._index = Index(path, self.disk, self.durability, wait=self.wait)
-                return True
-        return False
+    def _open(self, path: Path) -> IndexDamaged | None:
+        """Open the index, or say why it cannot be used."""
+        try:
+            self._index = Index(path, self.disk, self.durability, wait=self.wait)
+            return None
+        except IndexDamaged as error:
+            return error
 
-    def _rebuild(self) -> None:
-        """With the lock held."""
+    def _rebuild(self, problem: IndexDamaged | None = None) -> None:
+        """With the lock held. `problem` is what was wrong with the index, if it was."""
+        if problem is not None and not isinstance(problem, IndexBehind):
+            self.damaged = str(problem)
+        known = self._index.legacy() if self._index is not None else None
         if self._index is not None:
             self._index.close()
             self._index = None
         self.disk.make_folder(self.folder / "packs")
         path = self.folder / INDEX
-        fresh = self.folder / "index.rebuilt.sqlite"
-        rebuild.build(self.packs, fresh, self.disk)
+        fresh = self.folder / _REBUILT
+        rebuild.build(self.packs, fresh, self.disk, known)
         # While the new index has no name yet there is none, and whoever comes makes it again: an old index without its
         # log would be a step back in time.
         if path.exists():
-            self.disk.rename(path, self.folder / "index.damaged.sqlite")
+            self.disk.rename(path, self.folder / _DAMAGED)
         for end in ("-wal", "-shm"):
             self.disk.unlink(Path(f"{path}{end}"))
         self.disk.rename(fresh, path)
         self.disk.sync_folder(self.folder)
-        self.disk.unlink(self.folder / "index.damaged.sqlite")
+        self.disk.unlink(self.folder / _DAMAGED)
         self._index = Index(path, self.disk, self.durability, wait=self.wait)
 
     def _rebuild_elsewhere(self, problem: Exception) -> None:
@@ -358,11 +385,12 @@ class Store:
         another."""
         if isinstance(problem, StoreError) and not is_full(problem):
             raise problem
+        known = self._index.legacy() if self._index is not None else None
         if self._index is not None:
             self._index.close()
         self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="foveal-index-")
         path = Path(self._scratch.name) / INDEX
-        rebuild.build(self.packs, path, Disk())
+        rebuild.build(self.packs, path, Disk(), known)
         self._index = Index(path, self.disk, "off", wait=self.wait)
         self._index.read_only = True
 
@@ -376,13 +404,43 @@ class Store:
                 return found
         return None
 
+    def fetch(self, kind: Kind, key: bytes, entry: Entry | None = None) -> tuple[memoryview | None, Entry | None]:
+        """The verified payload of the object `kind`, `key` and where it lies; None for what is not there, or not whole.
+
+        `entry` is where it was last seen: a compaction may have moved it since.
+        """
+        seen: Entry | None = None
+        entry = entry or self.look(lambda index: index.find(kind, key))
+        while entry is not None and entry != seen:
+            payload = self.read_object(entry)
+            if payload is not None:
+                return payload, entry
+            seen, entry = entry, self.look(lambda index: index.find(kind, key))
+        return None, entry
+
+    def insist(self, attempt: Callable[[], T | None]) -> T | None:
+        """What `attempt` finds; tried again for as long as others change the store meanwhile, and then once more with
+        the index made again, for the packs may know better than it does."""
+        for _ in range(_ATTEMPTS):
+            before = self.look(Index.stamp)
+            found = attempt()
+            if found is not None:
+                return found
+            if self.look(Index.stamp) == before:
+                break
+        self.repair()
+        found = attempt()
+        if found is not None:
+            self.damaged = f"{self.folder / INDEX} did not lead to what was saved"
+        return found
+
     def context(self, name: str) -> Context:
         """The context called `name`. Raises `MemoryNotFound`, or `StoreError` when both copies of it are damaged."""
         label = self.names.label(name)
-        row = self.look(lambda index: _look_for(index, label))
+        row = self.look(lambda index: index.seek(label))
         if row is not None and self._readable(row) is None:
             self.repair()  # the packs may know better than the index
-            row = self.look(lambda index: _look_for(index, label))
+            row = self.look(lambda index: index.seek(label))
         if row is None:
             raise MemoryNotFound(f"there is no memory {name!r} in {self.folder}; `foveal ls` lists those there are")
         return self.read_context(row)
@@ -408,110 +466,22 @@ class Store:
         raise StoreError(f"the record of context {row.label.hex()[:12]} is damaged; `foveal verify` says more")
 
     def _readable(self, row: ContextRow) -> Context | None:
-        for raw in (row.record, self.packs.raw(row.place)):
-            context = None if raw is None else self.parse_context(raw)
-            if context is not None:
-                return context
-        return None
+        parsed = (self.parse_context(raw) for raw in self.records_of(row))
+        return next((context for context in parsed if context is not None), None)
+
+    def records_of(self, row: ContextRow) -> list[Buffer]:
+        """Both copies of a context's record, unverified."""
+        raw = self.packs.raw(row.place)
+        return [row.record] if raw is None else [row.record, raw]
 
     def parse_context(self, raw: Buffer) -> Context | None:
         """The context in a record, if it is one, whole, and under its own label."""
-        header = Header.parse(memoryview(raw)[:HEADER_BYTES])
-        if header is None or header.kind is not Kind.CONTEXT:
+        found = records.parse(raw, self.cipher)
+        if found is None or found[0].kind is not Kind.CONTEXT:
             return None
-        stored = memoryview(raw)[HEADER_BYTES : HEADER_BYTES + header.size]
-        payload = open_payload(header, stored, self.cipher) if len(stored) == header.size else None
-        context = None if payload is None else Context.from_bytes(payload)
-        right = context is not None and Names.of(context.tenant).label(context.name) == header.key
+        context = Context.from_bytes(found[1])
+        right = context is not None and Names.of(context.tenant).label(context.name) == found[0].key
         return context if right else None
-
-
-class Writer:
-    """What a transaction can do. Made by `Store.transact`."""
-
-    def __init__(self, store: Store, index: Index, serial: int) -> None:
-        self.store, self.index, self.serial = store, index, serial
-        self.packs = store.packs
-        self.names = store.names
-        self.unlink: list[int] = []
-        """Packs to delete once this is committed."""
-        self.changed = False
-        self.learned: list[tuple[Page, bytes, bytes]] = []
-        """Pages in memory, with key and name of their nodes: known to the store once this is committed."""
-
-    def put(
-        self,
-        kind: Kind,
-        key: bytes,
-        payload: Buffer,
-        *,
-        copies: int = 1,
-        digest: bytes = b"",
-        name: bytes = b"",
-        parent: int = 0,
-        position: int = 0,
-    ) -> int:
-        """The number of the object `kind`, `key`, written if the store has not got it."""
-        known = self.index.find(kind, key)
-        if known is not None:
-            if not known.pack:  # it was quarantined
-                self.rewrite(known, payload, copies=copies)
-            return known.id
-        self.changed = True
-        places = [self.packs.append(kind, key, payload, self.serial, digest)]
-        if copies == 2:
-            # With a nonce of its own an encrypted copy differs; both are whole records.
-            places.append(self.packs.append(kind, key, payload, self.serial, digest))
-        second = places[1] if copies == 2 else None
-        return self.index.add(kind, key, places[0], second, name=name, parent=parent, position=position)
-
-    def put_context(self, context: Context, objects: Iterable[int]) -> None:
-        """Enter `context` in place of an older one of its name. `objects`: the numbers of all it uses."""
-        self.changed = True
-        label = Names.of(context.tenant).label(context.name)
-        place = self.packs.append(Kind.CONTEXT, label, context.to_bytes(), self.serial)
-        raw = self._written(place)
-        self.index.put_context(label, context.tenant, self.serial, raw, place, time.time(), objects)
-
-    def rewrite(self, entry: Entry, payload: Buffer, *, copies: int) -> None:
-        """Write an object again, with the bytes that its key says, because its record was damaged."""
-        self.changed = True
-        kind = Kind(entry.kind)
-        places = [self.packs.append(kind, entry.key, payload, self.serial) for _ in range(copies)]
-        self.index.move(entry.id, places[0], places[1] if copies == 2 else None)
-
-    def _written(self, place: Place) -> bytes:
-        raw = self.packs.raw(place)
-        if raw is None:
-            raise StoreError(f"what was written to {self.packs.path(place.pack)} cannot be read back")
-        return bytes(raw)
-
-    def drop_context(self, name: str) -> None:
-        """Delete a context. Raises `MemoryNotFound`."""
-        label = self.names.label(name)
-        if _look_for(self.index, label) is None:
-            raise MemoryNotFound(
-                f"there is no memory {name!r} in {self.store.folder}; `foveal ls` lists those there are"
-            )
-        self.changed = True
-        place = self.packs.append(Kind.GONE, label, b"", self.serial)
-        self.index.drop_context(label)
-        self.index.execute("INSERT OR REPLACE INTO gone VALUES(?,?,?,?,?)", (label, self.serial, *place))
-
-    def uses(self, context: Context) -> list[int]:
-        """The numbers of those objects of a context that are in the store."""
-        wanted = [(Kind.NODE, context.head)] if context.pages else []
-        wanted += [(Kind.TAIL, key) for _, key in context.tails] + [(Kind.MAP, key) for _, key in context.maps]
-        found = [self.index.find(kind, key) for kind, key in wanted]
-        return [entry.id for entry in found if entry is not None]
-
-
-def _look_for(index: Index, label: bytes) -> ContextRow | None:
-    """The row of a context; that there is none is believed only if the index is sound."""
-    row = index.context(label)
-    if row is None:
-        index.check_contexts()
-    return row
 
 
 def _all_contexts(index: Index) -> list[ContextRow]:
@@ -538,40 +508,3 @@ def _await_room(folder: Path, seconds: float = 3.0) -> None:
 
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-# ---------------------------------------------------------------------- store.json
-
-
-def _about_bytes(about: dict[str, Any]) -> bytes:
-    bare = {key: value for key, value in about.items() if key != "checksum"}
-    plain = json.dumps(bare, sort_keys=True).encode()
-    return json.dumps({**bare, "checksum": checksum(plain).hex()}, sort_keys=True, indent=1).encode() + b"\n"
-
-
-def read_about(path: Path) -> dict[str, Any] | None:
-    """None when it is missing or not as it was written. Raises `OSError` when it may not be read."""
-    try:
-        data = path.read_bytes()
-        about = json.loads(data)
-        if isinstance(about, dict) and _about_bytes(about) == data:
-            about.pop("checksum")
-            return about
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, RecursionError):
-        return None
-    return None
-
-
-def _cipher(about: dict[str, Any], key: bytes | None, folder: Path) -> Cipher | None:
-    if about["key"] is None:
-        if key is not None:
-            raise FormatError(f"the store {folder} is not encrypted; open it without a key, or make a new one with it")
-        return None
-    if key is None:
-        raise FormatError(f"the store {folder} is encrypted; give its key (FOVEAL_STORE_KEY, or FOVEAL_STORE_KEY_FILE)")
-    cipher = Cipher(key)
-    if cipher.check_value(bytes.fromhex(about["store"])) != about["key"]:
-        raise FormatError(f"the key is not the one that the store {folder} was made with")
-    return cipher

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 from hashlib import blake2b
 from typing import BinaryIO
 
@@ -17,13 +18,13 @@ from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
 from foveal.memory.store.chain import Chain, read_chain
-from foveal.memory.store.contexts import read_parts
+from foveal.memory.store.contexts import on_current, read_parts
 from foveal.memory.store.files import Buffer
 from foveal.memory.store.names import checksum
 from foveal.memory.store.objects import Context, Node, StoredTail
-from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import Store, Writer, now
+from foveal.memory.store.store import Store, now
+from foveal.memory.store.writer import Writer
 
 FILE_MAGIC = b"FovealEx"
 FILE_VERSION = 1
@@ -43,10 +44,9 @@ def export(store: Store, name: str, file: BinaryIO) -> int:
 
     Raises `MemoryNotFound`, `CorruptMemory` when its tokens or its source map are lost, `OSError`.
     """
-    context = store.context(name)
-    chain = read_chain(store, context, Fingerprint.from_dict(context.fingerprint).digest)
+    context, chain, parts = on_current(store, name, partial(_whole, store))
     digest, size = blake2b(digest_size=32), 0
-    for piece in _pieces(store, context, chain):
+    for piece in _pieces(store, context, chain, parts):
         file.write(piece)
         digest.update(piece)
         size += len(piece)
@@ -57,20 +57,25 @@ def export(store: Store, name: str, file: BinaryIO) -> int:
     return size
 
 
-def _pieces(store: Store, context: Context, chain: Chain) -> Iterator[Buffer]:
+def _whole(store: Store, context: Context) -> tuple[Context, Chain, list[bytes]]:
+    """A context with its tokens and its source map, which must be there; all else is computed again where it is not."""
+    chain = read_chain(store, context, Fingerprint.from_dict(context.fingerprint).digest)
+    return context, chain, read_parts(store, context)
+
+
+def _pieces(store: Store, context: Context, chain: Chain, parts: list[bytes]) -> Iterator[Buffer]:
     yield _START.pack(FILE_MAGIC, FILE_VERSION)
     yield from _frame(b"CTXT", context.replace(tenant=b"", head=b"", tails=(), maps=(), parent="").to_bytes())
     for node, entry in zip(chain.nodes, chain.pages, strict=True):
         page = None
         if entry is not None:
-            page = store.packs.read(Place(entry.pack, entry.offset, entry.span), Kind.PAGE, entry.key)
+            page, _ = store.fetch(Kind.PAGE, entry.key, entry)
         yield from _frame(b"PAGE", node.digest, node.tokens, page or b"")
     for _, key in context.tails:
-        entry = store.look(lambda index, key=key: index.find(Kind.TAIL, key))  # type: ignore[misc]
-        data = store.read_object(entry) if entry is not None else None
+        data, _ = store.fetch(Kind.TAIL, key)
         if data is not None:
             yield from _frame(b"TAIL", data)
-    for (end, _), part in zip(context.maps, read_parts(store, context), strict=True):
+    for (end, _), part in zip(context.maps, parts, strict=True):
         yield from _frame(b"SMAP", struct.pack("<Q", end), part)
 
 

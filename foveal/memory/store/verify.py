@@ -6,22 +6,28 @@ will happen: a damaged copy is replaced by the other one, a damaged page or tail
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import IndexDamaged, StoreError
+from foveal.memory.store.about import ABOUT, ABOUT_COPY, read_about
 from foveal.memory.store.gc import collect, is_sound
-from foveal.memory.store.index import ContextRow, Entry, Index
+from foveal.memory.store.index import ContextRow, Entry, Index, State
 from foveal.memory.store.names import Names, checksum
 from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import ABOUT, ABOUT_COPY, INDEX, Store, Writer, read_about
+from foveal.memory.store.store import INDEX, Store
+from foveal.memory.store.writer import Writer
 from foveal.sources import SourceMap, SourceMapError
 
+_ATTEMPTS = 3
+"""How often a store that others change is checked before they are kept out."""
 _SAID = {
     Kind.NODE: "tokens",
     Kind.PAGE: "page",
@@ -69,17 +75,27 @@ def verify(store: Store, names: Iterable[str] | None = None, *, repair: bool = F
     for name in wanted or ():
         store.context(name)
     checked = _check(store, wanted)
+    store.damaged = ""
     if repair and not checked.report.sound:
         _repair(store, checked)
     return checked.report
 
 
 def _check(store: Store, wanted: set[str] | None) -> _Checked:
-    try:
-        checking = store.look(lambda index: _Checking(store, index, wanted).run())
-    except IndexDamaged as error:
-        return _Checked(Report([Problem("index", str(error))]), [])
-    return _Checked(checking.report, checking.bad)
+    """A check against the index as it is. Others may change the store meanwhile, and what was moved is not damaged: so
+    problems count only if nothing has changed; and if something always has, nobody is let in the last time."""
+    checked = _Checked(Report(), [])
+    for _ in range(_ATTEMPTS):
+        try:
+            view = store.look(_View.of)
+            checked = _Checking(store, view, wanted).run()
+            if checked.report.sound or store.look(Index.stamp) == view.stamp:
+                return checked
+        except IndexDamaged as error:
+            return _Checked(Report([Problem("index", str(error))]), [])
+    with contextlib.suppress(StoreError):  # where it cannot be written to, the last attempt has to do
+        return store.transact(lambda tx: _Checking(store, _View.of(tx.index), wanted).run())
+    return checked
 
 
 def _repair(store: Store, checked: _Checked) -> None:
@@ -106,29 +122,51 @@ class _Checked:
     bad: list[Entry]
 
 
+class _View(NamedTuple):
+    """What an index says at one moment. `used`: context number -> object numbers; `references`: object number -> how
+    many contexts and children refer to it."""
+
+    stamp: tuple[int, int]
+    sound: bool
+    state: State
+    contexts: list[ContextRow]
+    gone: list[tuple[bytes, int, Place]]
+    objects: list[Entry]
+    used: dict[int, set[int]]
+    references: Counter[int]
+
+    @classmethod
+    def of(cls, index: Index) -> _View:
+        rows = index.contexts()
+        used = {row.id: set(index.used_by(row.id)) for row in rows}
+        sound, references = is_sound(index), index.all_references()
+        return cls(index.stamp(), sound, index.state(), rows, index.gone(), index.objects(), used, references)
+
+
 class _Checking:
     """One pass over one view of the index. `bad` are the entries of which a copy was not as written."""
 
-    def __init__(self, store: Store, index: Index, wanted: set[str] | None) -> None:
-        self.store, self.index, self.wanted = store, index, wanted
+    def __init__(self, store: Store, view: _View, wanted: set[str] | None) -> None:
+        self.store, self.view, self.wanted = store, view, wanted
         self.report = Report()
         self.bad: list[Entry] = []
         self.users: dict[int, set[str]] = defaultdict(set)
         self.counts: Counter[int] = Counter()
-        self.entries = {entry.id: entry for entry in index.objects()}
-        self.by_key = {(entry.kind, entry.key): entry for entry in self.entries.values()}
+        self.entries = {entry.id: entry for entry in view.objects}
+        self.by_key = {(entry.kind, entry.key): entry for entry in view.objects}
 
-    def run(self) -> _Checking:
+    def run(self) -> _Checked:
         if self.wanted is None:
             self._check_files()
-        for row in self.index.contexts():
+        for row in self.view.contexts:
             self._check_context(row)
         if self.wanted is None:
             self._check_references()
+            self._check_deletions()
         for entry in self.entries.values():
             if self.wanted is None or self.users[entry.id]:
                 self._check_object(entry)
-        return self
+        return _Checked(self.report, self.bad)
 
     def _problem(self, what: str, where: str, users: Iterable[str] = (), *, lost: bool = False) -> None:
         self.report.problems.append(Problem(what, where, tuple(sorted(users)), lost))
@@ -137,10 +175,12 @@ class _Checking:
         for name in (ABOUT, ABOUT_COPY):
             if read_about(self.store.folder / name) is None:
                 self._problem("about", f"{name} is damaged or missing")
-        if not is_sound(self.index):
+        if self.store.damaged:
+            self._problem("index", f"{self.store.damaged}; it was made again from the packs")
+        if not self.view.sound:
             self._problem("index", f"{INDEX} is not sound")
         files = self.store.packs.files()
-        for pack, size in self.index.state().sizes.items():
+        for pack, size in self.view.state.sizes.items():
             path = self.store.packs.path(pack)
             if files.get(pack, -1) < size:
                 self._problem("pack", f"{path.name} has {files.get(pack, 0)} bytes instead of {size}")
@@ -150,10 +190,11 @@ class _Checking:
     # ------------------------------------------------------------------ contexts
 
     def _check_context(self, row: ContextRow) -> None:
-        self.counts.update(self.index.used_by(row.id))
+        used = self.view.used[row.id]
         try:
             context = self.store.read_context(row)
         except StoreError as error:
+            self.counts.update(used)
             if self.wanted is None:
                 self._problem("record", str(error), lost=True)
             return
@@ -167,12 +208,17 @@ class _Checking:
         if len(chain) != context.pages or (chain and not self._proves(context, chain)):
             self._problem("tokens", "they do not lead to its head", [context.name], lost=True)
         kept = [(Kind.TAIL, key) for _, key in context.tails] + [(Kind.MAP, key) for _, key in context.maps]
+        uses = {chain[-1].id} if chain else set()
         for kind, key in kept:
             entry = self.by_key.get((int(kind), key))
             if entry is not None:
+                uses.add(entry.id)
                 self.users[entry.id].add(context.name)
-            else:
-                self._problem(_SAID[kind], "it is not in the index", [context.name], lost=kind is Kind.MAP)
+            elif kind is Kind.MAP:  # a tail was evicted: an index that was made again does not know those
+                self._problem(_SAID[kind], "it is not in the index", [context.name], lost=True)
+        self.counts.update(uses)
+        if uses != used:
+            self._problem("index", "it does not list what the context is made of", [context.name])
         for entry in chain:
             self.users[entry.id].add(context.name)
             page = self.by_key.get((int(Kind.PAGE), entry.key))
@@ -251,10 +297,17 @@ class _Checking:
             if entry.kind == Kind.NODE and entry.parent:
                 self.counts[entry.parent] += 1
         for number, entry in self.entries.items():
-            if entry.kind != Kind.PAGE and self.counts[number] != self.index.references(number):
-                self._problem("index", f"object {number} is referred to {self.counts[number]} times, not as it says")
+            said = self.view.references[number]
+            if entry.kind != Kind.PAGE and self.counts[number] != said:
+                self._problem("index", f"object {number} is referred to {self.counts[number]} times, it says {said}")
             if entry.kind != Kind.PAGE and not self.counts[number]:
                 self._problem("index", f"object {number} ({_SAID[Kind(entry.kind)]}) belongs to nothing")
+
+    def _check_deletions(self) -> None:
+        """Without its record a deletion is forgotten when the index is made again."""
+        for label, _, place in self.view.gone:
+            if self.store.packs.read(place, Kind.GONE, label) is None:
+                self._problem("record", f"{self.store.packs.path(place.pack).name} at {place.offset}, of a deletion")
 
 
 def _digest(context: Context) -> str:
@@ -286,7 +339,10 @@ def _mend(tx: Writer, bad: list[Entry]) -> None:
         except StoreError:
             continue
         kept = tuple((at, key) for at, key in context.tails if tx.index.find(Kind.TAIL, key) is not None)
-        raw = tx.packs.raw(row.place)
-        if raw is None or bytes(raw) != row.record or kept != context.tails:
+        raw, listed = tx.packs.raw(row.place), set(tx.index.used_by(row.id)) == set(tx.uses(context))
+        if raw is None or bytes(raw) != row.record or kept != context.tails or not listed:
             context = context.replace(tails=kept)
             tx.put_context(context, tx.uses(context))
+    for label, _, place in tx.index.gone():
+        if tx.packs.read(place, Kind.GONE, label) is None:
+            tx.put_gone(label)

@@ -1,0 +1,107 @@
+"""What a transaction of a store can do; `Store.transact` makes it.
+
+What is special here: everything is put at most once. An object that the store has is found by its key, and its number
+is all there is to have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from foveal.memory.errors import MemoryNotFound, StoreError
+from foveal.memory.store.files import Buffer
+from foveal.memory.store.index import Entry, Index
+from foveal.memory.store.names import Names
+from foveal.memory.store.objects import Context
+from foveal.memory.store.packs import Place
+from foveal.memory.store.records import Kind
+
+if TYPE_CHECKING:
+    from foveal.cache import Page
+    from foveal.memory.store.store import Store
+
+
+class Writer:
+    """One transaction, as its work sees it."""
+
+    def __init__(self, store: Store, index: Index, serial: int) -> None:
+        self.store, self.index, self.serial = store, index, serial
+        self.packs = store.packs
+        self.names = store.names
+        self.unlink: list[int] = []
+        """Packs to delete once this is committed."""
+        self.changed = False
+        self.learned: list[tuple[Page, bytes, bytes]] = []
+        """Pages in memory, with key and name of their nodes: known to the store once this is committed."""
+
+    def put(
+        self,
+        kind: Kind,
+        key: bytes,
+        payload: Buffer,
+        *,
+        copies: int = 1,
+        digest: bytes = b"",
+        name: bytes = b"",
+        parent: int = 0,
+        position: int = 0,
+    ) -> int:
+        """The number of the object `kind`, `key`, written if the store has not got it."""
+        known = self.index.find(kind, key)
+        if known is not None:
+            if not known.pack:  # it was quarantined
+                self.rewrite(known, payload, copies=copies)
+            return known.id
+        self.changed = True
+        places = [self.packs.append(kind, key, payload, self.serial, digest)]
+        if copies == 2:
+            # With a nonce of its own an encrypted copy differs; both are whole records.
+            places.append(self.packs.append(kind, key, payload, self.serial, digest))
+        second = places[1] if copies == 2 else None
+        return self.index.add(kind, key, places[0], second, name=name, parent=parent, position=position)
+
+    def put_context(self, context: Context, objects: Iterable[int]) -> None:
+        """Enter `context` in place of an older one of its name. `objects`: the numbers of all it uses."""
+        self.changed = True
+        label = Names.of(context.tenant).label(context.name)
+        place = self.packs.append(Kind.CONTEXT, label, context.to_bytes(), self.serial)
+        raw = self._written(place)
+        self.index.put_context(label, context.tenant, self.serial, raw, place, time.time(), objects)
+
+    def rewrite(self, entry: Entry, payload: Buffer, *, copies: int) -> None:
+        """Write an object again, with the bytes that its key says, because its record was damaged."""
+        self.changed = True
+        kind = Kind(entry.kind)
+        places = [self.packs.append(kind, entry.key, payload, self.serial) for _ in range(copies)]
+        self.index.move(entry.id, places[0], places[1] if copies == 2 else None)
+
+    def _written(self, place: Place) -> bytes:
+        raw = self.packs.raw(place)
+        if raw is None:
+            raise StoreError(f"what was written to {self.packs.path(place.pack)} cannot be read back")
+        return bytes(raw)
+
+    def drop_context(self, name: str) -> None:
+        """Delete a context. Raises `MemoryNotFound`."""
+        label = self.names.label(name)
+        if self.index.seek(label) is None:
+            raise MemoryNotFound(
+                f"there is no memory {name!r} in {self.store.folder}; `foveal ls` lists those there are"
+            )
+        self.changed = True
+        self.index.drop_context(label)
+        self.put_gone(label)
+
+    def put_gone(self, label: bytes) -> None:
+        """Say in the packs that there is no context of this label any more."""
+        self.changed = True
+        self.index.put_gone(label, self.serial, self.packs.append(Kind.GONE, label, b"", self.serial))
+
+    def uses(self, context: Context) -> list[int]:
+        """The numbers of those objects of a context that are in the store."""
+        wanted = [(Kind.NODE, context.head)] if context.pages else []
+        wanted += [(Kind.TAIL, key) for _, key in context.tails] + [(Kind.MAP, key) for _, key in context.maps]
+        found = [self.index.find(kind, key) for kind, key in wanted]
+        return [entry.id for entry in found if entry is not None]

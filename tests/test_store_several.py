@@ -1,0 +1,370 @@
+"""Several processes on one store, and what they leave each other: each test is a fault that was once there."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from store_damage import flip
+from store_support import CHUNK, Runner, made_up_places, random_tokens, same
+
+from foveal.memory.errors import MemoryNotFound, StoreError
+from foveal.memory.store import contexts, gc, loading, saving, transfer
+from foveal.memory.store.files import Presence, exclusive
+from foveal.memory.store.index import Index
+from foveal.memory.store.objects import Context
+from foveal.memory.store.packs import Packs
+from foveal.memory.store.records import HEADER_BYTES, Kind
+from foveal.memory.store.store import INDEX, LIVE, Store
+from foveal.memory.store.verify import verify
+
+TOKENS = random_tokens(1400)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store", durability="off") as opened:
+        yield opened
+
+
+@pytest.fixture
+def runner() -> Runner:
+    return Runner()
+
+
+def save(store: Store, name: str, tokens: torch.Tensor, runner: Runner, *, tail_every: int | None = None) -> Context:
+    with runner.read(tokens, tail_every=tail_every) as sequence:
+        places = made_up_places(len(tokens))
+        return saving.save(store, name, sequence, runner.fingerprint, places=places)
+
+
+def load(store: Store, name: str, runner: Runner) -> loading.Loaded:
+    return loading.load(store, store.context(name), runner.fingerprint, runner, chunk=CHUNK)
+
+
+def find(store: Store, kind: Kind) -> list[tuple[Path, int]]:
+    """File and place of each record of a kind."""
+    found = [record for pack in sorted(store.packs.files()) for record in store.packs.scan(pack)]
+    return [(store.packs.path(place.pack), place.offset) for place, header in found if header.kind is kind]
+
+
+# ---------------------------------------------------------------------- what is left behind
+
+
+def test_nothing_is_left_of_a_deleted_context(store: Store, runner: Runner) -> None:
+    save(store, "a", TOKENS[:300], runner)
+    held, let_go = contexts.presence(store, "a"), contexts.presence(store, "b")
+    assert held is not None and let_go is not None
+    let_go.close()
+    contexts.delete(store, "a")
+    gc.collect(store)
+    assert [path.name for path in (store.folder / LIVE).iterdir()] == [store.names.label("a").hex()], "still in use"
+    held.close()
+    gc.collect(store)
+    assert not list((store.folder / LIVE).iterdir())
+
+
+def test_files_that_a_dead_process_did_not_finish_are_swept(store: Store) -> None:
+    for name in (".store.json.new", "index.damaged.sqlite", ".index.rebuilt.sqlite.new", "index.rebuilt.sqlite-wal"):
+        (store.folder / name).write_bytes(b"half")
+    gc.collect(store)
+    assert not [path for path in store.folder.iterdir() if "new" in path.name or "ed." in path.name]
+
+
+def test_being_there_is_said_also_while_somebody_looks(store: Store, tmp_path: Path) -> None:
+    """Who looks whether a context is in use holds its lock for a moment; nobody is evicted for that."""
+    place = tmp_path / "label"
+    with exclusive(place, 0):
+        thread = threading.Thread(target=lambda: made.append(Presence(place)))
+        made: list[Presence] = []
+        thread.start()
+        time.sleep(0.05)
+        place.unlink()  # and may have swept it
+    thread.join()
+    assert Presence.anywhere(place)
+    made[0].close()
+    assert not Presence.anywhere(place)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_that_make_one_store_at_once(tmp_path: Path) -> None:
+    for turn in range(10):
+        folder, children = tmp_path / str(turn), []
+        for _ in range(4):
+            child = os.fork()
+            if child == 0:
+                code = 1
+                try:
+                    Store(folder).close()
+                    code = 0
+                finally:
+                    os._exit(code)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+
+
+# ---------------------------------------------------------------------- others change it meanwhile
+
+
+class Meddling:
+    """Something that another process does just when a record is to be read, once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store, work: Callable[[Store], object]) -> None:
+        self.done, read = False, Packs.stored
+
+        def meddle(packs: Packs, *arguments: object) -> object:
+            if packs is store.packs and not self.done:
+                self.done = True
+                with Store(store.folder, durability="off") as other:
+                    work(other)
+            return read(packs, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Packs, "stored", meddle)
+
+
+def compact(store: Store) -> None:
+    assert gc.collect(store, threshold=0.0).packs
+
+
+@pytest.fixture
+def wasteful(store: Store, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store in which everything moves when it is compacted; another process opened it, and has mapped nothing yet."""
+    save(store, "gone", random_tokens(600, seed=3), runner)
+    save(store, "a", TOKENS, runner)
+    contexts.delete(store, "gone")
+    monkeypatch.setattr(store, "repair", lambda problem=None: pytest.fail("the index was sound"))
+    store.packs._maps.clear()
+    return store
+
+
+def test_loading_while_others_compact_takes_nothing_for_damaged(
+    wasteful: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        engine = Runner()
+        meddling = Meddling(monkeypatch, wasteful, lambda other: other.packs.disk)
+        loaded = load(wasteful, "a", engine)
+        assert meddling.done and not loaded.damaged and not engine.run
+        assert same(loaded.sequence, Runner().read(TOKENS))
+
+
+@pytest.mark.parametrize("work", ["load", "map", "verify", "export", "fork"])
+def test_compaction_in_the_middle(wasteful: Store, monkeypatch: pytest.MonkeyPatch, work: str, tmp_path: Path) -> None:
+    context, engine = wasteful.context("a"), Runner()
+    meddling = Meddling(monkeypatch, wasteful, compact)
+    if work == "load":
+        loaded = load(wasteful, "a", engine)
+        assert not loaded.damaged and not engine.run and same(loaded.sequence, Runner().read(TOKENS))
+    elif work == "map":
+        assert contexts.read_map(wasteful, context).tokens == 1400
+    elif work == "verify":
+        assert verify(wasteful).sound
+    elif work == "fork":
+        assert contexts.fork(wasteful, "a", "b", at=700).length == 700
+    else:
+        with (tmp_path / "file").open("wb") as file:
+            assert transfer.export(wasteful, "a", file) > 5 * engine.pool.layout.page_bytes
+    assert meddling.done
+
+
+def test_forking_what_is_just_being_replaced_forks_the_new_one(
+    store: Store, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, "a", TOKENS[:600], runner)
+
+    def replace(other: Store) -> None:
+        save(other, "a", random_tokens(900, seed=5), Runner())
+        gc.collect(other, threshold=0.0)
+
+    meddling = Meddling(monkeypatch, store, replace)
+    fork = contexts.fork(store, "a", "b", at=500)
+    assert meddling.done and fork.length == 500
+    assert same(load(store, "b", Runner()).sequence, Runner().read(random_tokens(900, seed=5)[:500]))
+
+
+def test_deleting_does_not_wait_for_who_reads(store: Store, runner: Runner) -> None:
+    save(store, "a", TOKENS, runner)
+    save(store, "b", TOKENS[:300], runner)
+    with Store(store.folder) as reader:
+        index = reader._open_index()
+        index.execute("BEGIN")
+        index.contexts()
+        started = time.monotonic()
+        contexts.delete(store, "a")
+        gc.collect(store, threshold=0.0)
+        assert time.monotonic() - started < 20, "60 seconds is what SQLite would wait"
+        index.rollback()
+
+
+def test_tails_that_are_gone_do_not_hold_up_who_puts_pages_back(store: Store, runner: Runner) -> None:
+    """Looking at the index within a transaction once waited for itself."""
+    store.wait = 1.0
+    save(store, "a", TOKENS, runner, tail_every=256)
+    gc.evict(store, 0)
+    assert same(load(store, "a", Runner()).sequence, Runner().read(TOKENS))
+    assert not load(store, "a", Runner()).replayed, "it was put back"
+    assert verify(store).sound
+
+
+def test_an_index_made_again_after_an_eviction_is_sound(store: Store, runner: Runner) -> None:
+    save(store, "a", TOKENS, runner, tail_every=256)
+    gc.evict(store, 0)
+    store.repair()
+    assert verify(store).sound
+    assert same(load(store, "a", Runner()).sequence, Runner().read(TOKENS))
+
+
+# ---------------------------------------------------------------------- one flip, and then something else
+
+
+def test_a_damaged_row_does_not_replace_a_sound_record(store: Store, runner: Runner) -> None:
+    """Compaction copies the record of a context from where it is whole: the index may be what was damaged."""
+    save(store, "gone", TOKENS[:900], runner)
+    save(store, "a", TOKENS[:300], runner)
+    contexts.delete(store, "gone")
+    row = store.index.context(store.names.label("a"))
+    assert row is not None
+    bad = bytearray(row.record)
+    bad[HEADER_BYTES + 9] ^= 4
+    store.index.execute("UPDATE contexts SET record = ? WHERE id = ?", (bytes(bad), row.id))
+    assert not verify(store).sound
+    compact(store)
+    assert verify(store).sound
+    assert store.context("a").length == 300
+
+
+def test_a_deleted_context_does_not_come_back(store: Store, runner: Runner) -> None:
+    save(store, "a", TOKENS[:300], runner)
+    contexts.delete(store, "a")
+    path, offset = find(store, Kind.GONE)[0]
+    flip(path, offset + 40, 2)
+    assert [problem.what for problem in verify(store).problems] == ["record"]
+    store.repair()
+    with pytest.raises(MemoryNotFound):
+        store.context("a")
+    assert not verify(store, repair=True).sound
+    assert verify(store).sound
+    (store.folder / INDEX).unlink()
+    with Store(store.folder) as reopened, pytest.raises(MemoryNotFound):
+        reopened.context("a")
+
+
+def test_a_context_does_not_go_back_in_time(store: Store, runner: Runner) -> None:
+    """Its latest record is damaged where it lies, and the index is made again for some other reason."""
+    save(store, "a", TOKENS[:600], runner)
+    save(store, "a", TOKENS, runner)
+    path, offset = find(store, Kind.CONTEXT)[1]
+    flip(path, offset + HEADER_BYTES + 30, 2)
+    store.repair()
+    assert store.context("a").length == 1400
+    assert not verify(store, repair=True).sound
+    assert verify(store).sound
+    (store.folder / INDEX).unlink()
+    with Store(store.folder) as reopened:
+        assert same(load(reopened, "a", Runner()).sequence, Runner().read(TOKENS))
+
+
+def test_what_a_process_has_mapped_is_verified_when_it_is_loaded_again(store: Store, runner: Runner) -> None:
+    save(store, "a", TOKENS, runner)
+    engine = Runner()
+    first = load(store, "a", engine)
+    path, offset = find(store, Kind.PAGE)[1]
+    flip(path, offset + HEADER_BYTES + 77, 3)
+    again = load(store, "a", engine)
+    assert len(again.damaged) == 1
+    assert same(again.sequence, Runner().read(TOKENS))
+    first.sequence.free()
+    assert verify(store).sound, "it was put back"
+
+
+def test_a_pack_that_was_cut_while_it_is_mapped_is_a_miss(store: Store, runner: Runner) -> None:
+    """And no signal: what is loaded anew is not looked at through the old map."""
+    save(store, "a", TOKENS, runner)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            engine = Runner()
+            first = load(store, "a", engine)
+            path, offset = find(store, Kind.PAGE)[3]
+            os.truncate(path, offset + 1000)
+            try:
+                load(store, "a", engine)
+            except StoreError as error:
+                code = 0 if "damaged" in str(error) else 2
+            first.sequence.free()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_verify_tells_of_an_index_that_had_to_be_made_again(store: Store, runner: Runner) -> None:
+    save(store, "a", TOKENS[:300], runner)
+    store.close()
+    flip(store.folder / INDEX, 20, 1)  # the header: it is no database any more
+    with Store(store.folder) as damaged:
+        assert [problem.what for problem in verify(damaged).problems] == ["index"]
+        assert verify(damaged).sound
+    (store.folder / INDEX).unlink()  # as after a process died while it made one: nothing was damaged
+    with Store(store.folder) as missing:
+        assert verify(missing).sound
+
+
+def test_verify_counts_what_contexts_say_they_are_made_of(store: Store, runner: Runner) -> None:
+    save(store, "a", TOKENS, runner)
+    contexts.fork(store, "a", "b", at=700)
+    row = store.index.context(store.names.label("b"))
+    assert row is not None
+    store.index.execute(
+        "DELETE FROM uses WHERE context = ? AND object IN (SELECT id FROM objects WHERE kind = 4)", (row.id,)
+    )
+    problems = verify(store, repair=True).problems
+    assert any(problem.what == "index" and problem.contexts == ("b",) for problem in problems)
+    assert verify(store).sound
+    contexts.delete(store, "a")
+    assert contexts.read_map(store, store.context("b")).tokens == 700
+
+
+def test_a_stamp_changes_with_every_change(store: Store, runner: Runner) -> None:
+    stamps = [store.look(Index.stamp)]
+    for work in (
+        lambda: save(store, "a", TOKENS[:600], runner),
+        lambda: contexts.fork(store, "a", "b"),
+        lambda: contexts.change(store, "a", labels={"x": "y"}),
+        lambda: gc.evict(store, 0),
+        lambda: contexts.delete(store, "a"),
+        lambda: store.repair(),
+    ):
+        work()
+        stamps.append(store.look(Index.stamp))
+    assert len(set(stamps)) == len(stamps)
+
+
+def test_a_flip_in_the_index_and_then_work_on_its_word(tmp_path: Path, runner: Runner) -> None:
+    """Somebody deletes another context and compacts before anybody looks."""
+    dice = random.Random(11)
+    with Store(tmp_path / "saved", durability="off") as store:
+        store.packs.pack_bytes = 120_000
+        save(store, "gone", random_tokens(700, seed=2), runner)
+        save(store, "a", TOKENS[:700], runner)
+        contexts.fork(store, "a", "b", at=600)
+    data = (tmp_path / "saved" / INDEX).read_bytes()
+    for turn in range(40):
+        folder = shutil.copytree(tmp_path / "saved", tmp_path / str(turn))
+        flip(folder / INDEX, dice.choice([place for place, value in enumerate(data) if value]), dice.randrange(8))
+        with Store(folder, durability="off") as store:
+            store.packs.pack_bytes = 120_000
+            contexts.delete(store, "gone")
+            gc.collect(store, threshold=0.0)
+            for name, length in (("a", 700), ("b", 600)):
+                assert same(load(store, name, Runner()).sequence, Runner().read(TOKENS[:length]))
+            verify(store, repair=True)
+            assert verify(store).sound
+        shutil.rmtree(folder)
