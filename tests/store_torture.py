@@ -493,7 +493,8 @@ class Torture:
 
     def _look(self) -> None:
         runner = self.setting.runner(self.folder)
-        with exclusive(self.folder / LOCK, 0), self.setting.open(self.folder) as store:
+        self.setting.open(self.folder).close()
+        with exclusive(self.folder / LOCK, 0):
             pass  # no lock was left behind
         with self.setting.open(self.folder) as store:
             self._compare(store)

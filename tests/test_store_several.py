@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import torch
 from store_damage import flip
 from store_support import CHUNK, Runner, made_up_places, random_tokens, same
 
-from foveal.memory.errors import MemoryNotFound, StoreError
+from foveal.memory.errors import MemoryNotFound, StoreBusy, StoreError
 from foveal.memory.store import contexts, gc, loading, saving, transfer
 from foveal.memory.store.files import Presence, exclusive
 from foveal.memory.store.index import Index
@@ -368,3 +369,54 @@ def test_a_flip_in_the_index_and_then_work_on_its_word(tmp_path: Path, runner: R
             verify(store, repair=True)
             assert verify(store).sound
         shutil.rmtree(folder)
+
+
+def test_one_name_is_read_into_by_one_process(store: Store, runner: Runner) -> None:
+    with contexts.claim(store, "a"), Store(store.folder) as other:
+        with (
+            pytest.raises(StoreBusy, match=rf"pid {os.getpid()}\) is reading into memory 'a'"),
+            contexts.claim(other, "a"),
+        ):
+            pass
+        with contexts.claim(other, "b"):
+            pass
+        gc.collect(other)
+        with pytest.raises(StoreBusy), contexts.claim(other, "a"):
+            pass
+    with contexts.claim(store, "a"):
+        pass
+    gc.collect(store)
+    assert not list((store.folder / LIVE).iterdir())
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for create in (True, False):
+        with pytest.raises(StoreError, match="is a file"):
+            Store(tmp_path / "file", create=create)
+
+
+def test_an_index_that_is_replaced_while_it_is_opened(
+    store: Store, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite opens the log later than the file, by its name: it once was that of the new index, for the old file."""
+    save(store, "a", TOKENS[:600], runner)
+    connect, others = sqlite3.connect, []
+
+    def slow(*arguments: object, **options: object) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)  # type: ignore[arg-type]  # the file is open now
+        if not others and "mode=rw" in str(arguments[0]):
+            others.append(None)
+            others.append(Store(store.folder, durability="off"))
+            save(others[1], "b", random_tokens(900, seed=7), Runner())
+            others[1].repair()
+            contexts.change(others[1], "a", labels={"x": "y"})
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", slow)
+    with Store(store.folder) as late:
+        assert [found.name for found in late.contexts() if isinstance(found, Context)] == ["a", "b"]
+        late.look(lambda index: index.rows("PRAGMA wal_checkpoint"))
+    others[1].close()
+    with Store(store.folder) as after:
+        assert len(after.contexts()) == 2 and verify(after).sound

@@ -62,44 +62,54 @@ def read(
     json: Json = False,
 ) -> None:
     """Read a source into memory NAME. Run it again to go on after Ctrl-C, or after files changed."""
+    from foveal.memory.names import check_name
     from foveal.memory.reading import source_options
+    from foveal.memory.store.contexts import claim
     from foveal.memory.store.gc import evict
 
     most = None if store_limit is None else parse_count(store_limit)
     tails: TailEvery = tail_every if tail_every in ("auto", "full", "none") else parse_count(tail_every)  # type: ignore[assignment]
     limit = None if max_file_size is None else parse_count(max_file_size)
     options = source_options(path, limit, include or (), exclude or (), gitignore)
-    old = None if replace else _existing(name, store)
-    if old is not None and old.problem is None and old.facts["source"]["source"] != options.source:
-        raise UserError(f"memory {name} holds {old.facts['source']['source']}; choose another name, or give --replace")
-    into = opened(store, create=True, durability=durability)
-    engine = open_engine(model, threads, old, memory_limit=memory_limit, store=into)
-    bar = ReadingBar()
-    with Interruption(bar).watch() as interruption, bar:
-        memory, resumed = _read(engine, old, name, options, bar, interruption, into, tails)
-    with memory:
-        if memory.length == 0:
-            note("interrupted before anything was read")
-            raise typer.Exit(INTERRUPTED)
-        folder = memory.save(root=into)
-        if most is not None and not evict(into, most).within:
-            note(f"the store takes more than {store_limit}: what is left in it is pinned, in use, or tokens")
-        if json:
-            print_json(report(memory, resumed, folder))
-        else:
-            _print(memory, resumed)
-        if memory.problem:
-            note(f"foveal: {memory.problem}")
-        if not memory.complete:
-            note(f"{memory.length:,} of {memory.totals.tokens:,} tokens are kept; run the same command again to go on")
-            raise typer.Exit(FAILED if memory.problem else INTERRUPTED)
+    into = opened(store, create=bool(check_name(name)), durability=durability)
+    with claim(into, name):
+        old = None if replace else _existing(name, into)
+        if old is not None and old.problem is None and old.facts["source"]["source"] != options.source:
+            raise UserError(
+                f"memory {name} holds {old.facts['source']['source']}; choose another name, or give --replace"
+            )
+        engine = open_engine(model, threads, old, memory_limit=memory_limit, store=into)
+        bar = ReadingBar()
+        with Interruption(bar).watch() as interruption, bar:
+            memory, resumed = _read(engine, old, name, options, bar, interruption, into, tails)
+        with memory:
+            if memory.length == 0:
+                note("interrupted before anything was read")
+                raise typer.Exit(INTERRUPTED)
+            folder = memory.save(root=into)
+            if most is not None and not evict(into, most).within:
+                note(f"the store takes more than {store_limit}: what is left in it is pinned, in use, or tokens")
+            _tell(memory, resumed, folder, json=json)
 
 
-def _existing(name: str, store: Path | None) -> MemoryInfo | None:
+def _tell(memory: Memory, resumed: Resumed | None, folder: Path, *, json: bool) -> None:
+    """What was read; exits when that was not all."""
+    if json:
+        print_json(report(memory, resumed, folder))
+    else:
+        _print(memory, resumed)
+    if memory.problem:
+        note(f"foveal: {memory.problem}")
+    if not memory.complete:
+        note(f"{memory.length:,} of {memory.totals.tokens:,} tokens are kept; run the same command again to go on")
+        raise typer.Exit(FAILED if memory.problem else INTERRUPTED)
+
+
+def _existing(name: str, store: Store) -> MemoryInfo | None:
     from foveal.memory import MemoryNotFound, memory_info
 
     try:
-        return memory_info(name, opened(store))
+        return memory_info(name, store)
     except MemoryNotFound:
         return None
 

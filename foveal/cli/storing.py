@@ -218,13 +218,19 @@ def _walk(tree: dict[str, Any], depth: int = 0) -> Iterator[tuple[int, dict[str,
 
 @contextmanager
 def _writing(file: str) -> Iterator[BinaryIO]:
-    """Standard output, or a new private file that is there only when it is whole."""
+    """Standard output, a pipe or a device, or a new private file that is there only when it is whole."""
     if file == "-":
         if sys.stdout.isatty():
             raise UserError("an exported memory is no text; name a file, or send standard output to one")
         yield sys.stdout.buffer
         return
-    target = Path(file)
+    target = Path(os.path.realpath(file))
+    if target.is_dir():
+        raise UserError(f"{file} is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        with target.open("wb") as out:
+            yield out
+        return
     temporary = target.with_name(f".{target.name}.part")
     temporary.unlink(missing_ok=True)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -65,6 +66,7 @@ def sync(
     quarter of the memory would be of earlier versions.
     """
     from foveal.memory import Memory, memory_info
+    from foveal.memory.store.contexts import claim
     from foveal.memory.store.gc import evict
 
     if append and rebuild:
@@ -74,7 +76,8 @@ def sync(
     info = memory_info(name, into)
     engine = open_engine(model, threads, info)
     bar = ReadingBar()
-    with Interruption(bar).watch() as interruption, Memory.load(engine, name, root=into) as memory:
+    alone = nullcontext() if dry_run else claim(into, name)
+    with alone, Interruption(bar).watch() as interruption, Memory.load(engine, name, root=into) as memory:
         moved = source is not None and _move(memory, source)
         with bar:
             plan = _plan(memory, bar)

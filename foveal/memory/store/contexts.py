@@ -6,7 +6,7 @@ What is special here: each of them is one transaction, and none touches a page.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from foveal.config import PAGE_TOKENS
@@ -14,7 +14,7 @@ from foveal.engine import Fingerprint
 from foveal.memory.errors import CorruptMemory, FingerprintMismatch, StoreError
 from foveal.memory.store import maps
 from foveal.memory.store.chain import read_chain
-from foveal.memory.store.files import Presence
+from foveal.memory.store.files import Presence, exclusive
 from foveal.memory.store.objects import Context, Node, pack_tokens, unpack_tokens
 from foveal.memory.store.records import Kind
 from foveal.memory.store.store import LIVE, Store, now
@@ -191,6 +191,25 @@ def change(store: Store, name: str, **changes: Any) -> Context:
         return context
 
     return store.transact(work)
+
+
+@contextlib.contextmanager
+def claim(store: Store, name: str) -> Iterator[None]:
+    """Be the only one who makes context `name`, for long work whose end would replace what another made meanwhile.
+
+    Raises `StoreBusy` at once when somebody else does, and `StoreError` when the store cannot be written to, so that
+    neither is learned after hours.
+    """
+    folder = store.folder / LIVE
+    store.check_writable()
+    with contextlib.ExitStack() as stack:
+        try:
+            store.disk.make_folder(folder)
+            path = folder / f"{store.names.label(name).hex()}.claim"
+            stack.enter_context(exclusive(path, 0, f"is reading into memory {name!r} just now"))
+        except OSError as error:
+            raise StoreError(f"cannot write to the store {store.folder}: {error}") from error
+        yield
 
 
 def presence(store: Store, name: str) -> Presence | None:

@@ -112,14 +112,15 @@ class Disk:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, wait: float) -> Iterator[None]:
+def exclusive(path: Path, wait: float, doing: str = "") -> Iterator[None]:
     """Hold the lock file `path` for oneself; the system lets go of it when the process ends, however it ends.
 
-    Raises `StoreBusy` when another holds it for longer than `wait` seconds, naming its process where that is known.
+    Raises `StoreBusy` when another holds it for longer than `wait` seconds, naming its process where that is known and
+    what it is `doing` (default: writing to the store that `path` lies in).
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    doing = doing or f"has been writing to the store {path.parent} for more than {wait:g} seconds"
+    descriptor = _take(path, time.monotonic() + wait, doing)
     try:
-        _take(descriptor, path, wait)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -127,16 +128,22 @@ def exclusive(path: Path, wait: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take(descriptor: int, path: Path, wait: float) -> None:
-    end = time.monotonic() + wait
-    while not _locked(descriptor, fcntl.LOCK_EX):
-        if time.monotonic() >= end:
-            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise StoreBusy(
-                f"another process (pid {holder}) has been writing to the store {path.parent} for more than {wait:g} "
-                "seconds; wait for it to end, or end it"
-            )
-        time.sleep(_POLL)
+def _take(path: Path, end: float, doing: str) -> int:
+    """The descriptor of the file at `path`, locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while not _locked(descriptor, fcntl.LOCK_EX):
+                if time.monotonic() >= end:
+                    holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+                    raise StoreBusy(f"another process (pid {holder}) {doing}; wait for it to end, or end it")
+                time.sleep(_POLL)
+            if _is_at(descriptor, path):  # else it was swept meanwhile, and others lock another one
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _locked(descriptor: int, kind: int) -> bool:

@@ -144,10 +144,10 @@ class Index:
 
     def __init__(self, path: Path, disk: Disk, durability: str, *, wait: float) -> None:
         self.path, self.disk = path, disk
-        self.read_only = False
-        self._connection = self._connect(wait)
+        self.read_only = ""
+        """Why it cannot be written to, when it cannot."""
+        self._connection, self._inode = self._connect_settled(wait)
         try:
-            self._inode = os.stat(path).st_ino
             level = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}[durability]
             self.execute(f"PRAGMA synchronous={level}")
             self.execute("PRAGMA cell_size_check=ON")
@@ -157,11 +157,24 @@ class Index:
             self._connection.close()
             raise
 
+    def _connect_settled(self, wait: float) -> tuple[sqlite3.Connection, int]:
+        """A connection, and the number of the file that it has open.
+
+        SQLite opens the file first and its log by name, later: when another process puts a new index in place just
+        then, one would have the old file with the new log. So whoever finds another file there begins again.
+        """
+        while True:
+            inode = _inode(self.path)
+            connection = self._connect(wait)
+            if inode is not None and inode == _inode(self.path):
+                return connection, inode
+            connection.close()
+
     def _connect(self, wait: float) -> sqlite3.Connection:
         """Opened for writing, or for reading where the file system allows no more."""
-        attempts = ("mode=rw", "mode=ro", "mode=ro&immutable=1")
         problem: Exception | None = None
-        for options in attempts:
+        self.read_only = ""
+        for options in ("mode=rw", "mode=ro", "mode=ro&immutable=1"):
             uri = f"{self.path.absolute().as_uri()}?{options}"
             connection = None
             try:
@@ -169,20 +182,18 @@ class Index:
                     uri, uri=True, timeout=wait, isolation_level=None, check_same_thread=False, cached_statements=64
                 )
                 connection.execute("SELECT 1 FROM state").fetchone()
-                self.read_only = options != "mode=rw" or not os.access(self.path.parent, os.W_OK)
+                if options != "mode=rw" or not os.access(self.path.parent, os.W_OK):
+                    self.read_only = "read-only" if problem is None or "readonly" in str(problem) else str(problem)
                 return connection
-            except sqlite3.OperationalError as error:  # cannot open: try with less
-                if connection is not None:
-                    connection.close()
-                problem = error
-                if "no such table" in str(error) or "locked" in str(error):
-                    break
             except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
                 if connection is not None:
                     connection.close()
                 problem = error
-                break
-        if problem is not None and "locked" in str(problem):
+                if not isinstance(error, sqlite3.OperationalError):
+                    break
+                if "no such table" in str(error) or "locked" in str(error):
+                    break  # with less it would be no better
+        if "locked" in str(problem):
             raise StoreError(f"the index {self.path} is locked: {problem}")
         raise IndexDamaged(f"{self.path}: {problem}")
 
@@ -217,10 +228,7 @@ class Index:
 
     def replaced(self) -> bool:
         """Whether another process has made the index anew."""
-        try:
-            return os.stat(self.path).st_ino != self._inode
-        except OSError:
-            return True
+        return _inode(self.path) != self._inode
 
     def stamp(self) -> tuple[int, int]:
         """Another one after every change of the store."""
@@ -493,6 +501,13 @@ class Index:
             " UNION ALL SELECT pack, span FROM gone) GROUP BY pack"
         )
         return {int(pack): int(size) for pack, size in rows}  # type: ignore[call-overload]
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None
 
 
 def _unfinished(path: Path) -> Path:

@@ -80,6 +80,8 @@ class Store:
         if durability not in DURABILITIES:
             raise StoreError(f"durability is {durability!r}; it must be one of {', '.join(DURABILITIES)}")
         self.folder = Path(folder).expanduser().absolute()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StoreError(f"{self.folder} is a file, and a store is a folder; name another one")
         self.durability, self.wait, self.disk = durability, wait, disk or Disk()
         self.known = KnownPages()
         self._lock = threading.RLock()
@@ -146,6 +148,12 @@ class Store:
                 raise StoreError(f"cannot write to the store {self.folder}: {error}") from error
         raise AssertionError("not reached")
 
+    def check_writable(self) -> None:
+        """Raises `StoreError` when this store can only be read."""
+        index = self._open_index()
+        if index.read_only:
+            raise StoreError(f"the store {self.folder} cannot be written to ({index.read_only})")
+
     def _make_room(self, *, all_of_it: bool) -> None:
         """Shorten the index's log; for what frees space, give up the reserve as well."""
         self.vacuum()
@@ -171,8 +179,7 @@ class Store:
 
     def _attempt(self, work: Callable[[Writer], T]) -> T:
         index = self._open_index()
-        if index.read_only:
-            raise StoreError(f"the store {self.folder} cannot be written to (read-only)")
+        self.check_writable()
         index.begin()
         try:
             state = index.state()
@@ -392,7 +399,7 @@ class Store:
         path = Path(self._scratch.name) / INDEX
         rebuild.build(self.packs, path, Disk(), known)
         self._index = Index(path, self.disk, "off", wait=self.wait)
-        self._index.read_only = True
+        self._index.read_only = str(problem)
 
     # ------------------------------------------------------------------ reading
 
