@@ -31,13 +31,17 @@ POLL = 0.05
 
 
 class SharedContext:
-    """The shared context `name` of a store, as one engine sees it. Safe to use from several threads."""
+    """The shared context `name` of a store, as one engine sees it. Safe to use from several threads.
+
+    Everything but `length` and `reused` looks at the store. Raises `MemoryNotFound` when the context was deleted.
+    """
 
     def __init__(self, engine: Engine, store: Store, memory: Memory, seen: Context) -> None:
         self.engine, self.store, self.name = engine, store, seen.name
         self._memory, self._seen = memory, seen
         self._reused = memory.reused
         self._lock = threading.RLock()
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -93,14 +97,14 @@ class SharedContext:
         return self._reused
 
     def head(self) -> str:
-        """A name for all that was appended so far, by anybody."""
+        """A name for all that was appended so far, by anybody. Raises `MemoryNotFound` when it was deleted."""
         return contexts.head_of(self.store, self.store.context(self.name))
 
     def append(self, text: str, expected_head: str, *, author: str = "") -> str:
         """Add `text` (the model reads it as a file named after `author`) and return the new head.
 
-        Raises `Conflict`, carrying the present head, when that is not `expected_head`: then nothing was added.
-        `ReadError` when `text` is empty.
+        Raises `Conflict`, carrying the present head, when that is not `expected_head`: then nothing was added, and of
+        several who append at once exactly one has. `ReadError` when `text` is empty.
         """
         with self._lock:
             self._refresh()
@@ -125,28 +129,41 @@ class SharedContext:
         """
         with self._lock:
             self._refresh()
-            if at is not None and not 0 < at <= self.length:
-                raise StoreError(f"cannot fork {self.name} at token {at}: it has {self.length}")
             return self._memory.fork(at)
 
     def wait(self, after: str, timeout: float | None = None) -> str:
-        """The head, once it is no longer `after`; or `after` itself when `timeout` seconds have passed."""
+        """The head, once it is no longer `after`; or `after` itself when `timeout` seconds have passed.
+
+        Whoever waits is told, in this process or another, within about `POLL` seconds. Raises `MemoryNotFound` when the
+        context is deleted meanwhile, and `StoreError` when it is closed here.
+        """
         end = None if timeout is None else time.monotonic() + timeout
-        while (head := self.head()) == after and (end is None or time.monotonic() < end):
-            time.sleep(POLL)
+        while (head := self.head()) == after:
+            left = POLL if end is None else min(POLL, end - time.monotonic())
+            if left <= 0:
+                break
+            if self._closed.wait(left):
+                self._check_open()
         return head
 
     def free(self) -> None:
-        """Give the pages back, as far as no fork has them."""
-        self._memory.free()
+        """Give the pages back, as far as no fork has them. Ends every `wait`; freeing it again does nothing."""
+        self._closed.set()
+        with self._lock:
+            self._memory.free()
 
     # ------------------------------------------------------------------ inside
 
     def _refresh(self) -> None:
         """Take in what others have appended."""
+        self._check_open()
         now = self.store.context(self.name)
         if not contexts.same_tokens(now, self._seen):
             self._replace(Memory.load(self.engine, self.name, root=self.store), now)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise StoreError(f"the shared context {self.name} was closed here; open it again")
 
     def _replace(self, memory: Memory, seen: Context) -> None:
         old, self._memory, self._seen = self._memory, memory, seen
