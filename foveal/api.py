@@ -254,6 +254,7 @@ class Engine:
         if not 0 <= at <= sequence.length:
             raise cache.CacheError(f"cannot fork a sequence of {sequence.length} tokens at {at}")
         if at < sequence.length and (again := self.replay(sequence, at)) is not None:
+            again.keep_tail()
             return again
         fork = sequence.fork()
         try:

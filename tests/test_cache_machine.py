@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from torch import Tensor
 
 from foveal.cache import CacheFormat, Sequence
+from foveal.cache.replay import replay
 
 SIZES = st.sampled_from((1, 2, 3, 4, 5, 7, 64, 127, 128, 129, 255, 256, 257, 511, 512, 513))
 SEEDS = st.integers(0, 2**31)
@@ -87,6 +88,23 @@ class CacheMachine(RuleBasedStateMachine):
         for tokens in replay.split(replay_in) if len(replay) else ():
             step(sequence, tokens)
         self._changed(sequence, past[:length])
+
+    @rule(target=sequences, sequence=sequences, back=st.floats(0, 1))
+    def replay(self, sequence: Sequence, back: float) -> Sequence:
+        sequence.rollback()
+        past, live = self.past[sequence], self.pool.live
+        length = int(len(past) * back)
+        again = replay(
+            lambda image: Sequence.restore(self.pool, image),
+            lambda other, tokens: step(other, torch.tensor(tokens)),
+            sequence.layout,
+            sequence.tokens,
+            [page.data for page in sequence.pages],
+            length,
+        )
+        self._changed(again, past[:length])
+        assert self.pool.live <= live + 1, "full pages are shared"
+        return again
 
     @rule(target=sequences, sequence=sequences)
     def save_and_restore(self, sequence: Sequence) -> Sequence:

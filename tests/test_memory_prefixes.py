@@ -318,6 +318,48 @@ def test_resume_and_sync_take_what_another_memory_has_read(engine: Engine, tmp_p
             assert two.reused > 0 and ran(engine) < 128 * 5 + 256
 
 
+def test_going_back_costs_what_the_plan_says(
+    engine: Engine, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a change all tokens are run, and a window before it; interrupted in that, nothing has changed."""
+    source = write(tmp_path / "one.py", TEXT)
+    with Memory.read(engine, source, name="one", root=store) as memory:
+        memory.save(root=store)
+        before, written = memory.sequence.tokens, store.packs.written
+        write(source, TEXT[:3200] + "changed = True\n" * 30)
+        plan = memory.plan_sync()
+        cost = plan.costs["rebuild"]
+        assert cost.tokens - cost.kept < cost.read < cost.tokens - cost.kept + 128 * 6
+        with monkeypatch.context() as patch:
+
+            def interrupt(*ignored: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(engine, "prefill", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                memory.sync("rebuild", plan=plan)
+        assert torch.equal(memory.sequence.tokens, before) and memory.complete
+        ran(engine)
+        memory.sync("rebuild", plan=plan)
+        assert ran(engine) == cost.read
+        memory.save(root=store)
+        assert store.packs.written - written == pytest.approx(cost.store_bytes, rel=0.1)
+        with Memory.read(engine, source) as fresh:
+            assert same(memory.sequence, fresh.sequence)
+
+
+def test_a_fork_in_the_middle_reads_on(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("a.py", "b.py", "c.py"):
+        write(tmp_path / "source" / name, TEXT[: 1000 + ord(name[0])])
+    with Memory.read(engine, tmp_path / "source", name="base") as memory, memory.fork(900) as fork:
+        assert fork.length == fork.places.tokens == 900 and not fork.complete
+        assert fork.unread == ("c.py",) and fork.forked_from == ("base", 900)
+        assert fork.resume().kept == 900
+        assert fork.complete and same(fork.sequence, memory.sequence)
+        assert fork.places.to_bytes() == memory.places.to_bytes()
+
+
 def test_a_recalls_prompt_starts_from_what_was_saved_of_it(engine: Engine, tmp_path: Path, store: Store) -> None:
     """A fork that took the same words was saved: the recall runs only what is behind it."""
     cue = "".join(f"value_{n} = {n}\n" for n in range(40)) + "value_41 ="

@@ -67,7 +67,6 @@ def replay(
             run(sequence, tokens[begin:end].tolist())
             number = begin // PAGE_TOKENS
             sequence.put_page(number, pages[number])
-        sequence.keep_tail()
     except BaseException:
         sequence.free()
         raise

@@ -200,7 +200,7 @@ def run_tokens(
     documents = target.places.documents
     ends = [end for _, _, end in documents]
     while (start := sequence.length) < total and not (should_stop is not None and should_stop()):
-        if start and total - start < chunk - start % chunk:
+        if engine.grain > 1 and start and total - start < chunk - start % chunk:
             sequence.keep_tail()  # what is read later goes on from a cut, and so from here
         engine.batch.prefill(sequence, target.ids[start : start + chunk].tolist())
         if progress is not None:

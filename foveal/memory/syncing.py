@@ -263,7 +263,7 @@ def _cost(memory: Present, mode: Mode, target: Target) -> SyncCost:
 def _new_tails(memory: Present, start: int, end: int) -> set[int]:
     """Where tails are made while tokens are read from `start` to `end`: see `run_tokens` and `Sequence.tail_every`."""
     chunk, every = memory.chunk, memory.tail_every
-    made = {end - end % chunk, end}
+    made = {end} if memory.grain == 1 else {end - end % chunk, end}
     if every is not None:
         made |= {-(-place * every // chunk) * chunk for place in range(start // every + 1, end // every + 1)}
     return {place for place in made if start < place <= end}
