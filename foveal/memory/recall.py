@@ -71,7 +71,6 @@ class RecallStream:
         self._prefixes, self._reused = prefixes, 0
         self._cue, self._params = cue, params
         self._source_tokens = base.length
-        self._source = base.tokens
         self._prompt = _prompt(engine, base, cue, healing)
         self._text: list[str] = []
         self._events: list[Event] = []
@@ -99,7 +98,7 @@ class RecallStream:
         """Stop generating."""
         self._pieces.close()
         if self._result is None:  # it had not begun
-            self._result = self._conclude()
+            self._result = self._conclude(torch.empty(0, dtype=torch.int32))
 
     def _run(self) -> Generator[str, None, None]:
         start = self._engine.start(self._prompt.tokens, base=self._base, prefixes=self._prefixes)
@@ -121,8 +120,9 @@ class RecallStream:
                 if event.text:
                     yield event.text
         finally:
+            source = start.sequence.tokens[: self._source_tokens]  # only now: of a long memory they are megabytes
             start.sequence.free()
-            self._result = self._conclude()
+            self._result = self._conclude(source)
 
     def _take(self, event: Event) -> None:
         """Note one event. The row that chose token k stands k places after the prompt's last token."""
@@ -132,15 +132,15 @@ class RecallStream:
             self._origins.append(origin_of(event.trace, position, self._source_tokens))
         self._events.append(event)
 
-    def _conclude(self) -> Recall:
+    def _conclude(self, source: torch.Tensor) -> Recall:
         sampled = tuple(e.sampled for e in self._events if e.sampled is not None and e.is_output)
         tokens = tuple(s.token for s in sampled)
         healed = _covering(self._engine, tokens, len(self._prompt.remainder))
         reason = self._events[-1].finish_reason if self._events else None
-        text = torch.tensor([*self._prompt.tokens, *tokens], dtype=self._source.dtype)
+        text = torch.tensor([*self._prompt.tokens, *tokens], dtype=source.dtype)
         starts = range(len(self._prompt.tokens), len(text))
         evidence = [
-            origin.supporting(token, text[max(0, start - CONTEXT_TOKENS) : start], self._source)
+            origin.supporting(token, text[max(0, start - CONTEXT_TOKENS) : start], source)
             for origin, token, start in zip(self._origins, tokens, starts, strict=True)
         ]
         return Recall(

@@ -83,7 +83,12 @@ class _Search:
 
     def run(self, index: Index, after: cache.Sequence | None) -> Context | None:
         held = after.length if after is not None else 0
-        chain = self._chain(index, after)
+        place, last, name = self._known(index, after)
+        deeper = self._deeper(index, place, last, name)
+        if last is not None and not deeper and all(tail.position <= held for tail in index.tails_behind(last.id)):
+            return None  # the common case: nothing of what follows is stored
+        chain = [node for node, _ in index.chain(last.id, place)] if last is not None else []
+        chain += deeper
         if self.present:
             chain = self._present(index, chain)
         tails = self._tails(index, chain)
@@ -103,9 +108,9 @@ class _Search:
             tails=tuple(sorted((position, key) for position, key in tails if position <= length)),
         )
 
-    def _chain(self, index: Index, after: cache.Sequence | None) -> list[Entry]:
-        """The deepest nodes whose names are those of the tokens. Of twins, those that lead furthest."""
-        place, last, name = self._known(index, after)
+    def _deeper(self, index: Index, place: int, last: Entry | None, name: bytes) -> list[Entry]:
+        """The nodes behind `last`, that of page number `place`, whose names are those of the tokens. Of twins, those
+        that lead furthest."""
         levels: list[list[Entry]] = []
         above = {last.id if last is not None else 0}
         for start in range(place * PAGE_TOKENS, self.most - PAGE_TOKENS + 1, PAGE_TOKENS):
@@ -119,11 +124,10 @@ class _Search:
         for level in reversed(levels):
             wanted = found[-1].parent if found else level[0].id
             found.append(next(entry for entry in level if entry.id == wanted))
-        before = [node for node, _ in index.chain(last.id, place)] if last is not None else []
-        return [*before, *reversed(found)]
+        return found[::-1]
 
     def _known(self, index: Index, after: cache.Sequence | None) -> tuple[int, Entry | None, bytes]:
-        """How many pages of `after` are known to be in the store; the node of the last, and its name."""
+        """How many pages of `after` are known to be in the store; the node of the last, and the page's name."""
         pages = after.pages[: after.length // PAGE_TOKENS] if after is not None else ()
         for place in range(len(pages), 0, -1):
             known = self.store.known.node(pages[place - 1])
