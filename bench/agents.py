@@ -1,12 +1,13 @@
-"""What several agents on one base take in memory, beside one: the base is read (here: made up) once.
+"""What several agents on one shared context take in memory, beside one.
 
     python bench/agents.py                       eight agents on a million tokens, in the shipped model's layout
-    python bench/agents.py --tokens 128k --agents 4
+    python bench/agents.py --tokens 128k --agents 4 --dir /a/disk
 
-What is special here: the whole process is measured, not only what the cache counts. Each agent forks the base, reads a
-suffix of its own and decodes a step, and all are kept alive. With the first one all that is derived from the base is
-there (`foveal.cache.slabs`), and what the engine works with. What the process takes without any base (model, Python,
-torch) is subtracted, which makes the ratio larger than a user sees.
+What is special here: the whole process is measured, not only what the cache counts. The base (made up) is saved in a
+store under `--dir` (default: the system's temporary folder; removed afterwards) and opened as a shared context. Each
+agent forks it, recalls from it, reads a suffix of its own and decodes a step, and all are kept alive. With the first
+one, all that is derived from the base is there (`foveal.cache.slabs`), and what the engine works with. What the process
+takes before (model, Python, torch) is subtracted, which makes the ratio larger than a user sees.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import tempfile
 from pathlib import Path
 
 import torch
+from store import made_up_memory
 
-from foveal import Engine
+from foveal import Engine, Memory
 from foveal.cache import Sequence, parse_tokens
 from foveal.cli.output import results, show_bytes, table
-from foveal.measure import make_image
+from foveal.memory import SharedContext, open_store
 
 
 def resident() -> int:
@@ -41,26 +44,37 @@ def work(engine: Engine, sequence: Sequence, tokens: int) -> None:
     engine.prefill(sequence, ids[:1])
 
 
+def measure(engine: Engine, folder: Path, tokens: int, agents: int, suffix: int) -> list[int]:
+    """Bytes that the process takes more than before, with one agent, with two, and so on."""
+    with open_store(folder) as store:
+        with made_up_memory(engine, tokens) as made_up:
+            made_up.save_in(store, "base")
+        before, sizes = resident(), []
+        forks: list[Memory] = []
+        with SharedContext.open(engine, "base", root=store) as shared:
+            for number in range(agents):
+                forks.append(shared.fork())
+                forks[-1].recall(f"agent {number}:", max_tokens=4, ignore_eos=True)
+                work(engine, forks[-1].sequence, suffix)
+                sizes.append(resident() - before)
+        return sizes
+
+
 def main() -> None:
     """Print what one and what all take."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", default="1M")
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--suffix", type=int, default=256, help="tokens each agent reads for itself")
+    parser.add_argument("--dir", type=Path, help="where the store lies meanwhile")
     given = parser.parse_args()
     engine = Engine.open("nano")
     tokens = parse_tokens(given.tokens)
     with engine.new_sequence() as warm:
         work(engine, warm, given.suffix)
-    before = resident()
-    base = engine.restore_sequence(make_image(engine.pool.layout, tokens))
-    agents = []
-    one = 0
-    for _ in range(given.agents):
-        agents.append(base.fork())
-        work(engine, agents[-1], given.suffix)
-        one = one or resident() - before
-    all_ = resident() - before
+    with tempfile.TemporaryDirectory(dir=given.dir) as folder:
+        sizes = measure(engine, Path(folder), tokens, given.agents, given.suffix)
+    one, all_ = sizes[0], sizes[-1]
     rows = [
         ("one agent", show_bytes(one), "1"),
         (f"{given.agents} agents", show_bytes(all_), f"{all_ / one:.4f}"),

@@ -82,6 +82,14 @@ def test_gather_reads_the_chosen_entries(format: CacheFormat) -> None:
             sequence.gather(layer, part, torch.tensor([-1]))
 
 
+def test_a_range_of_tokens_is_that_of_all_tokens() -> None:
+    for length in CUTS:
+        sequence = filled(length)
+        for first in {0, length // 2, max(length - 3, 0), min(256, length)}:
+            for after in {first, min(first + 1, length), length}:
+                assert torch.equal(sequence.token_range(first, after), sequence.tokens[first:after])
+
+
 def test_table_says_where_entries_lie() -> None:
     sequence = filled(700)
     for layer, part in COMPRESSORS:

@@ -131,6 +131,15 @@ def test_forks_live_on_their_own(engine: Engine, shared: SharedContext) -> None:
             assert same(loaded.sequence, fork.sequence)
 
 
+def test_a_fork_copies_neither_tokens_nor_map(shared: SharedContext) -> None:
+    """Of a million tokens they would be eight megabytes for each agent."""
+    with shared.fork() as one, shared.fork() as other:
+        one.recall("value_3 =", max_tokens=3)
+        assert one.places._pieces[-1].starts is other.places._pieces[-1].starts
+        pages = zip(one.sequence.pages[:-1], other.sequence.pages[:-1], strict=True)
+        assert all(a.tokens is b.tokens and a.data is b.data for a, b in pages)
+
+
 @pytest.mark.parametrize("at", [0, -1, 10**6])
 def test_a_fork_outside_is_refused(shared: SharedContext, at: int) -> None:
     with pytest.raises(StoreError, match=rf"cannot fork plan at token {at}: it has {shared.length}"):

@@ -91,6 +91,14 @@ class Sequence:
         full = [page.tokens for page in self._pages if page.tokens is not None]
         return torch.cat([*full, _ids(self._open_tokens)])
 
+    def token_range(self, first: int, after: int) -> Tensor:
+        """Ids of the tokens `first` to `after` (not included), int32, without a copy of all the others."""
+        self._alive()
+        page = first // PAGE_TOKENS
+        start, pages = page * PAGE_TOKENS, self._pages[page : -(-after // PAGE_TOKENS)]
+        full = [page.tokens for page in pages if page.tokens is not None]
+        return torch.cat([*full, _ids(self._open_tokens)])[first - start : after - start]
+
     @property
     def pages(self) -> tuple[Page, ...]:
         """The pages held, the open one last (when there is one), and then those a step in progress has acquired."""

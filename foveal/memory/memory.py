@@ -356,8 +356,11 @@ class Memory:
         as the earlier one did, and the place says that it is outdated.
         """
         if self._versions is None or not self._versions.fits(self.places):
-            self._versions = Versions(self.places, self.sequence.tokens, self.engine.tokenizer)
+            self._versions = Versions(self.places, self._tokens, self.engine.tokenizer)
         return self._versions.place(token)
+
+    def _tokens(self, first: int, after: int) -> torch.Tensor:
+        return self.sequence.token_range(first, after)
 
     def locate(self, token: int) -> tuple[str, int] | None:
         """Path and line of `place`."""

@@ -164,7 +164,7 @@ def _prompt(engine: Engine, base: cache.Sequence, cue: str, healing: bool) -> _P
     tokens, remainder = heal(tokenizer, cue) if healing else (tokenizer.encode(cue), b"")
     if engine.recall_blanks:
         return _Prompt([tokenizer.control_id(PAD)] * engine.recall_blanks + tokens, remainder)
-    last = int(base.tokens[-1]) if base.length else None
+    last = int(base.token_range(base.length - 1, base.length)) if base.length else None
     begins_line = last is None or tokenizer.token_bytes(last).endswith(b"\n")
     # A cue of one word leaves no token to run before it is healed: an empty line stands in.
     separator = [] if begins_line and tokens else tokenizer.encode("\n")

@@ -7,7 +7,7 @@ the present one, whatever its number was; one that is not is said to be outdated
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,9 +53,9 @@ def outdated_tokens(places: SourceMap) -> int:
 
 
 class Versions:
-    """Where the lines of `places` are now; `tokens` are those of the memory, int32 [n]."""
+    """Where the lines of `places` are now; `tokens` gives those of the memory from one to before another, int32."""
 
-    def __init__(self, places: SourceMap, tokens: Tensor, tokenizer: Tokenizer) -> None:
+    def __init__(self, places: SourceMap, tokens: Callable[[int, int], Tensor], tokenizer: Tokenizer) -> None:
         self._places, self._tokens, self._tokenizer = places, tokens, tokenizer
         self._size = places.tokens
         self._pieces = list(pieces(places))
@@ -86,6 +86,6 @@ class Versions:
     def _lines(self, number: int) -> list[str]:
         """The lines of a piece, header and note left out."""
         piece, starts = self._pieces[number], self._places.line_starts(number)
-        text = self._tokenizer.decode(self._tokens[piece.first : piece.after].tolist())
+        text = self._tokenizer.decode(self._tokens(piece.first, piece.after).tolist())
         edges = [*starts[1:].tolist(), max(len(text), int(starts[-1]))]
         return [text[a:b] for a, b in pairwise(edges)]

@@ -83,6 +83,8 @@ class SourceMap:
         """Forget all but the first `tokens` tokens. Raises `SourceMapError` if there are fewer."""
         if not 0 <= tokens <= self.tokens:
             raise SourceMapError(f"cannot cut to {tokens} tokens; the map has {self.tokens}")
+        if tokens == self.tokens:
+            return  # the last piece stays shared with whoever else has it
         keep = bisect.bisect_left(self._ends, tokens)
         rest = tokens - (self._ends[keep - 1] if keep else 0)
         last = self._pieces[keep] if rest else None
