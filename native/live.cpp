@@ -7,6 +7,7 @@
 namespace foveal {
 
 constexpr std::int64_t kCsaRatio = 4;
+constexpr std::int64_t kKeptRows = 8;  // staging that a ring keeps from step to step: decoding then allocates nothing
 
 Ring::Ring(std::int64_t capacity, std::int64_t row_bytes)
     : mask_(static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(capacity, 1)))) - 1),
@@ -26,7 +27,8 @@ void Ring::stage(const void* rows, std::int64_t count, std::int64_t keep, std::i
 
 void Ring::commit() {
   put(staged_first_, staged_first_ + static_cast<std::int64_t>(staging_.size()) / row_bytes_, staging_.data());
-  std::vector<std::uint8_t>().swap(staging_);
+  staging_.clear();
+  if (staging_.capacity() > static_cast<std::size_t>(kKeptRows * row_bytes_)) staging_.shrink_to_fit();
 }
 
 void Ring::put(std::int64_t first, std::int64_t last, const void* from) {

@@ -3,7 +3,8 @@
 // What is special here: nothing counts before `commit`. A step leaves its last rows in a staging area and its entries in
 // page slots behind the length; a step that fails is forgotten with this object. Python's `foveal.cache.Sequence` owns the pages and
 // holds one of these while it is being run; the saved form of a tail is made from it when somebody asks. Many of them
-// share their pages, so what counts is what one takes itself: rings, and staging for as long as a step lasts.
+// share their pages, so what counts is what one takes itself: rings, and staging of a few rows. What a long step needs
+// beyond those is let go after it.
 #pragma once
 
 #include <cstdint>
@@ -64,7 +65,7 @@ class Ring {
 
  private:
   std::int64_t mask_, row_bytes_;
-  std::vector<std::uint8_t> data_, staging_;  // staging: empty but during a step
+  std::vector<std::uint8_t> data_, staging_;  // staging: filled only during a step
   std::int64_t staged_first_ = 0;
 };
 
