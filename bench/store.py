@@ -91,6 +91,9 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
             spent, fork = timed(memory.fork)
             fork.free()
             rows.append(("fork in memory", _seconds(spent), ""))
+            spent, fork = timed(partial(memory.fork, tokens // 2 + 17))
+            fork.free()
+            rows.append(("fork in memory in the middle", _seconds(spent), ""))
         for what, prepare in (("open, from the disk", lambda: forget_files(folder)), ("open, from the cache", list)):
             prepare()
             spent, opened = timed(lambda: Memory.load(engine, "base", root=store))

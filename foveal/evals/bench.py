@@ -117,7 +117,7 @@ class Bench:
                 raise KeyboardInterrupt
             pause.asked = False
             memory.resume(progress=tell, should_stop=pause)
-        self.tokens_read += memory.length - start
+        self.tokens_read += memory.length - start - memory.reused
         self.seconds_read += memory.totals.seconds - before
         return memory
 
