@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,11 +27,11 @@ import torch
 
 from foveal import Engine, Memory
 from foveal.cache import Tail, parse_tokens
-from foveal.cli.output import results, table
+from foveal.cli.output import results, show_bytes, table
 from foveal.measure import OtherWork, make_image
 from foveal.memory import open_store
 from foveal.memory.reading import ReadTotals, SourceOptions, TailEvery, tail_distance
-from foveal.memory.store import contexts
+from foveal.memory.store import contexts, gc
 from foveal.memory.store.records import Kind
 from foveal.memory.store.verify import verify
 from foveal.sources import SourceMap
@@ -46,6 +47,15 @@ def made_up_memory(engine: Engine, tokens: int) -> Memory:
     memory = Memory(engine, sequence, SourceMap(), SourceOptions("-"), ReadTotals(tokens=tokens, complete=True))
     _note(memory, "made-up.txt", sequence.tokens.numpy())
     return memory
+
+
+def add_tails(engine: Engine, memory: Memory, policy: TailEvery) -> None:
+    """The tails that reading leaves: here all with the same bytes."""
+    memory.tail_every = policy
+    distance = tail_distance(policy, engine.pool.layout, engine.batch.scheduler.chunk)
+    tail = memory.sequence.export().tail
+    for position in range(distance, memory.length, distance) if distance else ():
+        memory.sequence.add_tail(Tail.from_tensors(engine.pool.layout, position, tail))
 
 
 def _note(memory: Memory, path: str, ids: np.ndarray) -> None:
@@ -81,6 +91,7 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
             return result
 
         with made_up_memory(engine, tokens) as memory:
+            add_tails(engine, memory, "auto")
             written("first save", lambda: memory.save_in(store, "base"))
             more = torch.randint(0, engine.config.vocab_size, (MORE,)).tolist()
             engine.prefill(memory.sequence, more)
@@ -88,6 +99,7 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
             written(f"save after {MORE:,} more tokens", lambda: memory.save_in(store, "base"))
             written("fork on disk", lambda: contexts.fork(store, "base", "copy"))
             written("fork on disk in the middle", lambda: contexts.fork(store, "base", "half", at=tokens // 2 + 17))
+            written("fork on disk near the beginning", lambda: contexts.fork(store, "base", "short", at=1001))
             spent, fork = timed(memory.fork)
             fork.free()
             rows.append(("fork in memory", _seconds(spent), ""))
@@ -102,7 +114,14 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
         spent, report = timed(lambda: verify(store))
         assert report.sound, report.problems
         rows.append(("verify everything", _seconds(spent), ""))
+        rows.append(("bytes by context (du)", _seconds(timed(lambda: gc.usage(store))[0]), ""))
         rows.append(("make the index again", _seconds(timed(store.repair)[0]), ""))
+        for name in ("copy", "half", "short"):
+            contexts.delete(store, name)
+        rows.append(("delete", _seconds(timed(lambda: contexts.delete(store, "base"))[0]), ""))
+        rows.append(("give its space back", _seconds(timed(lambda: gc.collect(store))[0]), ""))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows.append(("most memory held, mapped files included", show_bytes(peak * 1024), ""))
     return rows
 
 
@@ -115,11 +134,7 @@ def measure_tails(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, 
     for policy in policies:
         with open_store(folder / str(policy)) as store:
             with made_up_memory(engine, tokens) as memory:
-                memory.tail_every = policy
-                distance = tail_distance(policy, engine.pool.layout, chunk)
-                tail = memory.sequence.export().tail
-                for position in range(distance, tokens, distance) if distance else ():
-                    memory.sequence.add_tail(Tail.from_tensors(engine.pool.layout, position, tail))
+                add_tails(engine, memory, policy)
                 memory.save_in(store, "base")
                 count = len(memory.sequence.kept_tails) - 1 if policy != "none" else 0
             kept = store.look(lambda index: sum(entry.span for entry in index.objects(Kind.TAIL)))

@@ -420,3 +420,19 @@ def test_an_index_that_is_replaced_while_it_is_opened(
     others[1].close()
     with Store(store.folder) as after:
         assert len(after.contexts()) == 2 and verify(after).sound
+
+
+def test_a_pack_that_never_counted_is_not_taken_for_the_next_of_its_number(store: Store, runner: Runner) -> None:
+    """A process looked at a pack whose writer then died; the next writer made another one with that number."""
+    save(store, "a", TOKENS[:300], runner)
+    store.packs.pack_bytes = 1
+    number = store.look(lambda index: index.state().next_pack)
+    torn = store.packs.path(number)
+    torn.write_bytes(store.packs._header(number) + random.Random(1).randbytes(500_000))
+    assert store.packs.sound(number)
+    Store(store.folder).close()  # cuts it off
+    assert not torn.exists()
+    save(store, "b", TOKENS, runner)
+    assert torn.exists()
+    assert verify(store).sound
+    assert same(load(store, "b", Runner()).sequence, Runner().read(TOKENS))

@@ -6,12 +6,14 @@ What is special here: no page is read, and no torch is needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from foveal.config import PAGE_TOKENS
 from foveal.memory.errors import CorruptMemory
 from foveal.memory.store.index import Entry, Index
-from foveal.memory.store.objects import Context, Node, pack_tokens
-from foveal.memory.store.records import Kind
+from foveal.memory.store.objects import Context, Node, pack_tokens, tail_position
+from foveal.memory.store.packs import Place
+from foveal.memory.store.records import HEADER_BYTES, Kind, key_in
 from foveal.memory.store.store import Store
 
 
@@ -38,6 +40,54 @@ def read_chain(store: Store, context: Context, fingerprint: str) -> Chain:
     if chain is None:
         raise CorruptMemory(f"{context.name} (its tokens)", "both copies are damaged")
     return chain
+
+
+def node_at(store: Store, context: Context, page: int) -> Node:
+    """The node of page number `page` (from 1) of a context, found from the nearest tail behind it, or from the head.
+
+    That it is this context's is proved by the keys on the way, not believed of the index. Raises `CorruptMemory`.
+    """
+    node = store.insist(lambda: _climb(store, context, page))
+    if node is None:
+        raise CorruptMemory(f"{context.name} (its tokens)", "both copies are damaged")
+    return node
+
+
+def _climb(store: Store, context: Context, page: int) -> Node | None:
+    near = [key for position, key in context.tails if position // PAGE_TOKENS >= page]
+    about = tail_position(payload) if near and (payload := store.fetch(Kind.TAIL, near[0])[0]) is not None else None
+    for start in [context.head] if about is None else [about[1], context.head]:
+        node = _climb_from(store, start, page)
+        if node is not None:
+            return node
+    return None
+
+
+def _climb_from(store: Store, start: bytes, page: int) -> Node | None:
+    path = store.look(lambda index: index.way_up(start, page * PAGE_TOKENS))
+    for (key, place), (above, _) in pairwise(path):
+        # A key is a hash: damaged bytes do not lead to the key of any other node, so no checksum is needed here.
+        if _parent(store, key, place) != above and not _leads(store, key, above):
+            return None
+    node = _node(store, path[-1][0]) if path else None
+    return node if node is not None and node.position == page * PAGE_TOKENS else None
+
+
+def _parent(store: Store, key: bytes, place: Place) -> bytes | None:
+    """The parent that stands in a node's record, not verified; None where it would have to be decrypted first."""
+    raw = store.packs.raw(place) if store.cipher is None else None
+    return Node.parent_in(raw[HEADER_BYTES:]) if raw is not None and key_in(raw) == key else None
+
+
+def _leads(store: Store, key: bytes, above: bytes) -> bool:
+    """Whether a verified copy of node `key` has the parent `above`."""
+    node = _node(store, key)
+    return node is not None and node.parent == above
+
+
+def _node(store: Store, key: bytes) -> Node | None:
+    payload, _ = store.fetch(Kind.NODE, key)
+    return None if payload is None else Node.from_bytes(payload)
 
 
 def _rows(index: Index, context: Context) -> list[tuple[Entry, Entry | None]]:

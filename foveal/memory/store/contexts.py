@@ -13,9 +13,9 @@ from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import CorruptMemory, FingerprintMismatch, StoreError
 from foveal.memory.store import maps
-from foveal.memory.store.chain import read_chain
+from foveal.memory.store.chain import node_at
 from foveal.memory.store.files import Presence, exclusive
-from foveal.memory.store.objects import Context, Node, pack_tokens, unpack_tokens
+from foveal.memory.store.objects import Context, pack_tokens, unpack_tokens
 from foveal.memory.store.records import Kind
 from foveal.memory.store.store import LIVE, Store, now
 from foveal.memory.store.writer import Writer
@@ -55,6 +55,7 @@ def read_map(store: Store, context: Context) -> SourceMap:
     """The source map of a context. Raises `CorruptMemory` when both copies of a part are damaged."""
     try:
         places = maps.join(read_parts(store, context))
+        places.truncate(min(places.tokens, context.length))
     except SourceMapError as error:
         raise CorruptMemory(f"{context.name} (its source map)", str(error)) from error
     if context.maps and places.tokens != context.length:
@@ -65,7 +66,7 @@ def read_map(store: Store, context: Context) -> SourceMap:
 
 
 def read_parts(store: Store, context: Context) -> list[bytes]:
-    """The parts of a context's source map. Raises `CorruptMemory` when both copies of one are damaged."""
+    """The parts of a context's source map; a fork's last one may go on behind its tokens. Raises `CorruptMemory`."""
     return [_part(store, context, key) for _, key in context.maps]
 
 
@@ -111,7 +112,6 @@ def _fork(store: Store, base: Context, new: str, at: int | None, facts: Mapping[
     if not 0 < length <= base.length:
         raise StoreError(f"cannot fork {name} at token {length}: it has {base.length}; give --at 1 to {base.length}")
     head, rest = _end_at(store, base, length)
-    parts = _cut_parts(store, base, length)
 
     def work(tx: Writer) -> Context:
         if tx.index.context(tx.names.label(new)) is not None:
@@ -119,11 +119,9 @@ def _fork(store: Store, base: Context, new: str, at: int | None, facts: Mapping[
         row = tx.index.context(tx.names.label(name))
         if row is None or store.read_context(row) != base:
             raise CorruptMemory(name, "it was changed while it was being forked")  # `on_current` tries again
-        kept, numbers = put_maps(tx, parts[1])
-        context = _forked(base, new, length, head, rest).replace(
-            maps=(*parts[0], *kept), facts=dict(facts if facts is not None else base.facts)
-        )
-        tx.put_context(context, [*tx.uses(context.replace(maps=parts[0])), *numbers])
+        context = _forked(base, new, length, head, rest)
+        context = context.replace(facts=dict(facts if facts is not None else base.facts))
+        tx.put_context(context, tx.uses(context))
         return context
 
     return store.transact(work)
@@ -134,15 +132,8 @@ def _end_at(store: Store, base: Context, length: int) -> tuple[bytes, tuple[int,
     full, behind = divmod(length, PAGE_TOKENS)
     if full == base.pages:
         return base.head, base.rest[:behind]
-    entry = store.look(lambda index: index.ancestor(base.head, (full + (behind > 0)) * PAGE_TOKENS))
-    if entry is not None and not behind:
-        return entry.key, ()
-    payload = None if entry is None else store.read_object(entry)
-    node = None if payload is None else Node.from_bytes(payload)
-    if node is not None:
-        return node.parent, unpack_tokens(node.tokens)[:behind]
-    chain = read_chain(store, base, Fingerprint.from_dict(base.fingerprint).digest)
-    return chain.key_after(full), unpack_tokens(chain.tokens[4 * full * PAGE_TOKENS : 4 * length])
+    node = node_at(store, base, full + 1)
+    return node.parent, unpack_tokens(node.tokens)[:behind]
 
 
 def _forked(base: Context, new: str, length: int, head: bytes, rest: tuple[int, ...]) -> Context:
@@ -153,6 +144,7 @@ def _forked(base: Context, new: str, length: int, head: bytes, rest: tuple[int, 
         head=head,
         rest=rest,
         tails=tails,
+        maps=_parts_of(base, length),
         created=now(),
         saved=now(),
         parent=base.name,
@@ -162,16 +154,12 @@ def _forked(base: Context, new: str, length: int, head: bytes, rest: tuple[int, 
     )
 
 
-def _cut_parts(
-    store: Store, base: Context, length: int
-) -> tuple[tuple[tuple[int, bytes], ...], list[tuple[int, bytes]]]:
-    """The parts of a source map that `length` tokens keep whole, and the one that has to be cut."""
-    whole = tuple((end, key) for end, key in base.maps if end <= length)
-    covered = whole[-1][0] if whole else 0
-    if covered == length or len(whole) == len(base.maps):
-        return whole, []
-    data = _part(store, base, base.maps[len(whole)][1])
-    return whole, [(length, maps.cut(data, length - covered))]
+def _parts_of(base: Context, length: int) -> tuple[tuple[int, bytes], ...]:
+    """The parts of a source map that the first `length` tokens need. The last may go on behind them; it is not cut."""
+    starts = [0, *(end for end, _ in base.maps)]
+    return tuple(
+        (min(end, length), key) for start, (end, key) in zip(starts, base.maps, strict=False) if start < length
+    )
 
 
 def delete(store: Store, name: str) -> None:

@@ -57,13 +57,12 @@ FROM chain c JOIN objects o ON o.id = c.id LEFT JOIN objects p ON p.kind = 2 AND
 """
 
 
-_ANCESTOR = f"""
-WITH RECURSIVE chain(id, parent, position) AS (
-  SELECT id, parent, position FROM objects WHERE kind = 1 AND key = ?
-  UNION ALL SELECT o.id, o.parent, o.position FROM chain c JOIN objects o ON o.id = c.parent
-  WHERE o.kind = 1 AND o.position < c.position)
-SELECT {", ".join("o." + column for column in _COLUMNS)} FROM chain c JOIN objects o ON o.id = c.id
-WHERE c.position = ? LIMIT 1
+_PATH = """
+WITH RECURSIVE path(key, parent, position, pack, offset, span) AS (
+  SELECT key, parent, position, pack, offset, span FROM objects WHERE kind = 1 AND key = ?1
+  UNION ALL SELECT o.key, o.parent, o.position, o.pack, o.offset, o.span FROM path p JOIN objects o ON o.id = p.parent
+  WHERE p.position > ?2 AND o.kind = 1 AND o.position < p.position)
+SELECT key, pack, offset, span FROM path
 """
 
 
@@ -320,10 +319,10 @@ class Index:
             found.append((_entry(row[:half]), page))
         return sorted(found, key=lambda pair: pair[0].position)
 
-    def ancestor(self, key: bytes, position: int) -> Entry | None:
-        """The node that ends at `position` among node `key` and its ancestors."""
-        found = self.rows(_ANCESTOR, (key, position))
-        return _entry(found[0]) if found else None
+    def way_up(self, key: bytes, position: int) -> list[tuple[bytes, Place]]:
+        """Key and place of node `key`, of the one before it, and so on to the one that ends at `position`."""
+        rows = self.rows(_PATH, (key, position))
+        return [(row[0], Place(row[1], row[2], row[3])) for row in rows]  # type: ignore[misc, arg-type]
 
     def tails_behind(self, node: int) -> list[Entry]:
         """The tails that stand behind a node (0: before the first page), the furthest first."""

@@ -7,11 +7,16 @@ that such a map carries.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
+from typing import Any
 
 from foveal.sources import SourceMap
 
 PART_TOKENS = 1 << 16
+
+_known: weakref.WeakKeyDictionary[Any, tuple[tuple[Any, ...], bytes]] = weakref.WeakKeyDictionary()
+"""Last document of a part -> the documents before it, and the part's bytes. They never change."""
 
 
 def split(places: SourceMap) -> list[tuple[int, bytes]]:
@@ -22,9 +27,18 @@ def split(places: SourceMap) -> list[tuple[int, bytes]]:
         part._append(piece)
         end += len(piece.starts)
         if part.tokens >= PART_TOKENS:
-            parts.append((end, part.to_bytes()))
+            parts.append((end, _encoded(part)))
             part = SourceMap()
-    return [*parts, (end, part.to_bytes())] if part.tokens else parts
+    return [*parts, (end, _encoded(part))] if part.tokens else parts
+
+
+def _encoded(part: SourceMap) -> bytes:
+    """The bytes of a part; those of an earlier save are used again, or saving would take as long as the map is."""
+    pieces = tuple(part._pieces)
+    known = _known.get(pieces[-1])
+    if known is None or known[0] != pieces[:-1]:
+        known = _known[pieces[-1]] = (pieces[:-1], part.to_bytes())
+    return known[1]
 
 
 def join(parts: Iterable[bytes]) -> SourceMap:

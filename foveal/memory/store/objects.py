@@ -36,6 +36,11 @@ class Node:
     def to_bytes(self) -> bytes:
         return _NODE.pack(self.parent, self.name, self.digest, self.position) + self.tokens
 
+    @staticmethod
+    def parent_in(data: Buffer) -> bytes:
+        """The parent in a node's bytes, of which nothing is verified."""
+        return bytes(data[:NAME_BYTES])
+
     @classmethod
     def from_bytes(cls, data: Buffer) -> Self | None:
         """None when it is not one."""

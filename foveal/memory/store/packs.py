@@ -193,7 +193,7 @@ class Packs:
     def _map(self, pack: int, end: int) -> _Map | None:
         """A map of the pack that reaches to `end`, or None when the file does not."""
         mapped = self._maps.get(pack)
-        if mapped is not None and end <= mapped.size and mapped.reaches(end):
+        if mapped is not None and end <= mapped.size and mapped.serves(end):
             return mapped
         try:
             mapped = _Map(self.path(pack))
@@ -299,14 +299,25 @@ class _Map:
     """A private map of a file as long as it is now. Nobody writes into it; it is writable for the sake of tensors."""
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self.size = os.fstat(file.fileno()).st_size
-            self.map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size = os.fstat(self._descriptor).st_size
+            self.map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_COPY)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         self.view = memoryview(self.map)
 
-    def reaches(self, end: int) -> bool:
-        """Whether the file still does: reading a map beyond its file's end kills the process."""
-        return self.map.size() >= end
+    def __del__(self) -> None:
+        if hasattr(self, "view"):
+            os.close(self._descriptor)
+
+    def serves(self, end: int) -> bool:
+        """Whether one may read up to `end`: beyond its file's end a map kills the process, and when the file was
+        deleted another one may have got its name (a pack whose writer died before it counted)."""
+        now = os.fstat(self._descriptor)
+        return now.st_size >= end and (now.st_nlink > 0 or not self._path.exists())
 
     def will_need(self, start: int, end: int) -> None:
         first = start // mmap.PAGESIZE * mmap.PAGESIZE

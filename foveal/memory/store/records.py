@@ -78,6 +78,11 @@ class Header:
         return span_of(self.size)
 
 
+def key_in(raw: Buffer) -> bytes:
+    """The key in a record's bytes, of which nothing is verified."""
+    return bytes(raw[24 + 8 : 24 + 8 + NAME_BYTES])
+
+
 def span_of(size: int) -> int:
     """Bytes that a record with a payload of `size` stored bytes takes."""
     return -(-(HEADER_BYTES + size) // ALIGN) * ALIGN

@@ -179,7 +179,7 @@ def _tails(
     tx: Writer, sequence: cache.Sequence, image: cache.SequenceImage, nodes: list[_Known]
 ) -> dict[int, tuple[bytes, int]]:
     """Position -> key and number, of the tail at the end and of those the sequence keeps."""
-    chain = _Chain(tx, nodes, image.length // PAGE_TOKENS)
+    chain = _Chain(tx, nodes, sequence.pages[: image.length // PAGE_TOKENS])
     kept = {}
     for tail in sequence.kept_tails:
         if 0 < tail.position < image.length:
@@ -201,8 +201,9 @@ def _tensors(kept: cache.Tail | cache.LaterTail) -> dict[str, Tensor] | None:
 class _Chain:
     """The node after any number of pages; earlier ones than the last known are looked up when they are asked for."""
 
-    def __init__(self, tx: Writer, nodes: list[_Known], full: int) -> None:
-        self._index, self._nodes, self._full = tx.index, nodes, full
+    def __init__(self, tx: Writer, nodes: list[_Known], pages: tuple[cache.Page, ...]) -> None:
+        self._index, self._nodes, self._pages, self._known = tx.index, nodes, pages, tx.store.known
+        self._full = len(pages)
         self._old: list[_Known] | None = None
 
     def after(self, pages: int) -> _Known:
@@ -212,6 +213,10 @@ class _Chain:
             return self._nodes[0]
         if back < fresh:
             return self._nodes[-1 - back]
+        known = self._known.node(self._pages[pages - 1])
+        entry = self._index.find(Kind.NODE, known[0]) if known is not None else None
+        if known is not None and entry is not None and entry.position == pages * PAGE_TOKENS:
+            return _Known(*known, entry.id)
         if self._old is None:
             first = self._full - fresh + 1
             found = self._index.chain(self._nodes[1].number, first)

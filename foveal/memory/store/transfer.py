@@ -17,6 +17,7 @@ from typing import BinaryIO
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
+from foveal.memory.store import maps
 from foveal.memory.store.chain import Chain, read_chain
 from foveal.memory.store.contexts import on_current, read_parts
 from foveal.memory.store.files import Buffer
@@ -60,7 +61,11 @@ def export(store: Store, name: str, file: BinaryIO) -> int:
 def _whole(store: Store, context: Context) -> tuple[Context, Chain, list[bytes]]:
     """A context with its tokens and its source map, which must be there; all else is computed again where it is not."""
     chain = read_chain(store, context, Fingerprint.from_dict(context.fingerprint).digest)
-    return context, chain, read_parts(store, context)
+    parts = read_parts(store, context)
+    if parts:  # what lies behind the tokens does not leave the store
+        start = context.maps[-2][0] if len(context.maps) > 1 else 0
+        parts[-1] = maps.cut(parts[-1], context.length - start)
+    return context, chain, parts
 
 
 def _pieces(store: Store, context: Context, chain: Chain, parts: list[bytes]) -> Iterator[Buffer]:

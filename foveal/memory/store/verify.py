@@ -75,9 +75,9 @@ def verify(store: Store, names: Iterable[str] | None = None, *, repair: bool = F
     for name in wanted or ():
         store.context(name)
     checked = _check(store, wanted)
-    store.damaged = ""
     if repair and not checked.report.sound:
         _repair(store, checked)
+    store.damaged = ""
     return checked.report
 
 
