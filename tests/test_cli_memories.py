@@ -322,6 +322,8 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 assert "torch" not in sys.modules
+if sys.argv[1] in ("ls", "du", "log", "show", "gc", "fork", "pin", "rm"):
+    assert "numpy" not in sys.modules
 """
 
 

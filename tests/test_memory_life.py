@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -391,6 +392,10 @@ def test_loading_with_anything_else_names_the_difference(saved: Path) -> None:
         with pytest.raises(FingerprintMismatch, match=differing[0]) as caught:
             Memory.load(other, saved / "m")
         assert caught.value.differing == differing and other.pool.live == 0
+    other = make_engine()
+    other.fingerprint = replace(other.fingerprint, tokenizer="another")
+    with pytest.raises(FingerprintMismatch, match="made with a different tokenizer; open the model it was made with"):
+        Memory.load(other, saved / "m")
 
 
 def test_damage_is_computed_again_by_the_network(engine: Engine, saved: Path, tmp_path: Path) -> None:

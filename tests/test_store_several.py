@@ -25,6 +25,7 @@ from foveal.memory.store.packs import Packs
 from foveal.memory.store.records import HEADER_BYTES, Kind
 from foveal.memory.store.store import INDEX, LIVE, Store
 from foveal.memory.store.verify import verify
+from foveal.sources import SourceMap
 
 TOKENS = random_tokens(1400)
 
@@ -436,3 +437,78 @@ def test_a_pack_that_never_counted_is_not_taken_for_the_next_of_its_number(store
     assert torn.exists()
     assert verify(store).sound
     assert same(load(store, "b", Runner()).sequence, Runner().read(TOKENS))
+
+
+def test_a_tail_that_comes_back_with_another_context_is_no_problem(store: Store, runner: Runner) -> None:
+    save(store, "a", TOKENS, runner)
+    gc.evict(store, 0)
+    store.repair()  # knows no tail of "a" now
+    save(store, "b", TOKENS, runner)
+    assert verify(store).sound
+    contexts.delete(store, "b")
+    assert verify(store).sound
+    assert same(load(store, "a", Runner()).sequence, Runner().read(TOKENS))
+
+
+@pytest.mark.parametrize("tails", [None, 256])
+def test_forking_near_a_damaged_node_is_right(store: Store, runner: Runner, tails: int | None) -> None:
+    """The way from the end to where the fork ends is proved, by the other copy where one is damaged."""
+    save(store, "a", TOKENS, runner, tail_every=tails)
+    for path, offset in find(store, Kind.NODE)[::2]:
+        flip(path, offset + HEADER_BYTES + 5, 1)  # the parent of a first copy
+    for at in (1, 255, 256, 257, 1023, 1024, 1025, 1279, 1280, 1300):
+        contexts.fork(store, "a", "b", at=at)
+        assert same(load(store, "b", Runner()).sequence, Runner().read(TOKENS[:at]))
+        contexts.delete(store, "b")
+    store.index.execute("UPDATE objects SET parent = parent + 2 WHERE kind = 1 AND position = 1024")
+    contexts.fork(store, "a", "b", at=300)
+    assert same(load(store, "b", Runner()).sequence, Runner().read(TOKENS[:300]))
+
+
+def test_a_fork_has_no_more_of_the_source_map_than_its_tokens(store: Store, runner: Runner, tmp_path: Path) -> None:
+    save(store, "a", TOKENS, runner)
+    for name, base, at in (("b", "a", 700), ("c", "b", 333), ("d", "c", 333)):
+        contexts.fork(store, base, name, at=at)
+        assert contexts.read_map(store, store.context(name)).tokens == at
+    for name in "abc":
+        contexts.delete(store, name)
+    assert contexts.read_map(store, store.context("d")).tokens == 333 and verify(store).sound
+    with (tmp_path / "file").open("wb") as file:
+        transfer.export(store, "d", file)
+    with Store(tmp_path / "other") as other, (tmp_path / "file").open("rb") as file:
+        transfer.import_file(other, file)
+        assert contexts.read_map(other, other.context("d")).tokens == 333
+        entries = other.look(lambda index: index.objects(Kind.MAP))
+        payload = other.read_object(entries[0])
+        assert payload is not None and SourceMap.from_bytes(bytes(payload)).tokens == 333, "the rest did not travel"
+
+
+LENGTHS = sorted({*range(1, 133), *range(255, 258), *range(383, 386), *range(511, 514)})
+
+
+def test_equality_at_every_residue_and_at_random_lengths(tmp_path: Path) -> None:
+    """Saved, restored by another engine, gone on with; forked, forked again, evicted: as if it had never been away."""
+    dice, tokens, more = random.Random(5), random_tokens(1500), random_tokens(140, seed=8)
+    lengths = [*LENGTHS, *(dice.randint(1, 1400) for _ in range(30))]
+    assert {length % 128 for length in LENGTHS} == set(range(128))
+    with Store(tmp_path / "store", durability="off") as store:
+        for number, length in enumerate(lengths):
+            writer, reader, other = Runner(), Runner(), Runner()
+            with writer.read(tokens[:length], tail_every=dice.choice([None, 128, 256])) as sequence:
+                saving.save(store, "a", sequence, writer.fingerprint, facts={})
+                at = dice.randint(1, length)
+                again = dice.randint(1, at)
+                contexts.fork(store, "a", f"b{number}", at=at)
+                contexts.fork(store, f"b{number}", f"c{number}", at=again)
+                if number % 3 == 0:
+                    gc.evict(store, 0)
+                loaded = load(store, "a", reader).sequence
+                for runner, live in ((writer, sequence), (reader, loaded)):
+                    runner.prefill(live, more.tolist())
+                assert same(loaded, sequence)
+            for name, end in ((f"b{number}", at), (f"c{number}", again)):
+                forked = load(store, name, other).sequence
+                other.prefill(forked, more[:7].tolist())
+                assert same(forked, Runner().read(torch.cat([tokens[:end], more[:7]]))), (length, name, end)
+                contexts.delete(store, name)
+        assert verify(store).sound

@@ -1,25 +1,27 @@
 """What is done with contexts without a model: fork, delete, pin.
 
-What is special here: each of them is one transaction, and none touches a page.
+What is special here: each of them is one transaction, and none touches a page. Source maps need numpy, which takes
+longer to load than all else together; so they are imported where one is read.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import CorruptMemory, FingerprintMismatch, StoreError
-from foveal.memory.store import maps
 from foveal.memory.store.chain import node_at
 from foveal.memory.store.files import Presence, exclusive
 from foveal.memory.store.objects import Context, pack_tokens, unpack_tokens
 from foveal.memory.store.records import Kind
 from foveal.memory.store.store import LIVE, Store, now
 from foveal.memory.store.writer import Writer
-from foveal.sources import SourceMap, SourceMapError
+
+if TYPE_CHECKING:
+    from foveal.sources import SourceMap
 
 T = TypeVar("T")
 
@@ -53,6 +55,9 @@ def check_fingerprint(context: Context, fingerprint: Fingerprint) -> None:
 
 def read_map(store: Store, context: Context) -> SourceMap:
     """The source map of a context. Raises `CorruptMemory` when both copies of a part are damaged."""
+    from foveal.memory.store import maps
+    from foveal.sources import SourceMapError
+
     try:
         places = maps.join(read_parts(store, context))
         places.truncate(min(places.tokens, context.length))

@@ -212,7 +212,8 @@ class _Checking:
         for kind, key in kept:
             entry = self.by_key.get((int(kind), key))
             if entry is not None:
-                uses.add(entry.id)
+                # A tail that was evicted when the index was made again may have come back with another context.
+                uses |= {entry.id} if kind is Kind.MAP else {entry.id} & used
                 self.users[entry.id].add(context.name)
             elif kind is Kind.MAP:  # a tail was evicted: an index that was made again does not know those
                 self._problem(_SAID[kind], "it is not in the index", [context.name], lost=True)
