@@ -357,3 +357,35 @@ def test_as_a_process(foveal: Foveal, source: Path) -> None:
     assert json.loads(run("ls", "--json").stdout)["memories"][0]["name"] == "s"
     failed = run("show", "nope")
     assert failed.returncode == 1 and failed.stderr.startswith("foveal: ") and not failed.stdout
+
+
+def test_odd_names_places_and_files(foveal: Foveal, source: Path, tmp_path: Path) -> None:
+    """Refused in one line, and nothing that was there is touched: not a device either."""
+    foveal.json("read", str(source), "-n", "s")
+    whole = tmp_path / "s.foveal"
+    foveal("export", "s", str(whole))
+    (tmp_path / "twice").write_bytes(whole.read_bytes() * 2)
+    (tmp_path / "short").write_bytes(whole.read_bytes()[:-1])
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for line, said in (
+        ("fork s s", "already"),
+        ("fork s t --at 0", "give --at 1 to"),
+        ("fork s t --at 1M", "give --at 1 to"),
+        ("fork s x/y", "is not a name"),
+        ("fork s " + "n" * 101, "is not a name"),
+        (f"export s {tmp_path}", "is a folder"),
+        (f"import {whole}", "already"),
+        (f"import {tmp_path / 'twice'} -n t", "goes on behind its end"),
+        (f"import {tmp_path / 'short'} -n t", "ends too early"),
+        (f"import {tmp_path / 'empty'} -n t", "ends too early"),
+        ("export s /dev/full", "No space left"),
+    ):
+        done = foveal(*line.split())
+        assert done.exit_code == 1 and said in done.stderr and done.stderr.count("\n") == 1, line
+    for command in ("ls", "verify", "du"):
+        assert "is a file" in Foveal(whole, foveal.model)(command).stderr
+    assert [memory["name"] for memory in foveal.json("ls")["memories"]] == ["s"]
+    assert Path("/dev/full").is_char_device()
+    foveal("export", "s", str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == whole.read_bytes()
