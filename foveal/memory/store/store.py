@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from foveal.memory.errors import FormatError, IndexBehind, IndexDamaged, MemoryNotFound, StoreBusy, StoreError
 from foveal.memory.store import rebuild, records
@@ -32,9 +32,6 @@ from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import Packs
 from foveal.memory.store.records import Kind
 from foveal.memory.store.writer import Writer
-
-if TYPE_CHECKING:
-    pass
 
 Durability = Literal["full", "normal", "off"]
 DURABILITIES: tuple[Durability, ...] = ("full", "normal", "off")
