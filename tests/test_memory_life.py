@@ -193,6 +193,28 @@ def read_at_once(engine: Engine, memory: Memory) -> Sequence:
     return sequence
 
 
+def test_what_was_saved_while_reading_outlives_the_reader(engine: Engine, project: Path, tmp_path: Path) -> None:
+    chunks = 0
+
+    def die() -> bool:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 4:
+            raise SystemError("killed")
+        return False
+
+    with open_store(tmp_path / "store", create=True) as store:
+        with pytest.raises(SystemError, match="killed"):
+            Memory.read(engine, project, name="part", should_stop=die, root=store, save_every=0.0)
+        assert memory_info("part", store).facts["totals"]["complete"] is False
+        with Memory.read(engine, project) as whole, Memory.load(engine, "part", root=store) as part:
+            assert part.length == 3 * CHUNK and part.problem == ""
+            assert part.places.tokens == part.length and part.unread
+            assert part.resume(save_every=0.0).kept == 3 * CHUNK and part.complete
+            assert same(part.sequence, whole.sequence) and part.places.to_bytes() == whole.places.to_bytes()
+            assert part.totals.run == whole.totals.run == whole.length
+
+
 def test_resume_after_changes_equals_reading_it_at_once(engine: Engine, project: Path, tmp_path: Path) -> None:
     with Memory.read(engine, project) as memory:
         memory.save(tmp_path / "saved")

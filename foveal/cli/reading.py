@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from foveal.sources import Skipped
 
 
+SAVE_EVERY = 60.0
+"""Seconds of reading that a process which is killed may lose."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `app`."""
     app.command()(read)
@@ -140,11 +144,12 @@ def _read(
             should_stop=stop,
             root=store,
             tail_every=tail_every,
+            save_every=SAVE_EVERY,
         )
         return memory, None
     memory = Memory.load(engine, name, root=store)
     memory.options = options
-    return memory, memory.resume(progress=bar, should_stop=stop)
+    return memory, memory.resume(progress=bar, should_stop=stop, save_every=SAVE_EVERY)
 
 
 # ---------------------------------------------------------------------- what came of it

@@ -8,6 +8,7 @@ damaged or evicted meanwhile is computed again.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import time
@@ -145,26 +146,28 @@ class Memory:
         should_stop: ShouldStop | None = None,
         root: Root = None,
         tail_every: TailEvery = "auto",
+        save_every: float | None = None,
     ) -> Self:
         """Read a folder, a file or standard input (``-``) into a new memory.
 
         What the store at `root` (default: see `foveal.memory.store_root`) has of the source's beginning, whatever it
         was saved as, is not read again; `reused` says how many tokens that were.
-        `tail_every`: see `TailEvery`.
+        `tail_every`: see `TailEvery`. `save_every`: seconds after which to save what was read so far, as `name` in that
+        store, again and again (default: nothing is saved before `save`). It needs a name and a store.
         `should_stop` is asked between chunks; it and Ctrl-C (once the network runs) end the read early: the memory
         returned then holds what was read, and `complete` is False. Filters are those of `foveal.sources.read_source`.
         Raises `foveal.sources.SourceError` for a source that does not exist, `ReadError` when nothing in it can be
         read, `InvalidName` for a name that is not plain.
         """
         options = source_options(str(source), max_file_bytes, include, exclude, use_gitignore)
-        if name:
+        if name or save_every is not None:
             check_name(name)
         distance = tail_distance(tail_every, engine.pool.layout, engine.batch.scheduler.chunk)
         sequence = engine.new_sequence(tail_every=distance)
         memory = cls(engine, sequence, SourceMap(), options, ReadTotals(), name=name, tail_every=tail_every)
         try:
             memory.store = store_at(root)
-            memory.resume(stdin=stdin, progress=progress, should_stop=should_stop)
+            memory.resume(stdin=stdin, progress=progress, should_stop=should_stop, save_every=save_every)
         except BaseException:
             memory.free()
             raise
@@ -176,11 +179,12 @@ class Memory:
         stdin: BinaryIO | None = None,
         progress: OnProgress | None = None,
         should_stop: ShouldStop | None = None,
+        save_every: float | None = None,
     ) -> Resumed:
         """Look at the source again and read what is missing, keeping the longest beginning that is unchanged.
 
-        Says what was kept, and which files had changed. Interruption and errors are those of `read`; the memory stays
-        usable and holds what was read. Standard input has to be given again from its beginning.
+        Says what was kept, and which files had changed. Interruption, `save_every` and errors are those of `read`; the
+        memory stays usable and holds what was read. Standard input has to be given again from its beginning.
         """
         source = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
         changes = self._compare(source)
@@ -191,7 +195,7 @@ class Memory:
             target = appended(self.places, past, changes, self.engine.tokenizer)
         else:
             target = rebuilt(self.places, self.sequence.tokens.numpy(), changes)
-        kept = self._take(target, source, progress, should_stop)
+        kept = self._take(target, source, progress, should_stop, save_every)
         return Resumed(kept, (*changes.changed, *changes.removed))
 
     # ------------------------------------------------------------------ bringing up to date
@@ -267,17 +271,35 @@ class Memory:
             return len(ids) / max(time.perf_counter() - started, 1e-9)
 
     def _take(
-        self, target: Target, source: TokenizedSource, progress: OnProgress | None, should_stop: ShouldStop | None
+        self,
+        target: Target,
+        source: TokenizedSource,
+        progress: OnProgress | None,
+        should_stop: ShouldStop | None,
+        save_every: float | None = None,
     ) -> int:
         """Make the memory hold `target`, or as much as there is time for; returns the tokens that were kept."""
         kept = self.length
         if not self.appending:
             self.sequence, kept = go_back(self.engine, self.sequence, target.ids)
-        began, started = self.length, time.perf_counter()
+        before, began, started = self.totals, self.length, time.perf_counter()
+
+        saved = started
+
+        def stop() -> bool:
+            nonlocal saved
+            due = save_every is not None and time.perf_counter() - saved >= save_every
+            if due and self.store is not None and self.length > began:
+                self._note(target, source, before, began, started)
+                with contextlib.suppress(StoreError):  # what hinders now may be over next time; the last save tells
+                    self.save_in(self.store, self.name)
+                saved = time.perf_counter()
+            return should_stop is not None and should_stop()
+
         try:
             self._start(torch.from_numpy(target.ids))
             began, started = self.length, time.perf_counter()
-            run_tokens(self.engine, self.sequence, target, progress=progress, should_stop=should_stop)
+            run_tokens(self.engine, self.sequence, target, progress=progress, should_stop=stop)
         except KeyboardInterrupt:
             self.sequence.rollback()  # the chunk in work is dropped; those before it stay
         except (cache.CacheFull, cache.LimitTooSmall) as error:
@@ -285,20 +307,24 @@ class Memory:
                 raise
             self.problem = str(error)
         finally:
-            self.places = target.places.copy()
-            self.places.truncate(self.length)
-            self.totals = ReadTotals(
-                files=len(source.documents),
-                text_bytes=source.text_bytes,
-                tokens=len(target.ids),
-                seconds=self.totals.seconds + time.perf_counter() - started,
-                skipped=tuple(source.skipped),
-                complete=self.length == len(target.ids),
-                run=self.totals.run + self.length - began,
-            )
-            self.unread = tuple(path for path, first, _ in target.places.documents if first >= self.length)
+            self._note(target, source, before, began, started)
             self.appending = self.appending and not self.complete
         return kept
+
+    def _note(self, target: Target, source: TokenizedSource, before: ReadTotals, began: int, started: float) -> None:
+        """Say what is there of `target`, which was begun at `began` tokens and time `started`."""
+        self.places = target.places.copy()
+        self.places.truncate(self.length)
+        self.totals = ReadTotals(
+            files=len(source.documents),
+            text_bytes=source.text_bytes,
+            tokens=len(target.ids),
+            seconds=before.seconds + time.perf_counter() - started,
+            skipped=tuple(source.skipped),
+            complete=self.length == len(target.ids),
+            run=before.run + self.length - began,
+        )
+        self.unread = tuple(path for path, first, _ in target.places.documents if first >= self.length)
 
     def extend(self, ids: IntArray) -> None:
         """Run `ids`, int32 [n], behind all that is there, from what the store has of them. Raises `CacheFull`."""
