@@ -112,7 +112,7 @@ def plain(tokens: Tensor) -> PlainState:
     return state
 
 
-def check_same(sequence: Sequence, expected: PlainState) -> None:
+def assert_same(sequence: Sequence, expected: PlainState) -> None:
     """`sequence` holds what the definition holds, as its format stores it."""
     layout = sequence.layout
     assert sequence.length == expected.length
@@ -128,7 +128,7 @@ def check_same(sequence: Sequence, expected: PlainState) -> None:
         assert torch.equal(sequence.entries(layer, part), stored)
 
 
-def check_bytes(sequence: Sequence) -> None:
+def assert_bytes(sequence: Sequence) -> None:
     """Byte accounting is what the layout says, and nothing is behind the entries in the open page."""
     held, needed = sequence.nbytes(), sequence.layout.bytes_at(sequence.length, mtp=True)
     for kind in ("window", "csa_entries", "index_keys", "hca_entries", "open_windows", "tokens"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cache_support import CONFIG, CUTS, EXACT, FORMATS, check_same, plain, pool, random_tokens, step
+from cache_support import CONFIG, CUTS, EXACT, FORMATS, assert_same, plain, pool, random_tokens, step
 
 from foveal.cache import (
     CacheError,
@@ -47,7 +47,7 @@ def test_restore_is_exact_and_goes_on_the_same(format: CacheFormat, length: int)
     sequence = grown(length, format)
     image = cloned(sequence.export())
     restored = Sequence.restore(pool(format), image)
-    check_same(restored, plain(random_tokens(length)))
+    assert_same(restored, plain(random_tokens(length)))
     again = restored.export()
     assert all(torch.equal(a, b) for a, b in zip(image.pages, again.pages, strict=True))
     assert image.open_page is None or torch.equal(image.open_page, again.open_page)
@@ -56,14 +56,14 @@ def test_restore_is_exact_and_goes_on_the_same(format: CacheFormat, length: int)
     more = random_tokens(6, seed=1)
     step(sequence, more)
     step(restored, more)
-    check_same(restored, plain(torch.cat([random_tokens(length), more])))
+    assert_same(restored, plain(torch.cat([random_tokens(length), more])))
     assert len(restored.truncate(length)) == 0 and restored.length == length, "one can go back to where it was restored"
 
 
 @pytest.mark.parametrize("residue", range(128))
 def test_restore_at_every_residue_of_128(residue: int) -> None:
     image = cloned(grown(256 + residue).export())
-    check_same(Sequence.restore(pool(), image), plain(random_tokens(256 + residue)))
+    assert_same(Sequence.restore(pool(), image), plain(random_tokens(256 + residue)))
 
 
 def test_full_pages_are_neither_copied_nor_doubled() -> None:
@@ -97,7 +97,7 @@ def test_a_restored_open_page_belongs_to_the_sequence() -> None:
     restored = Sequence.restore(pool(), image)
     image.open_page.fill_(7)
     image.tail["window.0"].fill_(7)
-    check_same(restored, plain(random_tokens(300)))
+    assert_same(restored, plain(random_tokens(300)))
 
 
 def test_bytes_behind_the_open_entries_are_not_trusted() -> None:
@@ -171,4 +171,4 @@ def test_a_tail_saved_apart_can_be_registered() -> None:
     replay = restored.truncate(340)
     assert restored.length == 333 and torch.equal(replay.long(), tokens[333:340])
     step(restored, replay)
-    check_same(restored, plain(tokens[:340]))
+    assert_same(restored, plain(tokens[:340]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cache_support import CUTS, EXACT, FORMATS, Broken, check_bytes, check_same, plain, pool, random_tokens, step
+from cache_support import CUTS, EXACT, FORMATS, Broken, assert_bytes, assert_same, plain, pool, random_tokens, step
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -30,8 +30,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     def _changed(self, sequence: Sequence, past: Tensor) -> None:
         self.past[sequence] = past
-        check_same(sequence, plain(past))
-        check_bytes(sequence)
+        assert_same(sequence, plain(past))
+        assert_bytes(sequence)
 
     @rule(target=sequences, every=st.none() | st.integers(1, 300), views=st.booleans())
     def make(self, every: int | None, views: bool) -> Sequence:
@@ -129,7 +129,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         for sequence, past in self.past.items():
             sequence.rollback()
-            check_same(sequence, plain(past))
+            assert_same(sequence, plain(past))
             sequence.free()
         assert self.pool.live == 0
         self.pool.check_integrity([])
@@ -163,7 +163,7 @@ def test_every_pair_of_critical_lengths(format: CacheFormat) -> None:
         branch, own = trunk.fork(), random_tokens(5, seed=length)
         step(branch, own)
         branches.append((branch, torch.cat([tokens[:length], own])))
-    check_same(trunk, plain(tokens))
+    assert_same(trunk, plain(tokens))
     for branch, past in branches:
-        check_same(branch, plain(past))
+        assert_same(branch, plain(past))
     shared.check_integrity([trunk.pages, *(branch.pages for branch, _ in branches)])

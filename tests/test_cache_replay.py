@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 
 import pytest
 import torch
-from cache_support import EXACT, check_same, plain, pool, step
+from cache_support import EXACT, assert_same, plain, pool, step
 from cache_support import random_tokens as random_ids
 from helpers.networks import random_config, random_network, random_tokens
 from store_support import same
@@ -101,7 +101,7 @@ def test_the_definition_of_the_state_holds(length: int) -> None:
         step(sequence, torch.tensor(ids))
 
     again = replay(restore, run, whole.layout, whole.tokens, data, length)
-    check_same(again, plain(tokens[:length]))
+    assert_same(again, plain(tokens[:length]))
     assert [tail.position for tail in again.kept_tails] == [0]
 
 

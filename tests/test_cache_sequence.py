@@ -11,8 +11,8 @@ from cache_support import (
     EXACT,
     FORMATS,
     Broken,
-    check_bytes,
-    check_same,
+    assert_bytes,
+    assert_same,
     plain,
     pool,
     random_tokens,
@@ -34,8 +34,8 @@ def filled(count: int, format: CacheFormat = EXACT, *, chunk: int = 100, **optio
 @pytest.mark.parametrize("chunk", [1, 3, 64, 257, 600])
 def test_any_cut_gives_what_the_definition_gives(format: CacheFormat, chunk: int) -> None:
     sequence = filled(520, format, chunk=chunk)
-    check_same(sequence, plain(random_tokens(520)))
-    check_bytes(sequence)
+    assert_same(sequence, plain(random_tokens(520)))
+    assert_bytes(sequence)
 
 
 @pytest.mark.parametrize("length", CUTS)
@@ -43,10 +43,10 @@ def test_two_cuts_at_every_critical_length(length: int) -> None:
     tokens = random_tokens(length + 5)
     sequence = Sequence(pool())
     step(sequence, tokens[:length])
-    check_same(sequence, plain(tokens[:length]))
-    check_bytes(sequence)
+    assert_same(sequence, plain(tokens[:length]))
+    assert_bytes(sequence)
     step(sequence, tokens[length:])
-    check_same(sequence, plain(tokens))
+    assert_same(sequence, plain(tokens))
 
 
 def test_equal_tokens_give_equal_pages_whatever_the_cuts() -> None:
@@ -65,7 +65,7 @@ def test_views_and_no_views_read_the_same() -> None:
     assert without.nbytes().views == 0 < with_views.nbytes().views
     with_views.drop_views()
     assert with_views.nbytes().views == 0
-    check_same(with_views, plain(random_tokens(300)))
+    assert_same(with_views, plain(random_tokens(300)))
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
@@ -106,7 +106,7 @@ def test_compute_dtype_is_the_callers() -> None:
     sequence = Sequence(pool(CacheFormat("fp8", "fp4")), dtype=torch.float32)
     step(sequence, random_tokens(200))
     assert sequence.window(1).dtype == sequence.entries(1, Part.INDEX).dtype == torch.float32
-    check_same(sequence, plain(random_tokens(200)))
+    assert_same(sequence, plain(random_tokens(200)))
 
 
 def test_steps_inside_and_outside_inference_mode_mix() -> None:
@@ -119,7 +119,7 @@ def test_steps_inside_and_outside_inference_mode_mix() -> None:
         step(sequence, tokens[140:])
     child = sequence.fork()
     step(child, tokens[:3])
-    check_same(sequence, plain(tokens))
+    assert_same(sequence, plain(tokens))
 
 
 def test_gradients_stop_at_the_cache() -> None:
@@ -145,11 +145,11 @@ def test_fork_shares_full_pages_and_nothing_else(length: int) -> None:
     mine, theirs = random_tokens(140, seed=1), random_tokens(140, seed=2)
     step(parent, mine)
     step(child, theirs)
-    check_same(parent, plain(torch.cat([random_tokens(length), mine])))
-    check_same(child, plain(torch.cat([random_tokens(length), theirs])))
+    assert_same(parent, plain(torch.cat([random_tokens(length), mine])))
+    assert_same(child, plain(torch.cat([random_tokens(length), theirs])))
     parent.pool.check_integrity([parent.pages, child.pages])
     parent.free()
-    check_same(child, plain(torch.cat([random_tokens(length), theirs])))
+    assert_same(child, plain(torch.cat([random_tokens(length), theirs])))
     child.free()
     assert child.pool.live == 0
 
@@ -169,11 +169,11 @@ def test_truncate_and_replay_is_the_state_it_was(kept: int, length: int) -> None
     replay = sequence.truncate(length)
     assert sequence.length == kept
     assert torch.equal(replay.to(torch.int64), tokens[kept:length])
-    check_same(sequence, plain(tokens[:kept]))
-    check_bytes(sequence)
+    assert_same(sequence, plain(tokens[:kept]))
+    assert_bytes(sequence)
     if len(replay):
         step(sequence, replay)
-    check_same(sequence, plain(tokens[:length]))
+    assert_same(sequence, plain(tokens[:length]))
     sequence.pool.check_integrity([sequence.pages])
 
 
@@ -186,8 +186,8 @@ def test_truncate_leaves_a_fork_alone() -> None:
     replay = sequence.truncate(290)
     assert len(replay) == 90, "tails stand where steps of 50 passed a multiple of 64: 100, 150, 200, 300, ..."
     step(sequence, torch.cat([replay.to(torch.int64), random_tokens(300, seed=5)]))
-    check_same(child, plain(tokens))
-    check_same(sequence, plain(torch.cat([tokens[:290], random_tokens(300, seed=5)])))
+    assert_same(child, plain(tokens))
+    assert_same(sequence, plain(torch.cat([tokens[:290], random_tokens(300, seed=5)])))
     child.pool.check_integrity([sequence.pages, child.pages])
 
 
@@ -209,7 +209,7 @@ def test_truncate_without_room_to_reopen_changes_nothing() -> None:
     step(sequence, random_tokens(312, seed=1))
     with pytest.raises(CacheFull):
         sequence.truncate(250)
-    check_same(sequence, plain(torch.cat([random_tokens(200), random_tokens(312, seed=1)])))
+    assert_same(sequence, plain(torch.cat([random_tokens(200), random_tokens(312, seed=1)])))
 
 
 def test_kept_tails_after_the_cut_are_forgotten() -> None:
@@ -238,14 +238,14 @@ def test_a_failed_step_leaves_no_trace(fail_after: int, count: int) -> None:
     with pytest.raises(Broken):
         step(sequence, random_tokens(count, seed=3), fail_after=fail_after)
     step(sequence, random_tokens(2, seed=4))
-    check_same(sequence, plain(torch.cat([tokens, random_tokens(2, seed=4)])))
-    check_bytes(sequence)
-    check_same(child, plain(tokens))
+    assert_same(sequence, plain(torch.cat([tokens, random_tokens(2, seed=4)])))
+    assert_bytes(sequence)
+    assert_same(child, plain(tokens))
     with pytest.raises(Broken):
         step(child, random_tokens(count, seed=3), fail_after=fail_after)
     child.rollback()
-    check_same(child, plain(tokens))
-    check_bytes(child)
+    assert_same(child, plain(tokens))
+    assert_bytes(child)
     child.pool.check_integrity([sequence.pages, child.pages])
 
 
@@ -259,10 +259,10 @@ def test_a_full_pool_says_so_before_the_work_and_changes_nothing() -> None:
         step(sequence, random_tokens(100, seed=1))
     with pytest.raises(CacheFull):
         sequence.fork()
-    check_same(sequence, plain(random_tokens(200)))
+    assert_same(sequence, plain(random_tokens(200)))
     other.free()
     step(sequence, random_tokens(100, seed=1))
-    check_same(sequence, plain(torch.cat([random_tokens(200), random_tokens(100, seed=1)])))
+    assert_same(sequence, plain(torch.cat([random_tokens(200), random_tokens(100, seed=1)])))
 
 
 def test_updates_that_do_not_fit_are_refused() -> None:
@@ -278,9 +278,9 @@ def test_updates_that_do_not_fit_are_refused() -> None:
         sequence.append(1, LayerUpdate(torch.zeros(2, width), rows, dict.fromkeys(rows, torch.zeros(2, width))))
     with pytest.raises(CacheError, match=r"missing: \[1, 2, 3\]"):
         sequence.advance(torch.tensor([1, 2]))
-    check_same(filled(10), plain(random_tokens(10)))
+    assert_same(filled(10), plain(random_tokens(10)))
     sequence.rollback()
-    check_same(sequence, plain(random_tokens(10)))
+    assert_same(sequence, plain(random_tokens(10)))
 
 
 @pytest.mark.parametrize("wrong", [torch.tensor(ids) for ids in ([1, 2], [1, 2, 512], [1, -2, 5], [0.5, 1.0, 2.0])])
@@ -301,7 +301,7 @@ def test_tokens_that_do_not_fit_are_refused_and_the_step_can_still_end(wrong: to
 
     sequence = Sequence(pool())
     step(Once(sequence), random_tokens(3))  # type: ignore[arg-type]
-    check_same(sequence, plain(random_tokens(3)))
+    assert_same(sequence, plain(random_tokens(3)))
 
 
 def test_a_freed_sequence_refuses_everything() -> None:

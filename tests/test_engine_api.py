@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_support import write_model
 
 import foveal
 from foveal.api import Engine, ModelNotFound, with_settings
 from foveal.cache import CacheFormat, CacheFull, PagePool
-from foveal.checkpoint import CheckpointError, random_weights, write_checkpoint
+from foveal.checkpoint import CheckpointError
 from foveal.config import PRESETS
 from foveal.engine import FinishReason, ParameterError, SamplingParams
 from foveal.ops import Numerics
@@ -37,10 +38,7 @@ TINY = PRESETS["nano"].replace(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_checkpoint(path, TINY, random_weights(TINY, seed=4))
-    shutil.copy(NANO / "tokenizer.json", path)
-    return path
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", 4, TINY)
 
 
 @pytest.fixture(scope="module")

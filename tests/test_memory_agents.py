@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_memory_life import NANO, TINY, make_engine, same
+from cli_support import write_model
+from test_memory_life import TINY, make_engine, same
 
 from foveal.api import Engine
-from foveal.checkpoint import random_weights, write_checkpoint
 from foveal.memory import Conflict, Memory, MemoryNotFound, SharedContext, StoreError, delete_memory, open_store
 from foveal.memory.store import contexts, gc
 from foveal.memory.store.records import Kind
@@ -27,10 +26,7 @@ PATIENCE = 120.0
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_checkpoint(path, TINY, random_weights(TINY, seed=1))
-    shutil.copy(NANO / "tokenizer.json", path)
-    return path
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", 1, TINY)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from cli_support import write_model
 import foveal
 from foveal.api import Engine
 from foveal.cache import CacheFormat, Sequence
-from foveal.checkpoint import random_weights, write_checkpoint
+from foveal.checkpoint import random_weights
 from foveal.config import PRESETS, ModelConfig
 from foveal.engine import BatchEngine, ParameterError, Scheduler
 from foveal.memory import (
@@ -375,9 +375,7 @@ def _places(engine: Engine, tokens: int) -> foveal.sources.SourceMap:
 
 
 def test_a_new_process_goes_on_exactly(project: Path, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "model", TINY, random_weights(TINY, seed=1))
-    shutil.copy(NANO / "tokenizer.json", tmp_path / "model")
-    engine = Engine.open(tmp_path / "model", threads=1)
+    engine = Engine.open(write_model(tmp_path / "model", 1, TINY), threads=1)
     with Memory.read(engine, project) as memory:
         memory.save(tmp_path / "m")
         expected = memory.recall("def f3_1(", max_tokens=8, ignore_eos=True)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_memory_life import NANO, TINY, make_engine, same
+from cli_support import write_model
+from test_memory_life import TINY, make_engine, same
 
 from foveal.api import Engine
 from foveal.cache import CacheFormat
 from foveal.cache import Sequence as CachedSequence
-from foveal.checkpoint import random_weights, write_checkpoint
 from foveal.engine import ParameterError
 from foveal.memory import Memory, SharedContext, Store, StoredPrefixes, open_store
 from foveal.memory.reading import TailEvery
@@ -29,10 +29,7 @@ TEXT = "".join(f"value_{n} = {n * n % 97}\n" for n in range(330))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    write_checkpoint(path, TINY, random_weights(TINY, seed=1))
-    shutil.copy(NANO / "tokenizer.json", path)
-    return path
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", 1, TINY)
 
 
 class Counting:
@@ -168,8 +165,7 @@ def test_what_others_made_is_not_found(engine: Engine, tmp_path: Path, folder: P
     with Store(tmp_path / "store", durability="off", tenant="a") as store:
         save(engine, store, "a", ids[:600])
         check(engine, store, ids[:700], 600, replayed=0)
-        write_checkpoint(tmp_path / "other", TINY, random_weights(TINY, seed=2))
-        shutil.copy(NANO / "tokenizer.json", tmp_path / "other")
+        write_model(tmp_path / "other", 2, TINY)
         for other in (opened(tmp_path / "other"), opened(folder, kv=CacheFormat("bf16", "bf16"))):
             check(other, store, ids[:700], 0)
     for tenant in ("b", ""):

@@ -32,10 +32,8 @@ def read_about(path: Path) -> dict[str, Any] | None:
         if isinstance(about, dict) and about_bytes(about) == data:
             about.pop("checksum")
             return about
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, RecursionError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        pass
     return None
 
 
