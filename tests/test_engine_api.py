@@ -13,32 +13,15 @@ import foveal
 from foveal.api import Engine, ModelNotFound, with_settings
 from foveal.cache import CacheFormat, CacheFull, PagePool
 from foveal.checkpoint import CheckpointError
-from foveal.config import PRESETS
 from foveal.engine import FinishReason, ParameterError, SamplingParams
 from foveal.ops import Numerics
 
 NANO = Path(foveal.__file__).parent / "weights" / "nano"
-TINY = PRESETS["nano"].replace(
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=2,
-    head_dim=32,
-    qk_rope_head_dim=16,
-    q_lora_rank=32,
-    o_lora_rank=16,
-    compress_ratios=(0, 4, 128),
-    index_head_dim=32,
-    n_routed_experts=4,
-    moe_intermediate_size=64,
-    num_nextn_predict_layers=0,
-    expert_dtype="bf16",
-    linear_dtype="bf16",
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "tiny", 4, TINY)
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", 4)
 
 
 @pytest.fixture(scope="module")
