@@ -33,7 +33,7 @@ def read_about(path: Path) -> dict[str, Any] | None:
             about.pop("checksum")
             return about
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        pass
+        return None
     return None
 
 
