@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from torch import Tensor
 
-from foveal.cache import CacheFormat, Sequence
+from foveal.cache import CacheFormat, Sequence, page_list
+from foveal.cache.page_list import BLOCK_PAGES
 from foveal.cache.replay import replay
 
 SIZES = st.sampled_from((1, 2, 3, 4, 5, 7, 64, 127, 128, 129, 255, 256, 257, 511, 512, 513))
@@ -23,8 +24,9 @@ class CacheMachine(RuleBasedStateMachine):
     format: CacheFormat = EXACT
     sequences = Bundle("sequences")
 
-    @initialize(limit=st.none() | st.just(10_000))
-    def start(self, limit: int | None) -> None:
+    @initialize(limit=st.none() | st.just(10_000), block=st.sampled_from((1, 2, 3, BLOCK_PAGES)))
+    def start(self, limit: int | None, block: int) -> None:
+        page_list.BLOCK_PAGES = block
         self.pool = pool(self.format, limit=limit) if limit else pool(self.format)
         self.past: dict[Sequence, Tensor] = {}
 
@@ -89,6 +91,17 @@ class CacheMachine(RuleBasedStateMachine):
             step(sequence, tokens)
         self._changed(sequence, past[:length])
 
+    @rule(sequence=sequences, where=st.floats(0, 1))
+    def put_page(self, sequence: Sequence, where: float) -> None:
+        sequence.rollback()
+        if not sequence.pages:
+            return
+        number = min(int(len(sequence.pages) * where), len(sequence.pages) - 1)
+        before, data = sequence.pages[number], sequence.pages[number].data.clone()
+        sequence.put_page(number, data)
+        assert not before.sealed or sequence.pages[number].data is data
+        self._changed(sequence, self.past[sequence])
+
     @rule(target=sequences, sequence=sequences, back=st.floats(0, 1))
     def replay(self, sequence: Sequence, back: float) -> Sequence:
         sequence.rollback()
@@ -125,6 +138,12 @@ class CacheMachine(RuleBasedStateMachine):
         self.pool.check_integrity([sequence.pages for sequence in self.past])
 
     def teardown(self) -> None:
+        try:
+            self._check_all_at_the_end()
+        finally:
+            page_list.BLOCK_PAGES = BLOCK_PAGES
+
+    def _check_all_at_the_end(self) -> None:
         if not hasattr(self, "past"):
             return
         for sequence, past in self.past.items():

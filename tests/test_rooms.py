@@ -82,7 +82,7 @@ def test_few_call_the_native_library() -> None:
     }
     assert {name for name in callers if not name.startswith("ops/cpu/")} == {
         "cache/live",
-        "cache/page",
+        "cache/pool",
         "cache/sequence",
         "cache/slabs",
         "engine/native",

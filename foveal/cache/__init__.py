@@ -5,7 +5,8 @@ The contract
 
 A **sequence** at length t is
 
-* ``t // 256`` full **pages**, immutable, shared by reference count between forks;
+* ``t // 256`` full **pages**, immutable, shared by reference count between forks (in blocks of 256, so that a fork
+  costs the same at any length);
 * one **open page** of its own when ``t % 256 != 0``: the entries of the last ``t % 256`` tokens, zeros behind them;
 * a **tail**: for every layer (and MTP block) the raw KV rows of the last min(t, W - 1) positions, and for every
   compressor its open rows in fp32. Its tensors are never written into: a step replaces them;
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from foveal.cache.machines import MACHINE_NAMES as MACHINE_NAMES
     from foveal.cache.machines import Machine as Machine
     from foveal.cache.page import Page as Page
-    from foveal.cache.page import PagePool as PagePool
+    from foveal.cache.page_list import PageList as PageList
     from foveal.cache.pager import LimitTooSmall as LimitTooSmall
     from foveal.cache.pager import Pager as Pager
     from foveal.cache.plan import PLAN_FORMATS as PLAN_FORMATS
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from foveal.cache.plan import PlanError as PlanError
     from foveal.cache.plan import make_plan as make_plan
     from foveal.cache.plan import parse_tokens as parse_tokens
+    from foveal.cache.pool import PagePool as PagePool
     from foveal.cache.sequence import Sequence as Sequence
     from foveal.cache.tail import LaterTail as LaterTail
     from foveal.cache.tail import Tail as Tail
@@ -83,7 +85,7 @@ _HOMES = {
     "MACHINE_NAMES": "foveal.cache.machines",
     "Machine": "foveal.cache.machines",
     "Page": "foveal.cache.page",
-    "PagePool": "foveal.cache.page",
+    "PageList": "foveal.cache.page_list",
     "LimitTooSmall": "foveal.cache.pager",
     "Pager": "foveal.cache.pager",
     "PLAN_FORMATS": "foveal.cache.plan",
@@ -91,6 +93,7 @@ _HOMES = {
     "PlanError": "foveal.cache.plan",
     "make_plan": "foveal.cache.plan",
     "parse_tokens": "foveal.cache.plan",
+    "PagePool": "foveal.cache.pool",
     "Sequence": "foveal.cache.sequence",
     "LaterTail": "foveal.cache.tail",
     "Tail": "foveal.cache.tail",

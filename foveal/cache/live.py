@@ -16,7 +16,8 @@ import torch
 from foveal import _native
 from foveal.cache.codec import EntryCodec, IndexFp4, IndexFp8, KvFp8
 from foveal.cache.layout import CacheLayout, Region
-from foveal.cache.page import Page, PagePool
+from foveal.cache.page import Page
+from foveal.cache.pool import PagePool
 from foveal.cache.slabs import Slot, slots_of
 from foveal.cache.tail import Tail
 from foveal.config import PAGE_TOKENS

@@ -8,6 +8,7 @@ form instead (`begin_live`, `commit_live`); the tail is then made from that when
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterable
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -20,7 +21,9 @@ from foveal.cache.errors import CacheError, SequenceFreed
 from foveal.cache.image import SequenceImage, check_image
 from foveal.cache.layout import CacheBytes
 from foveal.cache.live import Live
-from foveal.cache.page import Page, PagePool
+from foveal.cache.page import Page
+from foveal.cache.page_list import PageList
+from foveal.cache.pool import PagePool
 from foveal.cache.step import Step, check_update, own, token_ids
 from foveal.cache.tail import LaterTail, Tail
 from foveal.cache.view import EntryTable, EntryViews
@@ -54,7 +57,7 @@ class Sequence:
         self._length = 0
         self._live: Live | None = None
         self._kept: list[Tail | LaterTail] = [self._tail]
-        self._pages: list[Page] = []
+        self._pages = PageList()
         self._open_tokens: list[int] = []
         self._step: Step | None = None
         self._freed = False
@@ -100,10 +103,11 @@ class Sequence:
         return torch.cat([*full, _ids(self._open_tokens)])[first - start : after - start]
 
     @property
-    def pages(self) -> tuple[Page, ...]:
-        """The pages held, the open one last (when there is one), and then those a step in progress has acquired."""
+    def pages(self) -> PageList:
+        """The pages held, the open one last (when there is one), and then those a step in progress has acquired. Costs
+        the same at any length; walk only over what is needed of it."""
         self._alive()
-        return tuple(self._pages) if self._step is None else (*self._pages, *self._step.new_pages)
+        return self._pages if self._step is None else self._pages.plus(self._step.new_pages)
 
     @property
     def kept_tails(self) -> tuple[Tail | LaterTail, ...]:
@@ -216,13 +220,14 @@ class Sequence:
         self._keep_tail_after(old)
 
     def _take_pages(self, step: Step, ids: list[int]) -> None:
-        """The step's pages are the sequence's now; those it filled are sealed. (No list of all pages is made anew, and
-        one token makes no tensor: with a small model that would cost more than the step.)"""
+        """The step's pages are the sequence's now; those it filled are sealed. (One token makes no tensor, and mostly
+        no list of pages: with a small model that would cost more than the step.)"""
         full, new = self._length // PAGE_TOKENS, self._length + step.count
-        self._pages += step.new_pages
+        if step.new_pages:
+            self._hold(self._pages.plus(step.new_pages), step.new_pages)
         self._open_tokens += ids
-        for page in self._pages[full : new // PAGE_TOKENS]:
-            page.seal(_ids(self._open_tokens[:PAGE_TOKENS]))
+        for number in range(full, new // PAGE_TOKENS):
+            self._pages[number].seal(_ids(self._open_tokens[:PAGE_TOKENS]))
             del self._open_tokens[:PAGE_TOKENS]
 
     def _keep_tail_after(self, old: int) -> None:
@@ -289,13 +294,11 @@ class Sequence:
         For kernels that read pages in place. Valid until the next `append`, `truncate` or `free`.
         """
         self._alive()
-        tokens, pages = self.length, self._pages
-        if self._step is not None:
-            pages = [*pages, *self._step.new_pages]
-            if layer in self._step.windows:
-                tokens += self._step.count
+        tokens = self.length
+        if self._step is not None and layer in self._step.windows:
+            tokens += self._step.count
         count = self.config.entries_after(tokens, layer)
-        return EntryTable(pages, self.layout.region(layer, part), count, self.pool.device)
+        return EntryTable(self.pages, self.layout.region(layer, part), count, self.pool.device)
 
     def gather(self, layer: int, part: Part, indices: Tensor) -> Tensor:
         """The entries `indices`, integers of any shape [...], as [..., e], reading only those.
@@ -321,13 +324,11 @@ class Sequence:
         """
         self.rollback()
         child = Sequence(self.pool, dtype=self.dtype, tail_every=self.tail_every, views=self._views is not None)
-        full = self._pages[: self.length // PAGE_TOKENS]
         copies = []
         if self.length % PAGE_TOKENS:
             copies = self.pool.acquire()
             copies[0].data.copy_(self._pages[-1].data)
-        self.pool.share(full)
-        child._pages = [*full, *copies]
+        child._hold(self._pages.first(self.length // PAGE_TOKENS).plus(copies), copies)
         child._tail, child._kept, child._open_tokens = self._tail, list(self._kept), list(self._open_tokens)
         return child
 
@@ -367,17 +368,20 @@ class Sequence:
         if length == self.length:
             return _ids([])
         tail = self._nearest_tail(length)
-        tokens = self.tokens
         full, filled = divmod(tail.position, PAGE_TOKENS)
-        kept = self._pages[:full]
+        opened = self.token_range(full * PAGE_TOKENS, tail.position).tolist()
+        dropped = self.token_range(tail.position, length)
+        pages = self._pages.first(full)
         if filled:
-            kept.append(self._reopen(full, filled))
-        self.pool.release(page for page in self._pages[full:] if page not in kept)
-        self._pages, self._tail = kept, tail
+            page = self._reopen(full, filled)
+            self._hold(pages.plus([page]), [page] if page is not self._pages[full] else [])
+        else:
+            self._hold(pages)
+        self._tail = tail
         self._kept = [k for k in self._kept if k.position <= tail.position]
-        self._open_tokens = tokens[full * PAGE_TOKENS : tail.position].tolist()
+        self._open_tokens = opened
         self._limit_views(self.length)
-        return tokens[tail.position : length].clone()
+        return dropped
 
     def put_page(self, number: int, data: Tensor) -> None:
         """Take `data`, uint8 [page_bytes], as the bytes of page `number`: what its tokens are known to leave. A full
@@ -386,8 +390,8 @@ class Sequence:
         self._leave_live()
         page = self._pages[number]
         if page.tokens is not None:
-            self._pages[number] = self.pool.adopt(data, page.tokens)
-            self.pool.release([page])
+            page = self.pool.adopt(data, page.tokens)
+            self._hold(self._pages.replaced(number, page), [page])
         else:
             page.data.copy_(data)
             page.clear_after(self.layout, self.length % PAGE_TOKENS)
@@ -398,8 +402,8 @@ class Sequence:
         if self._freed:
             return
         self.rollback()
-        self.pool.release(self._pages)
-        self._pages, self._kept, self._live = [], [], None
+        self._hold(PageList())
+        self._kept, self._live = [], None
         if self._views is not None:
             self._views.clear()
         self._freed = True
@@ -448,7 +452,8 @@ class Sequence:
         except BaseException:
             pool.release(pages)
             raise
-        sequence._pages, sequence._tail = pages, tail
+        sequence._hold(PageList().plus(pages), pages)
+        sequence._tail = tail
         sequence.add_tail(tail)
         sequence._open_tokens = ids[len(image.pages) * PAGE_TOKENS :].tolist()
         return sequence
@@ -458,6 +463,13 @@ class Sequence:
     def _alive(self) -> None:
         if self._freed:
             raise SequenceFreed("this sequence was freed; fork or restore another one")
+
+    def _hold(self, pages: PageList, taken: Iterable[Page] = ()) -> None:
+        """Hold `pages` instead of those so far. `taken`: those of them that came with a reference, which goes."""
+        pages = pages.packed()
+        self.pool.share(pages.held)
+        self.pool.release((*self._pages.held, *taken))
+        self._pages = pages
 
     def _begin(self, count: int) -> Step:
         self.rollback()
