@@ -151,6 +151,13 @@ def test_cutting_and_reading_on(contents: list[Document], data: st.DataObject) -
 
 
 @given(documents)
+def test_paths_from_a_token_are_those_of_what_begins_there_or_later(contents: list[Document]) -> None:
+    places, _ = build(contents)
+    for token in range(places.tokens + 2):
+        assert places.paths_from(token) == tuple(path for path, first, _ in places.documents if first >= token)
+
+
+@given(documents)
 def test_saving_loses_nothing(contents: list[Document]) -> None:
     places, expected = build(contents)
     data = places.to_bytes()

@@ -15,10 +15,11 @@ from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal import cache
 from foveal.cache.replay import replay_start
-from foveal.memory.errors import FingerprintMismatch, FormatError, MemoryNotFound, StoreBusy, StoreError
+from foveal.memory.errors import CorruptMemory, FingerprintMismatch, FormatError, MemoryNotFound, StoreBusy, StoreError
 from foveal.memory.store import contexts, gc, loading, records, saving, transfer
 from foveal.memory.store.cipher import key_file, key_from
 from foveal.memory.store.files import exclusive
+from foveal.memory.store.index import Index
 from foveal.memory.store.loading import Loaded
 from foveal.memory.store.objects import Context
 from foveal.memory.store.prefix import find_prefix, load_prefix
@@ -185,6 +186,81 @@ def test_fork_touches_no_page_and_lives_on_its_own(store: Store, runner: Runner)
     assert store.look(lambda index: index.objects()) == [] and verify(store).sound
     gc.collect(store, threshold=0)
     assert gc.disk_bytes(store) < 5000
+
+
+def many_tails(runner: Runner, length: int, every: int) -> cache.Sequence:
+    sequence = runner.new_sequence(tail_every=every)
+    for part in random_tokens(length).split(every):
+        runner.prefill(sequence, part.tolist())
+    return sequence
+
+
+@pytest.mark.parametrize("at", [None, 2000, 300])
+def test_a_fork_asks_as_little_of_a_context_with_many_tails(
+    store: Store, runner: Runner, at: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither questions nor statements are as many as tails, or as pages where there are none."""
+    asked: list[str] = []
+    for way in ("rows", "execute"):
+        ask = getattr(Index, way)
+        monkeypatch.setattr(
+            Index, way, lambda self, sql, values=(), ask=ask: (asked.append(sql), ask(self, sql, values))[1]
+        )
+    counts = []
+    for every, tails in ((1500, True), (64, True), (3000, False)):
+        name = f"a{every}"
+        context = save(store, name, many_tails(runner, 3000, every), runner, tails=tails)
+        asked.clear()
+        contexts.fork(store, name, f"b{every}", at=at)
+        counts.append(len(asked))
+    assert len(context.tails) == 0 and len(store.context("a64").tails) == 3000 // 64 + 1
+    assert max(counts) - min(counts) <= 4 and max(counts) < 35, counts
+
+
+def test_a_fork_uses_all_of_its_own_also_where_its_base_does_not(store: Store, runner: Runner) -> None:
+    tokens = random_tokens(3000)
+    save(store, "a", many_tails(runner, 3000, 256), runner)
+    store.transact(lambda tx: (setattr(tx, "changed", True), tx.index.execute("DELETE FROM uses WHERE object % 2 = 0")))
+    for name, at in (("b", 3000), ("c", 1300)):
+        fork = contexts.fork(store, "a", name, at=at)
+        row = store.look(lambda index, name=name: index.context(store.names.label(name)))
+        assert row is not None
+        used = store.look(lambda index, row=row: index.used_by(row.id))
+        assert sorted(used) == sorted(store.transact(lambda tx, fork=fork: tx.uses(fork)))
+        assert len(used) == 1 + len(fork.tails) > 3
+        assert is_right(store, name, tokens[:at])
+
+
+def test_the_way_to_a_fork_is_proved_and_not_believed(store: Store, runner: Runner) -> None:
+    """Without tails it leads over all pages: through damaged records by their copies, and never into another past."""
+    tokens, other = random_tokens(3000), random_tokens(3000, seed=1)
+    save(store, "other", runner.read(other), runner, tails=False)
+    base = save(store, "a", runner.read(tokens), runner, tails=False)
+    nodes = {entry.key: entry for entry in store.look(lambda index: index.objects(Kind.NODE))}
+    path = store.look(lambda index: index.way_up(base.head, 256))
+    ours, theirs = nodes[path[4][0]], next(e for e in nodes.values() if e.position == 6 * 256 and e.key != path[5][0])
+    assert ours.position == 7 * 256
+    store.transact(
+        lambda tx: (
+            setattr(tx, "changed", True),
+            tx.index.execute("UPDATE objects SET parent = ? WHERE id = ?", (theirs.id, ours.id)),
+        )
+    )
+    contexts.fork(store, "a", "b", at=900)
+    assert is_right(store, "b", tokens[:900]) and store.damaged, "the index was made again"
+    entry = store.look(lambda index: index.find(Kind.NODE, path[3][0]))
+    assert entry is not None
+    for number, (place, right) in enumerate(zip(entry.places, (True, False), strict=True)):
+        with store.packs.path(place.pack).open("r+b") as file:
+            file.seek(place.offset + records.HEADER_BYTES + 3)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        if right:
+            contexts.fork(store, "a", f"c{number}", at=900)
+            assert is_right(store, f"c{number}", tokens[:900])
+    with pytest.raises(CorruptMemory, match="both copies"):
+        contexts.fork(store, "a", "d", at=900)
 
 
 def test_fork_is_refused_where_it_makes_no_sense(store: Store, runner: Runner) -> None:

@@ -110,6 +110,12 @@ class Sequence:
         return self._pages if self._step is None else self._pages.plus(self._step.new_pages)
 
     @property
+    def tail(self) -> Tail:
+        """The tail at `length`."""
+        self._alive()
+        return self._tail
+
+    @property
     def kept_tails(self) -> tuple[Tail | LaterTail, ...]:
         """The tails `truncate` can go back to, by ascending position; the first is the empty one at 0."""
         self._alive()

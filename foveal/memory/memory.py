@@ -414,8 +414,8 @@ class Memory:
             created=self.created,
             tail_every=self.tail_every,
         )
-        later = (path for path, first, _ in self.places.documents if first >= length)
-        fork.unread, fork.appending, fork.store = (*later, *self.unread), self.appending, self.store
+        fork.unread = (*self.places.paths_from(length), *self.unread)
+        fork.appending, fork.store = self.appending, self.store
         fork.forked_from = (self.name, length) if self.name else self.forked_from
         return fork
 

@@ -119,6 +119,11 @@ class SourceMap:
         firsts = [0, *self._ends][: len(self._pieces)]
         return tuple((piece.path, a, b) for piece, a, b in zip(self._pieces, firsts, self._ends, strict=True))
 
+    def paths_from(self, token: int) -> tuple[str, ...]:
+        """The paths of the documents that begin at `token` or behind it, in order; looks at no others."""
+        following = bisect.bisect_left(self._ends, token) + 1 if token else 0
+        return tuple(piece.path for piece in self._pieces[following:])
+
     def document_at(self, token: int) -> int:
         """Which of `documents` a token is in, by its place there. Raises `SourceMapError` if it is in none."""
         return self._find(token)[0]

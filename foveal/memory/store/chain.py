@@ -6,13 +6,12 @@ What is special here: no page is read, and no torch is needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from foveal.config import PAGE_TOKENS
 from foveal.memory.errors import CorruptMemory
 from foveal.memory.store.index import Entry, Index
+from foveal.memory.store.names import NAME_BYTES
 from foveal.memory.store.objects import Context, Node, pack_tokens, tail_position
-from foveal.memory.store.packs import Place
 from foveal.memory.store.records import HEADER_BYTES, Kind, key_in
 from foveal.memory.store.store import Store
 
@@ -65,18 +64,15 @@ def _climb(store: Store, context: Context, page: int) -> Node | None:
 
 def _climb_from(store: Store, start: bytes, page: int) -> Node | None:
     path = store.look(lambda index: index.way_up(start, page * PAGE_TOKENS))
-    for (key, place), (above, _) in pairwise(path):
-        # A key is a hash: damaged bytes do not lead to the key of any other node, so no checksum is needed here.
-        if _parent(store, key, place) != above and not _leads(store, key, above):
+    begun = store.packs.beginnings([place for _, place in path], HEADER_BYTES + NAME_BYTES)
+    for (key, _), (above, _), raw in zip(path, path[1:], begun, strict=False):
+        # A key is a hash: damaged bytes do not lead to the key of any other node, so no checksum is needed here, unless
+        # they have to be decrypted first.
+        said = store.cipher is None and key_in(raw) == key and Node.parent_in(raw[HEADER_BYTES:]) == above
+        if not said and not _leads(store, key, above):
             return None
     node = _node(store, path[-1][0]) if path else None
     return node if node is not None and node.position == page * PAGE_TOKENS else None
-
-
-def _parent(store: Store, key: bytes, place: Place) -> bytes | None:
-    """The parent that stands in a node's record, not verified; None where it would have to be decrypted first."""
-    raw = store.packs.raw(place) if store.cipher is None else None
-    return Node.parent_in(raw[HEADER_BYTES:]) if raw is not None and key_in(raw) == key else None
 
 
 def _leads(store: Store, key: bytes, above: bytes) -> bool:

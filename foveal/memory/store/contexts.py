@@ -126,7 +126,7 @@ def _fork(store: Store, base: Context, new: str, at: int | None, facts: Mapping[
             raise CorruptMemory(name, "it was changed while it was being forked")  # `on_current` tries again
         context = _forked(base, new, length, head, rest)
         context = context.replace(facts=dict(facts if facts is not None else base.facts))
-        tx.put_context(context, tx.uses(context))
+        tx.put_context(context, tx.uses(context, like=row))
         return context
 
     return store.transact(work)
@@ -180,7 +180,7 @@ def change(store: Store, name: str, **changes: Any) -> Context:
         row = tx.index.context(tx.names.label(name))
         context = store.context(name) if row is None else store.read_context(row)
         context = context.replace(**changes)
-        tx.put_context(context, tx.uses(context))
+        tx.put_context(context, tx.uses(context, like=row))
         return context
 
     return store.transact(work)

@@ -249,6 +249,12 @@ class Index:
         except (sqlite3.Error, UnicodeDecodeError) as error:
             raise translate(error, self.path) from error
 
+    def _execute_all(self, sql: str, values: list[tuple[object, ...]]) -> None:
+        try:
+            self._connection.executemany(sql, values)
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise translate(error, self.path) from error
+
     def rows(self, sql: str, values: Iterable[object] = ()) -> list[tuple[object, ...]]:
         try:
             return self._connection.execute(sql, tuple(values)).fetchall()
@@ -415,8 +421,9 @@ class Index:
         cursor = self.execute(
             "INSERT INTO contexts(label, tenant, serial, record, pack, offset, span, used) VALUES(?,?,?,?,?,?,?,?)", row
         )
-        for number in set(objects):
-            self.execute("INSERT INTO uses VALUES(?, ?)", (cursor.lastrowid, number))
+        self._execute_all(
+            "INSERT INTO uses VALUES(?, ?)", [(cursor.lastrowid, number) for number in sorted(set(objects))]
+        )
         self.collect(before)
 
     def drop_context(self, label: bytes) -> None:
@@ -437,6 +444,15 @@ class Index:
         """The numbers of the objects that context number `context` uses."""
         rows = self.rows("SELECT object FROM uses WHERE context = ?", (context,))
         return [int(number) for (number,) in rows]  # type: ignore[call-overload]
+
+    def keys_used_by(self, context: int) -> dict[tuple[int, bytes], int]:
+        """Kind and key -> number, of the objects that context number `context` uses."""
+        rows = self.rows(
+            "SELECT o.kind, o.key, o.id FROM uses u JOIN objects o ON o.id = u.object WHERE u.context = ?", (context,)
+        )
+        for row in rows:
+            _check_types(row, (int, bytes, int))
+        return {(kind, key): number for kind, key, number in rows}  # type: ignore[misc]
 
     def references(self, number: int) -> int:
         """How many contexts and children refer to an object."""

@@ -150,10 +150,11 @@ class Context:
 
 
 def _plain(value: Any) -> Any:
+    """Bytes as hexadecimal digits, on their own or with a position."""
     if isinstance(value, bytes):
         return value.hex()
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return [(position, key.hex()) for position, key in value]
     return value
 
 

@@ -128,8 +128,10 @@ class _Search:
 
     def _known(self, index: Index, after: cache.Sequence | None) -> tuple[int, Entry | None, bytes]:
         """How many pages of `after` are known to be in the store; the node of the last, and the page's name."""
-        pages = after.pages[: after.length // PAGE_TOKENS] if after is not None else ()
-        for place in range(len(pages), 0, -1):
+        if after is None:
+            return 0, None, self.root
+        pages = after.pages
+        for place in range(after.length // PAGE_TOKENS, 0, -1):
             known = self.store.known.node(pages[place - 1])
             entry = index.find(Kind.NODE, known[0]) if known is not None else None
             if known is not None and entry is not None and entry.position == place * PAGE_TOKENS:

@@ -7,9 +7,8 @@ since, however long the context is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -126,14 +125,14 @@ def save_sequence(store: Store, tx: Writer, sequence: cache.Sequence, fingerprin
 
     `fingerprint` is the digest of everything that its bytes depend on.
     """
-    image = sequence.export()
-    full = image.length // PAGE_TOKENS
-    nodes = _nodes(store, tx, sequence.pages[:full], fingerprint)
-    rest = image.tokens[full * PAGE_TOKENS :]
-    kept = _tails(tx, sequence, image, nodes) if tails else {}
+    sequence.rollback()
+    length, full = sequence.length, sequence.length // PAGE_TOKENS
+    nodes = _nodes(store, tx, sequence.pages, full, fingerprint)
+    rest = sequence.token_range(full * PAGE_TOKENS, length)
+    kept = _tails(tx, sequence, nodes) if tails else {}
     objects = [number for _, number in kept.values()] + ([nodes[-1].number] if full else [])
     return Saved(
-        image.length,
+        length,
         nodes[-1].key,
         tuple(rest.tolist()),
         tuple((position, key) for position, (key, _) in sorted(kept.items())),
@@ -141,19 +140,20 @@ def save_sequence(store: Store, tx: Writer, sequence: cache.Sequence, fingerprin
     )
 
 
-def _nodes(store: Store, tx: Writer, pages: tuple[cache.Page, ...], fingerprint: str) -> list[_Known]:
-    """The nodes of `pages`, behind the root; those before the last known one are left out (but the root)."""
+def _nodes(store: Store, tx: Writer, pages: cache.PageList, full: int, fingerprint: str) -> list[_Known]:
+    """The nodes of the first `full` pages, behind the root; those before the last known one are left out (but the
+    root)."""
     root = tx.names.root(fingerprint)
     nodes = [_Known(root, root, 0)]
     start = 0
-    for place in range(len(pages), 0, -1):
+    for place in range(full, 0, -1):
         known = store.known.node(pages[place - 1])
         entry = tx.index.find(Kind.NODE, known[0]) if known is not None else None
         if known is not None and entry is not None and entry.position == place * PAGE_TOKENS:
             nodes.append(_Known(*known, entry.id))
             start = place
             break
-    for place in range(start, len(pages)):
+    for place in range(start, full):
         nodes.append(_put_page(store, tx, nodes[-1], pages[place], (place + 1) * PAGE_TOKENS))
     return nodes
 
@@ -175,21 +175,19 @@ def _put_page(store: Store, tx: Writer, parent: _Known, page: cache.Page, positi
 # ---------------------------------------------------------------------- tails
 
 
-def _tails(
-    tx: Writer, sequence: cache.Sequence, image: cache.SequenceImage, nodes: list[_Known]
-) -> dict[int, tuple[bytes, int]]:
+def _tails(tx: Writer, sequence: cache.Sequence, nodes: list[_Known]) -> dict[int, tuple[bytes, int]]:
     """Position -> key and number, of the tail at the end and of those the sequence keeps."""
-    chain = _Chain(tx, nodes, sequence.pages[: image.length // PAGE_TOKENS])
+    chain = _Chain(tx, nodes, sequence.pages, sequence.length // PAGE_TOKENS)
     kept = {}
     for tail in sequence.kept_tails:
-        if 0 < tail.position < image.length:
-            number = _put_tail(tx, chain, image, sequence, tail.position, partial(_tensors, tail))
+        if 0 < tail.position < sequence.length:
+            number = _put_tail(tx, chain, sequence, tail)
             if number is not None:
                 kept[tail.position] = number
-    if image.length:
-        last = _put_tail(tx, chain, image, sequence, image.length, lambda: image.tail)
+    if sequence.length:
+        last = _put_tail(tx, chain, sequence, sequence.tail)
         assert last is not None
-        kept[image.length] = last
+        kept[sequence.length] = last
     return kept
 
 
@@ -201,9 +199,9 @@ def _tensors(kept: cache.Tail | cache.LaterTail) -> dict[str, Tensor] | None:
 class _Chain:
     """The node after any number of pages; earlier ones than the last known are looked up when they are asked for."""
 
-    def __init__(self, tx: Writer, nodes: list[_Known], pages: tuple[cache.Page, ...]) -> None:
+    def __init__(self, tx: Writer, nodes: list[_Known], pages: cache.PageList, full: int) -> None:
         self._index, self._nodes, self._pages, self._known = tx.index, nodes, pages, tx.store.known
-        self._full = len(pages)
+        self._full = full
         self._old: list[_Known] | None = None
 
     def after(self, pages: int) -> _Known:
@@ -225,23 +223,19 @@ class _Chain:
 
 
 def _put_tail(
-    tx: Writer,
-    chain: _Chain,
-    image: cache.SequenceImage,
-    sequence: cache.Sequence,
-    position: int,
-    read: Callable[[], dict[str, Tensor] | None],
+    tx: Writer, chain: _Chain, sequence: cache.Sequence, tail: cache.Tail | cache.LaterTail
 ) -> tuple[bytes, int] | None:
     """Key and number of the tail; None when it was elsewhere and is not to be had any more."""
+    position = tail.position
     full, open_tokens = divmod(position, PAGE_TOKENS)
     node = chain.after(full)
-    rest = token_bytes(image.tokens[full * PAGE_TOKENS : position])
+    rest = token_bytes(sequence.token_range(full * PAGE_TOKENS, position))
     place = tx.names.tail_place(node.key, rest)
-    if position < image.length:
+    if position < sequence.length:
         # The pages before it are the very same, and it is there only to go back to: any tail of the place will do.
         for entry in tx.index.named(Kind.TAIL, place):
             return entry.key, entry.id
-    tensors = read()
+    tensors = _tensors(tail)
     if tensors is None:
         return None
     open_page = memoryview(b"")

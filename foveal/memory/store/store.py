@@ -15,7 +15,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -84,6 +84,8 @@ class Store:
         self._lock = threading.RLock()
         self._index: Index | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._last_parsed: tuple[bytes, Context | None] = (b"", None)
+        """A record, and the context in it."""
         self.damaged = ""
         """What was wrong with the index when it had to be made again. `verify` tells it, once."""
         try:
@@ -229,9 +231,10 @@ class Store:
         Raises `IndexBehind` when the index is behind the packs: its log was lost, or damaged, and nothing may be cut
         off on its word.
         """
-        if self.packs.files() != state.sizes and self.packs.holds_more(state.sizes):
+        files = self.packs.files()
+        if files != state.sizes and self.packs.holds_more(state.sizes):
             raise IndexBehind(f"{self.folder / INDEX} is behind the packs")
-        self.packs.begin(state.sizes, state.next_pack)
+        self.packs.begin(state.sizes, state.next_pack, files)
 
     def look(self, work: Callable[[Index], T]) -> T:
         """Do `work` on one consistent view of the index: within a transaction, on that of the transaction. It may be
@@ -473,13 +476,23 @@ class Store:
         parsed = (self.parse_context(raw) for raw in self.records_of(row))
         return next((context for context in parsed if context is not None), None)
 
-    def records_of(self, row: ContextRow) -> list[Buffer]:
-        """Both copies of a context's record, unverified."""
+    def records_of(self, row: ContextRow) -> Iterator[Buffer]:
+        """Both copies of a context's record, unverified; the second is read when it is asked for."""
+        yield row.record
         raw = self.packs.raw(row.place)
-        return [row.record] if raw is None else [row.record, raw]
+        if raw is not None:
+            yield raw
 
     def parse_context(self, raw: Buffer) -> Context | None:
         """The context in a record, if it is one, whole, and under its own label."""
+        known, last = self._last_parsed
+        if known == raw:  # a long record takes a while, and a fork looks at one three times
+            return last
+        context = self._parse_context(raw)
+        self._last_parsed = bytes(raw), context
+        return context
+
+    def _parse_context(self, raw: Buffer) -> Context | None:
         found = records.parse(raw, self.cipher)
         if found is None or found[0].kind is not Kind.CONTEXT:
             return None

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from foveal.memory.errors import MemoryNotFound, StoreError
+from foveal.memory.errors import MemoryNotFound
+from foveal.memory.store import records
 from foveal.memory.store.files import Buffer
-from foveal.memory.store.index import Entry, Index
+from foveal.memory.store.index import ContextRow, Entry, Index
 from foveal.memory.store.names import Names
 from foveal.memory.store.objects import Context
-from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class Writer:
         """Enter `context` in place of an older one of its name. `objects`: the numbers of all it uses."""
         self.changed = True
         label = Names.of(context.tenant).label(context.name)
-        place = self.packs.append(Kind.CONTEXT, label, context.to_bytes(), self.serial)
-        raw = self._written(place)
+        raw = b"".join(records.make(Kind.CONTEXT, label, context.to_bytes(), self.serial, self.store.cipher))
+        place = self.packs.copy(raw)
         self.index.put_context(label, context.tenant, self.serial, raw, place, time.time(), objects)
 
     def rewrite(self, entry: Entry, payload: Buffer, *, copies: int) -> None:
@@ -76,12 +76,6 @@ class Writer:
         kind = Kind(entry.kind)
         places = [self.packs.append(kind, entry.key, payload, self.serial) for _ in range(copies)]
         self.index.move(entry.id, places[0], places[1] if copies == 2 else None)
-
-    def _written(self, place: Place) -> bytes:
-        raw = self.packs.raw(place)
-        if raw is None:
-            raise StoreError(f"what was written to {self.packs.path(place.pack)} cannot be read back")
-        return bytes(raw)
 
     def drop_context(self, name: str) -> None:
         """Delete a context. Raises `MemoryNotFound`."""
@@ -99,9 +93,15 @@ class Writer:
         self.changed = True
         self.index.put_gone(label, self.serial, self.packs.append(Kind.GONE, label, b"", self.serial))
 
-    def uses(self, context: Context) -> list[int]:
-        """The numbers of those objects of a context that are in the store."""
+    def uses(self, context: Context, like: ContextRow | None = None) -> list[int]:
+        """The numbers of those objects of a context that are in the store. `like`: a context that has most of them, so
+        that one question finds these."""
         wanted = [(Kind.NODE, context.head)] if context.pages else []
         wanted += [(Kind.TAIL, key) for _, key in context.tails] + [(Kind.MAP, key) for _, key in context.maps]
-        found = [self.index.find(kind, key) for kind, key in wanted]
-        return [entry.id for entry in found if entry is not None]
+        known = self.index.keys_used_by(like.id) if like is not None else {}
+        found = [known.get((int(kind), key)) or self._number(kind, key) for kind, key in wanted]
+        return [number for number in found if number]
+
+    def _number(self, kind: Kind, key: bytes) -> int:
+        entry = self.index.find(kind, key)
+        return 0 if entry is None else entry.id
