@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from test_memory_life import CHUNK, make_engine, read_at_once, same, stop_after,
 
 from foveal.api import Engine
 from foveal.memory import Memory, Place, ReadError, open_store
+from foveal.memory.store.verify import verify
 from foveal.memory.syncing import Mode
 from foveal.memory.versions import latest_pieces, outdated_tokens
 from foveal.sources import SourceError
@@ -194,6 +195,50 @@ def test_interrupted_and_gone_on_equals_uninterrupted(
             assert loaded.places.to_bytes() == whole.places.to_bytes()
         part.resume()
         assert same(part.sequence, whole.sequence), "`read` goes on the same way"
+
+
+def killed_after(chunks: int) -> Callable[[], bool]:
+    """What `should_stop` is to somebody who dies after so many chunks: nothing of what follows is done."""
+    left = iter(range(chunks))
+
+    def die() -> bool:
+        if next(left, None) is None:
+            raise SystemError("killed")
+        return False
+
+    return die
+
+
+@pytest.mark.parametrize("mode", ["append", "rebuild"])
+@pytest.mark.parametrize("chunks", [0, 1, 2, 3])
+def test_what_was_saved_while_syncing_outlives_the_syncer(
+    memory: Memory, engine: Engine, project: Path, tmp_path: Path, mode: Mode, chunks: int
+) -> None:
+    change(project)
+    (project / "m6.py").write_text("changed = 1\n" * 60)
+    (project / "m7.py").write_text("other = 1\n" * 60)
+    with open_store(tmp_path / "store") as store:
+        memory.save(root=store)
+        before = store.context("p")
+        with memory.fork() as whole:
+            whole.sync(mode)
+            with Memory.load(engine, "p", root=store) as part, pytest.raises(SystemError, match="killed"):
+                part.sync(mode, should_stop=killed_after(chunks), save_every=0.0)
+            with Memory.load(engine, "p", root=store) as left:
+                if chunks == 0:
+                    assert store.context("p") == before, "nothing was read, and the memory is what it was"
+                    assert left.complete and not left.plan_sync().up_to_date
+                else:
+                    assert not left.complete and left.unread and left.appending == (mode == "append")
+                    assert left.places.tokens == left.length < whole.length
+                    assert torch.equal(left.sequence.tokens, whole.sequence.tokens[: left.length])
+                    assert left.plan_sync().recommended == mode
+                left.sync(mode, save_every=0.0)
+                assert left.complete and not left.unread and not left.appending
+                assert left.places.to_bytes() == whole.places.to_bytes() and same(left.sequence, whole.sequence)
+            with Memory.load(engine, "p", root=store) as unsaved:
+                assert not unsaved.complete or unsaved.length < whole.length, "the last save is the caller's"
+        assert verify(store).sound
 
 
 def test_an_interrupted_read_is_finished(engine: Engine, project: Path) -> None:

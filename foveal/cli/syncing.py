@@ -23,6 +23,7 @@ from foveal.cli.output import (
     table,
 )
 from foveal.cli.progress import Interruption, ReadingBar
+from foveal.cli.reading import SAVE_EVERY
 
 if TYPE_CHECKING:
     from foveal.memory import Memory, SyncPlan
@@ -88,7 +89,7 @@ def sync(
         done = mode is not None and plan.is_needed(mode)
         if done:
             with bar:
-                memory.sync(mode, plan=plan, progress=bar, should_stop=interruption)
+                memory.sync(mode, plan=plan, progress=bar, should_stop=interruption, save_every=SAVE_EVERY)
         if not dry_run and (done or moved):
             memory.save(root=into)
             if most is not None and not evict(into, most).within:

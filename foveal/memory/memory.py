@@ -237,14 +237,16 @@ class Memory:
         plan: SyncPlan | None = None,
         progress: OnProgress | None = None,
         should_stop: ShouldStop | None = None,
+        save_every: float | None = None,
     ) -> SyncPlan:
         """Bring the memory up to date with its source, by appending or rebuilding; returns what was done.
 
         `mode` None does what the plan recommends: append, unless rebuilding reads at most twice as many tokens or more
         than a quarter of the memory would be of earlier versions. `plan`: one that was made of this memory before
         (`plan_sync`). When nothing has changed nothing is done, except that "rebuild" drops earlier versions.
-        Interruption is that of `read`: the next `sync` goes on, the same way. Errors are those of `plan_sync`, and
-        `ReadError` when the memory is another one than the plan was made of. Save it afterwards.
+        Interruption and `save_every` (into the store it came from) are those of `read`: the next `sync` goes on, the
+        same way. Errors are those of `plan_sync`, and `ReadError` when the memory is another one than the plan was made
+        of. Save it afterwards.
         """
         plan = plan or self.plan_sync(progress=progress)
         if plan.length != self.length:
@@ -255,7 +257,7 @@ class Memory:
         if not plan.is_needed(chosen):
             return plan
         self.appending = chosen == "append"
-        self._take(plan.targets[chosen], plan.source, progress, should_stop)
+        self._take(plan.targets[chosen], plan.source, progress, should_stop, save_every)
         return plan
 
     def _compare(self, source: TokenizedSource) -> Changes:
