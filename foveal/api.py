@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol, Self
 import torch
 
 from foveal import cache
-from foveal.cache.replay import replay, replay_start
+from foveal.cache.replay import OnReplay, replay, replay_start
 from foveal.checkpoint import Checkpoint, open_checkpoint
 from foveal.checkpoint import fingerprint as model_fingerprint
 from foveal.config import PAGE_TOKENS, ModelConfig
@@ -229,7 +229,9 @@ class Engine:
         """See `foveal.engine.BatchEngine.grain`."""
         return self.batch.grain
 
-    def replay(self, sequence: cache.Sequence, length: int) -> cache.Sequence | None:
+    def replay(
+        self, sequence: cache.Sequence, length: int, *, progress: OnReplay | None = None
+    ) -> cache.Sequence | None:
         """A sequence over the first `length` tokens of `sequence`, with its pages, whose window is run again
         (`foveal.cache.replay`); None where a kept tail is as near, or the backend would not give the same bits.
 
@@ -239,7 +241,15 @@ class Engine:
         if self.grain > 1 or replay_start(self.config, length) <= kept[-1].position:
             return None
         pages = [page.data for page in sequence.pages]
-        again = replay(self.restore_sequence, self.prefill, self.pool.layout, sequence.tokens, pages, length)
+        again = replay(
+            self.restore_sequence,
+            self.prefill,
+            self.pool.layout,
+            sequence.tokens,
+            pages,
+            length,
+            progress=progress,
+        )
         again.tail_every = sequence.tail_every
         for tail in kept:
             again.add_tail(tail)

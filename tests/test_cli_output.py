@@ -111,7 +111,9 @@ def test_json_is_ascii_and_strict(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_is_described() -> None:
     looking = Progress(0, 1234, exact=False)
     reading = Progress(512, 2048, exact=True, tokens_per_second=800.4, seconds_left=1.92, file="a.py")
+    window = Progress(128, 640, exact=True, again=True)
     assert describe(looking) == "about 1,234 tokens"
+    assert describe(window) == "128 of 640 tokens again"
     assert describe(reading) == "512 of 2,048 tokens, 800 tok/s, 1.9 s left"
 
 
@@ -119,8 +121,10 @@ def test_the_first_interrupt_while_reading_waits_and_the_second_does_not() -> No
     before = signal.getsignal(signal.SIGINT)
     bar = ReadingBar()
     with Interruption(bar).watch() as stop:
-        with pytest.raises(KeyboardInterrupt):  # nothing is read yet: nothing to keep
-            os.kill(os.getpid(), signal.SIGINT)
+        for looking in (Progress(0, 1024, exact=False), Progress(128, 640, exact=True, again=True)):
+            bar(looking)
+            with pytest.raises(KeyboardInterrupt):  # nothing is read yet: nothing to keep
+                os.kill(os.getpid(), signal.SIGINT)
         bar(Progress(512, 1024, exact=True))
         os.kill(os.getpid(), signal.SIGINT)
         assert stop()

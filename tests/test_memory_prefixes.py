@@ -17,7 +17,7 @@ from foveal.cache import CacheFormat
 from foveal.cache import Sequence as CachedSequence
 from foveal.engine import ParameterError
 from foveal.memory import Memory, SharedContext, Store, StoredPrefixes, open_store
-from foveal.memory.reading import TailEvery
+from foveal.memory.reading import Progress, TailEvery
 from foveal.memory.recall import _prompt
 from foveal.memory.store import contexts, gc, saving
 from foveal.memory.store.records import Kind
@@ -278,8 +278,12 @@ def test_reading_starts_from_what_was_read(engine: Engine, tmp_path: Path, store
         assert two.reused > common - 256 - 128 * 5 and fresh.reused == 0
         assert ran(engine) == two.length - two.reused + fresh.length
     write(source, TEXT)
-    with Memory.read(engine, source, name="three", root=store) as three:
+    told: list[Progress] = []
+    with Memory.read(engine, source, name="three", root=store, progress=told.append) as three:
         replayed = 0 if policy != "none" else ran(engine)
+        again = [p for p in told if p.again]
+        assert [p.tokens_done for p in again] == [128 * (n + 1) for n in range(len(again))]
+        assert all(p.tokens_total == 128 * len(again) <= replayed for p in again) and bool(again) == (policy == "none")
         assert three.length == whole and three.reused == whole - replayed and replayed <= 128 * 5 + 255
 
 
@@ -336,8 +340,13 @@ def test_going_back_costs_what_the_plan_says(
                 memory.sync("rebuild", plan=plan)
         assert torch.equal(memory.sequence.tokens, before) and memory.complete
         ran(engine)
-        memory.sync("rebuild", plan=plan)
+        told: list[Progress] = []
+        memory.sync("rebuild", plan=plan, progress=told.append)
         assert ran(engine) == cost.read
+        again = [p for p in told if p.again]
+        assert again and told[: len(again)] == again, "first the window, and then what is new"
+        assert again[-1].tokens_done == again[-1].tokens_total == cost.read - (cost.tokens - cost.kept)
+        assert all(p.tokens_total == cost.tokens for p in told[len(again) :])
         memory.save(root=store)
         assert store.packs.written - written == pytest.approx(cost.store_bytes, rel=0.1)
         with Memory.read(engine, source) as fresh:

@@ -28,6 +28,8 @@ STEP = HCA_RATIO
 
 Restore = Callable[[SequenceImage], Sequence]
 Run = Callable[[Sequence, Seq[int]], object]
+OnReplay = Callable[[int, int], None]
+"""Called with the tokens that were run again, and all there are to run."""
 
 
 def replay_start(config: ModelConfig, length: int) -> int:
@@ -42,13 +44,20 @@ def replay_start(config: ModelConfig, length: int) -> int:
 
 
 def replay(
-    restore: Restore, run: Run, layout: CacheLayout, tokens: Tensor, pages: Seq[Tensor], length: int
+    restore: Restore,
+    run: Run,
+    layout: CacheLayout,
+    tokens: Tensor,
+    pages: Seq[Tensor],
+    length: int,
+    *,
+    progress: OnReplay | None = None,
 ) -> Sequence:
     """A sequence over the first `length` of `tokens`, int32, whose full pages are those of `pages`.
 
     `pages` are the bytes of all pages up to `length`, uint8 [page_bytes]; the last may reach further. They are shared,
     not copied, but for one that is cut. `restore` makes a sequence of an image (keeping no tails on its own), `run`
-    puts tokens into one. Raises what they raise; nothing is held then.
+    puts tokens into one; `progress` is called after every step. Raises what they raise; nothing is held then.
     """
     start = replay_start(layout.config, length)
     full, filled = divmod(start, PAGE_TOKENS)
@@ -67,6 +76,8 @@ def replay(
             run(sequence, tokens[begin:end].tolist())
             number = begin // PAGE_TOKENS
             sequence.put_page(number, pages[number])
+            if progress is not None:
+                progress(sequence.length - start, length - start)
     except BaseException:
         sequence.free()
         raise

@@ -69,19 +69,22 @@ class ReadingBar(LiveBar):
         """Whether the network runs: from here on what was done can be kept."""
 
     def __call__(self, progress: Progress) -> None:
-        self.reading = progress.exact
+        self.reading = progress.exact and not progress.again
         count = describe(progress)
         total = progress.tokens_total if progress.exact else None
-        self.show("reading" if progress.exact else "looking", progress.tokens_done, total, count, progress.file)
+        doing = "reading" if self.reading else "going back" if progress.again else "looking"
+        self.show(doing, progress.tokens_done, total, count, progress.file)
         if progress.exact:
-            self.tell(f"{count}, {progress.file}")
+            self.tell(f"{count}, {progress.file}" if self.reading else count)
 
 
 def describe(progress: Progress) -> str:
-    """``12,288 of 48,378 tokens, 812 tok/s, 44.4 s left``; while looking, how much there may be."""
+    """``12,288 of 48,378 tokens, 812 tok/s, 44.4 s left``; while looking, how much there may be; while a window is run
+    again, ``128 of 640 tokens again``."""
     if not progress.exact:
         return f"about {progress.tokens_total:,} tokens"
-    parts = [f"{progress.tokens_done:,} of {progress.tokens_total:,} tokens"]
+    again = " again" if progress.again else ""
+    parts = [f"{progress.tokens_done:,} of {progress.tokens_total:,} tokens{again}"]
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tok/s")
     if progress.seconds_left is not None:

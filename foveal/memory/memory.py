@@ -43,6 +43,7 @@ from foveal.memory.reading import (
     run_tokens,
     source_options,
     tail_distance,
+    telling_of_a_window,
 )
 from foveal.memory.recall import DEFAULT_TOKENS, Recall, RecallStream
 from foveal.memory.store import contexts, loading, saving
@@ -283,7 +284,7 @@ class Memory:
         """Make the memory hold `target`, or as much as there is time for; returns the tokens that were kept."""
         kept = self.length
         if not self.appending:
-            self.sequence, kept = go_back(self.engine, self.sequence, target.ids)
+            self.sequence, kept = go_back(self.engine, self.sequence, target.ids, progress=progress)
         before, began, started = self.totals, self.length, time.perf_counter()
 
         saved = started
@@ -299,7 +300,7 @@ class Memory:
             return should_stop is not None and should_stop()
 
         try:
-            self._start(torch.from_numpy(target.ids))
+            self._start(torch.from_numpy(target.ids), progress)
             began, started = self.length, time.perf_counter()
             run_tokens(self.engine, self.sequence, target, progress=progress, should_stop=stop)
         except KeyboardInterrupt:
@@ -334,12 +335,13 @@ class Memory:
         self._start(torch.cat([self.sequence.tokens, torch.from_numpy(ids)]))
         self.engine.prefill(self.sequence, ids[self.length - end :].tolist() if self.length < end else [])
 
-    def _start(self, tokens: torch.Tensor) -> None:
+    def _start(self, tokens: torch.Tensor, progress: OnProgress | None = None) -> None:
         """Take what the store has of `tokens`, of which the memory holds the beginning, if that is more."""
         if self.store is None or self.length == len(tokens):
             return
         prefixes, distance = StoredPrefixes(self.store), self.sequence.tail_every
-        found = prefixes.start(self.engine, tokens, after=self.sequence, tail_every=distance)
+        told = telling_of_a_window(progress)
+        found = prefixes.start(self.engine, tokens, after=self.sequence, tail_every=distance, progress=told)
         if found is not None:
             self.sequence.free()
             self.sequence = found.sequence

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveal import cache
 from foveal.api import Engine, Start
+from foveal.cache.replay import OnReplay
 from foveal.memory.errors import StoreError
 from foveal.memory.store.prefix import load_prefix
 from foveal.memory.store.store import Store
@@ -32,9 +33,11 @@ class StoredPrefixes:
         most: int | None = None,
         after: cache.Sequence | None = None,
         tail_every: int | None = None,
+        progress: OnReplay | None = None,
     ) -> Start | None:
         """A sequence of the longest stored beginning of `tokens` (integers [n]), of `most` tokens at most; None when
-        nothing longer than `after`, a sequence of the first of them, is stored. Raises `foveal.cache.CacheFull`."""
+        nothing longer than `after`, a sequence of the first of them, is stored. `progress` is told of a replay. Raises
+        `foveal.cache.CacheFull`."""
         held = after.length if after is not None else 0
         if held % engine.grain:
             return None  # what was cut there has other last bits than what was not
@@ -49,6 +52,7 @@ class StoredPrefixes:
                 most=most,
                 after=after,
                 tail_every=tail_every,
+                progress=progress,
             )
         except (StoreError, OSError):
             return None

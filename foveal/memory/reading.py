@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from foveal import cache
 from foveal.api import Engine
+from foveal.cache.replay import OnReplay
 from foveal.config import PAGE_TOKENS
 from foveal.memory.errors import ReadError
 from foveal.sources import STANDARD_INPUT, Document, Skipped, SourceMap, TokenizedDocument, read_source, tokenize_source
@@ -87,7 +88,8 @@ class ReadTotals:
 @dataclass(frozen=True)
 class Progress:
     """How far reading is. While files are being tokenised `exact` is False and `tokens_total` an estimate; speed and
-    `seconds_left` are of the last chunks, None before the first."""
+    `seconds_left` are of the last chunks, None before the first. `again`: the tokens are those of a window of the past
+    that is run again, before any that are new."""
 
     tokens_done: int
     tokens_total: int
@@ -95,6 +97,7 @@ class Progress:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     file: str = ""
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,16 @@ def going_back(past: IntArray, ids: IntArray, grain: int) -> tuple[int, int]:
     return common, common if ends_here else common - common % grain
 
 
-def go_back(engine: Engine, sequence: cache.Sequence, ids: IntArray) -> tuple[cache.Sequence, int]:
+def telling_of_a_window(progress: OnProgress | None) -> OnReplay | None:
+    """What tells `progress` of a replay."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(Progress(done, total, exact=True, again=True))
+
+
+def go_back(
+    engine: Engine, sequence: cache.Sequence, ids: IntArray, *, progress: OnProgress | None = None
+) -> tuple[cache.Sequence, int]:
     """`sequence`, or one in its place, cut to what it shares with `ids`, at a cut of the engine; and how many tokens
     they share.
 
@@ -179,7 +191,7 @@ def go_back(engine: Engine, sequence: cache.Sequence, ids: IntArray) -> tuple[ca
     """
     common, cut = going_back(sequence.tokens.numpy(), ids, engine.grain)
     if cut < sequence.length:
-        if (again := engine.replay(sequence, cut)) is not None:
+        if (again := engine.replay(sequence, cut, progress=telling_of_a_window(progress))) is not None:
             sequence.free()
             return again, common
         sequence.truncate(cut)

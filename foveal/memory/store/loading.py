@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foveal import cache
-from foveal.cache.replay import replay, replay_start
+from foveal.cache.replay import OnReplay, replay, replay_start
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
@@ -138,26 +138,35 @@ def load_sequence(
     *,
     chunk: int,
     tail_every: int | None = None,
+    progress: OnReplay | None = None,
 ) -> Loaded:
-    """The sequence of a context. `chunk`: where the runner cuts a prompt (its multiples); see the module.
+    """The sequence of a context. `chunk`: where the runner cuts a prompt (its multiples); see the module. `progress` is
+    told of a replay.
 
     Raises `CorruptMemory` when the tokens are lost, `CacheFull` when there is no room for its pages, `StoreError` when
     memory is limited and the store encrypted.
     """
     let_go_of(store, runner.pool)
     chain = read_chain(store, context, fingerprint)
-    return _Loading(store, context, chain, runner, chunk, tail_every).run()
+    return _Loading(store, context, chain, runner, chunk, tail_every, progress).run()
 
 
 class _Loading:
     """One load. `pages` are the bytes of the full pages, None where they are lost."""
 
     def __init__(
-        self, store: Store, context: Context, chain: Chain, runner: Runner, chunk: int, tail_every: int | None
+        self,
+        store: Store,
+        context: Context,
+        chain: Chain,
+        runner: Runner,
+        chunk: int,
+        tail_every: int | None,
+        progress: OnReplay | None,
     ) -> None:
         self.store, self.context, self.chain, self.runner = store, context, chain, runner
         self.tokens = token_tensor(chain.tokens)
-        self.chunk, self.tail_every = chunk, tail_every
+        self.chunk, self.tail_every, self.progress = chunk, tail_every, progress
         self.layout, self.device = runner.pool.layout, runner.pool.device
         self.damaged: list[Entry] = []
         self.replayed = 0
@@ -257,7 +266,8 @@ class _Loading:
         """The sequence at `end`, a multiple of 256, by the tokens since `begin`."""
         pages = [page for page in self.pages[: end // PAGE_TOKENS] if page is not None]
         self.replayed += end - begin
-        sequence = replay(self.runner.restore_sequence, self.runner.prefill, self.layout, self.tokens, pages, end)
+        restore, run = self.runner.restore_sequence, self.runner.prefill
+        sequence = replay(restore, run, self.layout, self.tokens, pages, end, progress=self.progress)
         sequence.tail_every = self.tail_every
         return sequence
 

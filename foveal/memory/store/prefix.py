@@ -13,6 +13,7 @@ import contextlib
 from torch import Tensor
 
 from foveal import cache
+from foveal.cache.replay import OnReplay
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
@@ -59,12 +60,16 @@ def load_prefix(
     most: int | None = None,
     after: cache.Sequence | None = None,
     tail_every: int | None = None,
+    progress: OnReplay | None = None,
 ) -> Loaded | None:
-    """A sequence that holds the longest stored beginning of `tokens` (see `find_prefix`); None when there is none."""
+    """A sequence that holds the longest stored beginning of `tokens` (see `find_prefix`); None when there is none.
+    `progress` is told of a replay."""
     found = find_prefix(store, tokens, fingerprint, grain=grain, most=most, after=after, present=True)
     if found is None:
         return None
-    loaded = load_sequence(store, found, fingerprint.digest, runner, chunk=chunk, tail_every=tail_every)
+    loaded = load_sequence(
+        store, found, fingerprint.digest, runner, chunk=chunk, tail_every=tail_every, progress=progress
+    )
     if loaded.damaged:
         with contextlib.suppress(StoreError):  # a store that cannot be written to is still read
             store.transact(lambda tx: mend(tx, found, loaded))
