@@ -164,6 +164,7 @@ def test_a_sealed_page_cannot_be_written() -> None:
     for change in (
         lambda: page.write(region, 0, row),
         lambda: page.clear_after(pool.layout, 4),
+        lambda: page.fill(torch.zeros_like(page.data)),
         lambda: page.seal(torch.zeros(256, dtype=torch.int32)),
     ):
         with pytest.raises(CacheError, match="never changes"):

@@ -53,6 +53,16 @@ class Page:
         self.rows(region)[slot : slot + len(rows)] = rows
         self.slot = None
 
+    def fill(self, data: Tensor) -> None:
+        """Take over the bytes of `data`, uint8 [page_bytes]."""
+        self._must_be_open()
+        if self.data.device.type == data.device.type == "cpu":
+            # torch would share out even so little among threads, and wait for them: for milliseconds on a busy machine
+            self.data.numpy()[:] = data.numpy()
+        else:
+            self.data.copy_(data)
+        self.slot = None
+
     def clear_after(self, layout: CacheLayout, tokens: int) -> None:
         """Zero what lies behind the entries of the page's first `tokens` tokens (0 to 256)."""
         self._must_be_open()

@@ -333,7 +333,7 @@ class Sequence:
         copies = []
         if self.length % PAGE_TOKENS:
             copies = self.pool.acquire()
-            copies[0].data.copy_(self._pages[-1].data)
+            copies[0].fill(self._pages[-1].data)
         child._hold(self._pages.first(self.length // PAGE_TOKENS).plus(copies), copies)
         child._tail, child._kept, child._open_tokens = self._tail, list(self._kept), list(self._open_tokens)
         return child
@@ -399,7 +399,7 @@ class Sequence:
             page = self.pool.adopt(data, page.tokens)
             self._hold(self._pages.replaced(number, page), [page])
         else:
-            page.data.copy_(data)
+            page.fill(data)
             page.clear_after(self.layout, self.length % PAGE_TOKENS)
         self._limit_views(number * PAGE_TOKENS)
 
@@ -453,7 +453,7 @@ class Sequence:
                 pages.append(pool.adopt(data, ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS].clone()))
             if image.open_page is not None:
                 pages += pool.acquire()
-                pages[-1].data.copy_(image.open_page)
+                pages[-1].fill(image.open_page)
                 pages[-1].clear_after(pool.layout, image.length % PAGE_TOKENS)
         except BaseException:
             pool.release(pages)
@@ -513,7 +513,7 @@ class Sequence:
         page = self._pages[number]
         if page.sealed:
             source, page = page, self.pool.acquire()[0]
-            page.data.copy_(source.data)
+            page.fill(source.data)
         page.clear_after(self.layout, filled)
         return page
 
