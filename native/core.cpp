@@ -29,19 +29,27 @@ constexpr std::chrono::microseconds kSpin{300};
 
 }  // namespace
 
+// A region is open while it has places left. A worker that comes too late for one finds it closed and is not waited for:
+// neither one that sleeps, nor those beyond the number of tasks.
 struct Pool::Impl {
+  // Of `state`: workers inside a region, places left in it, and its number.
+  static constexpr std::uint64_t kInside = 1, kPlace = std::uint64_t{1} << 16, kRegion = std::uint64_t{1} << 32;
+  static std::uint64_t inside(std::uint64_t state) { return state % kPlace; }
+  static std::uint64_t places(std::uint64_t state) { return state % kRegion / kPlace; }
+  static std::uint64_t region(std::uint64_t state) { return state / kRegion; }
+
   std::vector<std::thread> workers;
   std::mutex lock;
   std::condition_variable wake;
-  std::atomic<std::uint64_t> region{0};  // even: idle; each region adds 2
+  std::atomic<std::uint64_t> state{0};
   std::atomic<bool> stop{false};
   std::atomic<int> sleeping{0};
 
+  // Written while nobody is inside, read inside.
   Call call = nullptr;
   const void* object = nullptr;
   std::int64_t tasks = 0;
   std::atomic<std::int64_t> next{0};
-  std::atomic<int> busy{0};
   std::exception_ptr error;
   std::mutex error_lock;
 
@@ -56,19 +64,41 @@ struct Pool::Impl {
     }
   }
 
+  // Opens the next region for `count` workers.
+  void open(std::uint64_t count) {
+    const std::uint64_t now = state.load(std::memory_order_relaxed);
+    state.store((region(now) + 1) * kRegion + count * kPlace, std::memory_order_seq_cst);
+    if (sleeping.load(std::memory_order_seq_cst) == 0) return;
+    const std::lock_guard<std::mutex> guard(lock);
+    wake.notify_all();
+  }
+
+  // Lets nobody in any more, and returns when all are out.
+  void close() {
+    state.fetch_and(~(kRegion - kPlace), std::memory_order_relaxed);
+    while (inside(state.load(std::memory_order_acquire)) > 0) relax();
+  }
+
+  // Takes a place in the region of `now`, if there is one; `now` becomes what the state is.
+  bool enter(std::uint64_t& now) {
+    while (places(now) > 0)
+      if (state.compare_exchange_weak(now, now - kPlace + kInside, std::memory_order_acquire)) return true;
+    return false;
+  }
+
   // Waits until the region is no longer `seen`; false when the pool ends.
   bool wait(std::uint64_t seen) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
     do {
       for (int i = 0; i < 256; ++i) {
-        if (region.load(std::memory_order_acquire) != seen) return true;
+        if (region(state.load(std::memory_order_acquire)) != seen) return true;
         if (stop.load(std::memory_order_relaxed)) return false;
         relax();
       }
     } while (std::chrono::steady_clock::now() < until);
     std::unique_lock<std::mutex> guard(lock);
     sleeping.fetch_add(1);
-    wake.wait(guard, [&] { return region.load() != seen || stop.load(); });
+    wake.wait(guard, [&] { return region(state.load()) != seen || stop.load(); });
     sleeping.fetch_sub(1);
     return !stop.load();
   }
@@ -76,9 +106,12 @@ struct Pool::Impl {
   void loop(int thread) {
     std::uint64_t seen = 0;
     while (wait(seen)) {
-      seen = region.load(std::memory_order_acquire);
-      work(thread);
-      busy.fetch_sub(1, std::memory_order_release);
+      std::uint64_t now = state.load(std::memory_order_acquire);
+      if (enter(now)) {
+        work(thread);
+        state.fetch_sub(kInside, std::memory_order_release);
+      }
+      seen = region(now);
     }
   }
 };
@@ -113,14 +146,9 @@ void Pool::run_raw(std::int64_t tasks, Call call, const void* object) {
   pool.object = object;
   pool.tasks = tasks;
   pool.next.store(0, std::memory_order_relaxed);
-  pool.busy.store(threads_ - 1, std::memory_order_relaxed);
-  pool.region.fetch_add(2, std::memory_order_seq_cst);
-  if (pool.sleeping.load(std::memory_order_seq_cst) > 0) {
-    const std::lock_guard<std::mutex> guard(pool.lock);
-    pool.wake.notify_all();
-  }
+  pool.open(static_cast<std::uint64_t>(std::min<std::int64_t>(tasks, threads_) - 1));
   pool.work(0);
-  while (pool.busy.load(std::memory_order_acquire) > 0) relax();
+  pool.close();
   if (pool.error) {
     std::exception_ptr error;
     std::swap(error, pool.error);

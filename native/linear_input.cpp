@@ -2,55 +2,10 @@
 //
 // What is special here: done once for each token and layout, so that the work per weight needs no permutation at all.
 #include "linear_blocks.h"
+#include "rounding.h"
 
 namespace foveal::FOVEAL_ISA {
 namespace {
-
-constexpr float kE4M3Max = 448.0f;
-constexpr std::uint32_t kInfinity = 0x7f800000u;
-
-// The largest magnitude's bits, as integers: a NaN stands above infinity, infinity above all numbers.
-FOVEAL_INLINE std::uint32_t largest_bits(const float* x, int vectors) {
-  U top{};
-  for (int v = 0; v < vectors; ++v) {
-    const U bits = as_bits(load(x + kLanes * v)) & 0x7fffffffu;
-    top = select(bits > top, bits, top);
-  }
-  std::uint32_t most = 0;
-  for (int i = 0; i < kLanes; ++i) most = top[i] > most ? top[i] : most;
-  return most;
-}
-
-// foveal.formats.fake_quantize_fp8 on one block, in place: nearest E4M3 number times a power of two, ties to even; NaN
-// all over when there is an infinity or NaN in it.
-FOVEAL_INLINE void quantize_block(float* x, int vectors) {
-  const std::uint32_t most = largest_bits(x, vectors);
-  if (most >= kInfinity) {
-    for (int v = 0; v < vectors; ++v) store(x + kLanes * v, from_bits(U{} + 0x7fc00000u));
-    return;
-  }
-  float amax;
-  std::memcpy(&amax, &most, sizeof amax);
-  const float wanted = (amax < 1e-4f ? 1e-4f : amax) * (1.0f / kE4M3Max);
-  std::uint32_t bits;
-  std::memcpy(&bits, &wanted, sizeof bits);
-  bits = (bits + 0x007fffffu) & kInfinity;  // the power of two at or above
-  const std::uint32_t inverse_bits = (254u << 23) - bits;
-  float scale, inverse;
-  std::memcpy(&scale, &bits, sizeof scale);
-  std::memcpy(&inverse, &inverse_bits, sizeof inverse);
-  for (int v = 0; v < vectors; ++v) {
-    const F value = load(x + kLanes * v) * splat(inverse);
-    const F bounded = max(splat(-kE4M3Max), min(splat(kE4M3Max), value));
-    // Adding 1.5 * 2^20 times the binade makes fp32's own rounding cut after three bits of mantissa.
-    U binade = as_bits(bounded) & kInfinity;
-    binade = select(binade < (121u << 23), U{} + (121u << 23), binade);
-    const F magic = from_bits(binade) * splat(1572864.0f);
-    const F rounded = (bounded + magic) - magic;
-    const U sign = as_bits(bounded) & 0x80000000u;
-    store(x + kLanes * v, from_bits((as_bits(rounded) & 0x7fffffffu) | sign) * splat(scale));
-  }
-}
 
 // 64 numbers for fp32 arithmetic.
 FOVEAL_INLINE void put_wide(const Layout& layout, const float* x, float* to) {
@@ -171,9 +126,8 @@ void prepare(const Layout& layout, const float* x, std::int64_t first, std::int6
                                   : some > 0     ? load_some(from + kLanes * v, some)
                                                  : zero());
       }
-      if (layout.simulate) quantize_block(block, 8);
-      if (layout.round)
-        for (int i = 0; i < kQuantBlock; ++i) block[i] = widen_one(narrow_one(block[i]));
+      if (layout.simulate) round_block<E4M3>(block, kQuantBlock);
+      if (layout.round) round_bf16_row(block, kQuantBlock);
       from = block;
     }
     for (std::int64_t at = 0; at < here; at += kStep, to += step_bytes) {

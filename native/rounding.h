@@ -30,7 +30,14 @@ FOVEAL_INLINE float float_of(std::uint32_t bits) {
   return x;
 }
 FOVEAL_INLINE U splat_bits(std::uint32_t x) { return (U)splat_int((std::int32_t)x); }
-FOVEAL_INLINE U max_bits(U a, U b) { return select(a > b, a, b); }
+// The larger of unsigned integers: one instruction, which the compiler does not find by itself on AVX-512.
+FOVEAL_INLINE U max_bits(U a, U b) {
+#if FOVEAL_AVX512
+  return (U)_mm512_max_epu32((__m512i)a, (__m512i)b);
+#else
+  return select(a > b, a, b);
+#endif
+}
 template <class V>
 FOVEAL_INLINE std::uint32_t largest_bits(const V& v) {
   if constexpr (kIsPieces<V>) return largest_bits(select(v.low > v.high, v.low, v.high));
@@ -87,10 +94,7 @@ FOVEAL_INLINE F round_to_grid(F v) {
 // Numbers in units of the block's scale, from v * (1 / scale); NaN stays.
 template <class Grid>
 FOVEAL_INLINE F to_grid(F v) {
-  const F high = splat(Grid::kLargest), low = splat(-Grid::kLargest);
-  v = select(v > high, high, v);
-  v = select(v < low, low, v);
-  return round_to_grid<Grid>(v);
+  return round_to_grid<Grid>(max(splat(-Grid::kLargest), min(splat(Grid::kLargest), v)));
 }
 
 // One block in place, through the format and back.

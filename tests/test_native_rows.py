@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from zlib import crc32
 
@@ -360,6 +361,18 @@ def test_threads_change_nothing(isa: str, random: torch.Generator) -> None:
     one, *others = [_pre(_native.Runtime(threads=threads, isa=isa), streams, weights, head) for threads in (1, 2, 3, 7)]
     for other in others:
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_every_task_is_done_once_whichever_threads_come_in_time(random: torch.Generator) -> None:
+    x, runtime = torch.randn(3, 20000, generator=random), _native.Runtime(threads=8)
+    expected = torch.empty_like(x)
+    _native.rms_norm(_native.Runtime(threads=1), x, None, EPS, expected)
+    for turn in range(2000):
+        if turn % 100 == 0:
+            time.sleep(2e-3)  # longer than threads look out for work: some or all of them sleep
+        out = torch.full_like(x, torch.nan)
+        _native.rms_norm(runtime, x, None, EPS, out)
+        assert torch.equal(out, expected), turn
 
 
 def test_no_memory_is_asked_for_in_the_steady_state(runtime: _native.Runtime, random: torch.Generator) -> None:

@@ -24,7 +24,8 @@ from foveal.checkpoint import convert_weights, open_checkpoint, random_weights, 
 from foveal.config import preset
 from foveal.measure import stored_as_published
 
-LLAMA = "llama-cpp-python==0.3.36"
+NAME = "llama-cpp-python"
+LLAMA = f"{NAME}==0.3.36"
 SOURCE = "llama_cpp_python-0.3.36"
 
 _CONVERT = """
@@ -69,7 +70,8 @@ def _step(made: Path, make: Callable[[Path], None]) -> None:
 
 def _source(folder: Path, to: Path, archive: Path | None) -> None:
     if archive is None:
-        _run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", folder, LLAMA)
+        # Of this package alone: with ":all:" pip would compile cmake, too, to ask for the archive's name.
+        _run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", NAME, "-d", folder, LLAMA)
         archive = folder / f"{SOURCE}.tar.gz"
     to.mkdir()
     with tarfile.open(archive) as packed:
