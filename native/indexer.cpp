@@ -178,6 +178,12 @@ struct Token {
   const Member* member;
 };
 
+// What a page's keys score for one token. All tokens are scored before any of them chooses: whether a page holds something
+// to choose cannot be foretold, and a wrong guess costs less when no products wait behind it.
+struct PageScores {
+  F group[kGroups];
+};
+
 // Asks for a page ahead of its use: pages lie anywhere, so the machine cannot foresee where the next begins.
 FOVEAL_INLINE void fetch(const Packs& keys, std::int64_t page, std::int64_t bytes) {
   if (page * keys.shape.keys >= keys.count) return;
@@ -203,6 +209,7 @@ void run_task(Context& context, const Plan& plan, Task& task, int thread) {
   const Job job = job_of(context, *plan.members[task.first].args);
   const std::int64_t count = task.last - task.first, keys = packs.shape.keys;
   auto* tokens = arena.take<Token>(count);
+  auto* scores = arena.take<PageScores>(count);
   std::int64_t deepest = 0;
   for (std::int64_t t = 0; t < count; ++t) {
     const Member& member = plan.members[task.first + t];
@@ -215,12 +222,12 @@ void run_task(Context& context, const Plan& plan, Task& task, int thread) {
   for (std::int64_t p = task.page; p < end; ++p) {
     if (p + ahead < end) fetch(packs, p + ahead, job.layout.bytes);
     page.open(p);
+    for (std::int64_t t = 0; t < count; ++t)
+      if (p * keys < tokens[t].member->visible) page.score(tokens[t].query, scores[t].group);
     for (std::int64_t t = 0; t < count; ++t) {
       const std::int64_t valid = least(keys, tokens[t].member->visible - p * keys);
       if (valid <= 0) continue;
-      F score[kGroups];
-      page.score(tokens[t].query, score);
-      offer(tokens[t].best, score, p * keys, valid);
+      offer(tokens[t].best, scores[t].group, p * keys, valid);
       task.scored += valid;
     }
   }
