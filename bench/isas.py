@@ -1,9 +1,9 @@
 """How fast every operation is on each instruction set that runs here: `python bench/isas.py --preset nano-bench`.
 
 What is special here: one network for each instruction set, all open at once and on the same weights, take turns step by
-step, so that whatever else the machine does hits all of them alike. Best times count, and their ratios to the first
-instruction set's, the one that is used unless another is asked for. Below the operations of a step stand those roundings
-that no profile names, alone.
+step, so that whatever else the machine does hits all of them alike. The least times count, and their ratios to those of
+the first instruction set, which is used unless another is asked for. Below the operations of a step stand those
+roundings that no profile names, alone.
 """
 
 from __future__ import annotations
