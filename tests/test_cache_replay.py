@@ -80,10 +80,10 @@ def test_a_replay_is_the_run_from_the_beginning(seed: int) -> None:
 def test_it_reaches_no_further_back_than_it_must() -> None:
     """A window of tokens for each layer, and the few that a new entry adds; from the beginning when there are fewer."""
     nano = PRESETS["nano"]
-    assert replay_start(nano, 1 << 20) == (1 << 20) - 128 * 5
+    assert replay_start(nano, 1 << 20) == (1 << 20) - 128 * nano.num_hidden_layers
     flash = PRESETS["flash"]
     assert (1 << 20) - replay_start(flash, 1 << 20) <= 132 * flash.num_hidden_layers
-    assert replay_start(nano, 700) == 0 and replay_start(nano, 0) == 0
+    assert replay_start(nano, 500) == 0 and replay_start(nano, 0) == 0
 
 
 @pytest.mark.parametrize("length", [1, 256, 700, 1024, 1100])

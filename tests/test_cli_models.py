@@ -84,7 +84,7 @@ def test_init_writes_what_inspect_reads(tmp_path: Path, dtype: str) -> None:
     assert seen["config"]["expert_dtype"] == dtype
     assert ("FP4" in seen["bytes_by_format"]) == (dtype == "fp4")
     table = run("inspect", str(out)).stdout
-    assert f"{seen['parameters']:,} parameters" in table and "layers.4" in table
+    assert f"{seen['parameters']:,} parameters" in table and "layers.3" in table
 
 
 def test_init_depends_on_the_seed_only(tmp_path: Path) -> None:

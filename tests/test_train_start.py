@@ -10,10 +10,13 @@ import torch
 
 import foveal.config
 from foveal.checkpoint.reader import open_checkpoint
+from foveal.config import preset
 from foveal.model.attention import Segment
 from foveal.model.state import PlainState
+from foveal.model.transformer import Transformer
 from foveal.model.weights import load_transformer
 from foveal.train.__main__ import main
+from foveal.train.structured import structured_start
 
 NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
 
@@ -50,3 +53,21 @@ def test_the_exported_start_recalls(tmp_path: Path, capsys: pytest.CaptureFixtur
         streams = model(prompt, [Segment(PlainState(checkpoint.config), len(prompt))])
         found = model.logits(streams[-32:]).argmax(-1)
     assert int((found == context[101:133]).sum()) >= 30
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_attention_heads": 8}, "4 attention heads"),
+        ({"compress_ratios": (0, 0, 128, 128)}, "a CSA layer"),
+        ({"compress_ratios": (0, 128, 0, 4)}, "two window-only layers"),
+        ({"q_lora_rank": 128}, "q_lora_rank >= 334"),
+        ({"o_lora_rank": 128}, "o_lora_rank >= 286"),
+        ({"head_dim": 256}, "382 channels of a head"),
+    ],
+)
+def test_a_shape_that_cannot_hold_it_is_refused(changes: dict[str, object], words: str) -> None:
+    config = preset("nano").replace(**changes)
+    model = Transformer(config)
+    with pytest.raises(ValueError, match=words):
+        structured_start(model, torch.ones(config.vocab_size))

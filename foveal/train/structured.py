@@ -3,23 +3,25 @@
 From random weights a V4 of this size learns no recall within millions of tokens. The circuit it would have to find is
 known, and every part of it is something V4 can represent exactly, so it is written down here:
 
-1. *Token code.* The embedding of token x holds a constant, a random code E(x) (rare tokens louder), and the first term
-   of the signature below.
-2. *Signature.* Layer 0's heads each look one fixed distance back (a rotary phase against a constant key) and add
-   R_k E(x[t-k]), a different random rotation for each distance k. Layer 1 does the same with whole signatures, farther
-   back. So every token ends up with a linear fingerprint of the two dozen tokens before and including it.
-3. *Slots.* In CSA layers the position bias `ape` makes each group of an entry's channels hold one token. Key group j
-   holds the signature at position 4s - 1 + j, value group j the code of the token at 4s + j, which followed it.
-4. *Match and copy.* In the last CSA layer attention head j compares its own signature with key group j and carries
-   value group j to output channels that the LM head reads. The indexer has the same four slots. (CSA layers below it
-   match in the same way and copy nothing: training may find a use for them.)
+1. *Code and signature.* The embedding of token x holds a constant, a short random code c(x) and a long one, E(x) (rare
+   tokens louder). A fixed rotation R stands for one step back: the signature of a token is the sum of R^k E(x[t-k])
+   over the two dozen tokens up to it, k = 0 among them. Layer 0's heads each look one fixed distance back (a rotary
+   phase against a constant key) and add the terms 1 to 4; layer 1 picks up layer 0's signatures farther back. Layer 0
+   also notes the codes of the last two tokens, each in channels of its own.
+2. *Entries.* The last layer's compressor, by its position bias `ape`, gives an entry the signature of the token
+   *before* its four (`key`), and the codes of the four, each in channels of its own (`slots`). So one key serves four
+   places, and is four times as wide as a key for each place would be.
+3. *Match.* Attention head j stands for the case that the next token is the entry's number j. It turns its own signature
+   j steps back, R^-j, to meet the key, and compares the j last tokens, which the key has not got, with the codes in the
+   slots before j. So what an entry holds as values is half of its key. The indexer does the same in fewer channels.
+4. *Copy.* Head j carries slot j to output channels that the LM head reads.
 5. *One race between the heads.* Each head has a softmax of its own, so four heads would each name a winner. The sink
-   therefore stands *above* a perfect match: then every weight is near exp(logit - sink), the heads share their
-   denominator, and their sum is one softmax over all slots of all entries. What comes out is tiny for a weak match, so
+   therefore stands *above* nearly every match: then every weight is near exp(logit - sink), the heads share their
+   denominator, and their sum is one softmax over all places of all entries. What comes out is tiny for a weak match, so
    the copy is written very loud; the final norm brings loud and tiny to the same size, and only proportions remain.
 
-Everything else starts small and random. All of it is trained afterwards; nothing here exists at run time. The groups'
-widths are in `Plan`.
+Everything else starts small and random. All of it is trained afterwards; nothing here exists at run time. Where things
+stand is in `Plan`.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,44 +45,56 @@ NEAR_LAGS = (1, 2, 3, 4)
 """Distances layer 0 looks back, one a head."""
 FAR_LAGS = (5, 10, 15, 20)
 """Distances at which layer 1 picks up layer 0's signatures of five tokens."""
+NOTED = 2
+"""Tokens before the present one whose codes layer 0 notes: with it, the three that stand before slot 3."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Where things stand in the residual (width d) and in a CSA entry's channels that do not rotate."""
+    """Where things stand in the residual (width d; channel 0 is a constant) and in an entry's channels that do not
+    rotate. `recent` holds the codes of the last three tokens, the present one's first."""
 
-    code: slice
     output: slice
-    near: slice
-    far: slice
-    key: int
-    value: int
-    index: int
+    recent: tuple[slice, ...]
+    signature: slice
+    index_signature: int
+    index_code: int
 
     @classmethod
     def of(cls, config: ModelConfig) -> Plan:
-        """Of d, a twelfth for the output, a third for each half of the signature, the rest for the constant (channel 0)
-        and the code. Of a slot's share of an entry, the output's width for the value, the rest for the key."""
+        """Of d, an eighth for a code, and what output and codes leave for the signature (an even number). Of an index
+        key, an eighth for each of three codes."""
         d = config.hidden_size
-        value = d // 12
-        key = config.nope_head_dim // SLOTS - value
-        index = (config.index_head_dim - config.qk_rope_head_dim) // SLOTS
-        code = d - value - 2 * (d // 3)
-        end = code + value
-        middle = end + d // 3
-        return cls(slice(1, code), slice(code, end), slice(end, middle), slice(middle, d), key, value, index)
+        code = d // 8
+        edges = [1 + i * code for i in range(NOTED + 3)]
+        output, *recent = (slice(a, b) for a, b in pairwise(edges))
+        signature = slice(edges[-1], d - (d - edges[-1]) % 2)
+        index = config.index_head_dim - config.qk_rope_head_dim
+        return cls(output, tuple(recent), signature, index - (SLOTS - 1) * (index // 8), index // 8)
 
     @property
-    def signature(self) -> slice:
-        """Near and far signature together."""
-        return slice(self.near.start, self.far.stop)
+    def code(self) -> int:
+        """Channels of a code."""
+        return _width(self.output)
 
-    def key_channels(self, slot: int) -> slice:
-        return slice(slot * self.key, (slot + 1) * self.key)
+    @property
+    def matched(self) -> slice:
+        """What a query is made of: the recent codes and the signature."""
+        return slice(self.recent[0].start, self.signature.stop)
 
-    def value_channels(self, slot: int) -> slice:
-        first = SLOTS * self.key + slot * self.value
-        return slice(first, first + self.value)
+    @property
+    def key(self) -> slice:
+        """An entry's channels for the signature before it."""
+        return slice(0, _width(self.signature))
+
+    def slot(self, number: int) -> slice:
+        """An entry's channels for the code of its token `number`."""
+        first = self.key.stop + number * self.code
+        return slice(first, first + self.code)
+
+    def in_latent(self, channels: slice) -> slice:
+        """Where residual channels stand in a query's latent, which holds `matched`."""
+        return slice(channels.start - self.matched.start, channels.stop - self.matched.start)
 
 
 @dataclass(frozen=True)
@@ -87,15 +102,15 @@ class Strengths:
     """The few numbers that set how sharp the circuit starts."""
 
     code_norm: float = 4.0
-    far_weight: tuple[float, ...] = (0.8, 0.7, 0.6, 0.5)
-    near_weight: tuple[float, ...] = (0.95, 0.9, 0.85, 0.8)
-    mix: tuple[float, float] = (1.0, 0.9)
-    loudness: tuple[float, float] = (0.35, 1.3)
-    look_back_gain: float = 2.5
-    match_logit: float = 20.0
-    sink: float = 24.0
-    slot_bias: tuple[float, float] = (4.0, -3.0)
-    copy_gain: tuple[float, float, float] = (8.0, 50.0, 50.0)
+    near_weight: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    far_weight: tuple[float, ...] = (0.8, 0.6, 0.5, 0.4)
+    loudness: tuple[float, float] = (0.8, 1.2)
+    look_back_key: float = 8.0
+    look_back_gain: float = 4.0
+    match_logit: float = 60.0
+    sink: float = 54.0
+    slot_bias: tuple[float, float] = (4.0, -4.0)
+    copy_gain: tuple[float, float] = (3e6, 3e6)
     copy_logit: float = 30.0
     noise: float = 0.01
 
@@ -128,15 +143,24 @@ class _Builder:
         self.random = torch.Generator().manual_seed(seed)
         self.frequencies = (frequencies.double() + 1e-7).float()
         self.frequencies /= self.frequencies.sum()
-        config = self.config
+        self._check_shape()
+        self.angles = torch.rand(_width(self.plan.signature) // 2, generator=self.random) * (2 * math.pi)
+
+    def _check_shape(self) -> None:
+        config, plan = self.config, self.plan
         two_windows = [config.kind(i) for i in (0, 1)] == [LayerKind.SLIDING] * 2
-        if not two_windows or config.num_attention_heads != SLOTS or config.o_groups not in (1, 2, 4):
-            raise ValueError("the structured start needs 4 heads and two window-only layers at the bottom")
-        needed = self.width(self.plan.signature)
-        if config.q_lora_rank < needed or config.o_lora_rank < needed // 2 or self.plan.key < 8:
+        matching = bool(config.layers_of(LayerKind.CSA)) and config.index_n_heads % SLOTS == 0
+        if not two_windows or not matching or config.num_attention_heads != SLOTS or config.o_groups not in (1, 2, 4):
             raise ValueError(
-                f"the structured start needs q_lora_rank >= {needed}, o_lora_rank >= {needed // 2}, "
-                f"and room for keys in an entry"
+                "the structured start needs two window-only layers at the bottom, a CSA layer, 4 attention heads and a "
+                "multiple of 4 index heads"
+            )
+        latent, rank = _width(plan.matched), plan.signature.stop - plan.recent[1].start
+        entry = plan.slot(SLOTS - 1).stop
+        if config.q_lora_rank < latent or config.o_lora_rank < rank or config.nope_head_dim < entry:
+            raise ValueError(
+                f"the structured start needs q_lora_rank >= {latent}, o_lora_rank >= {rank}, "
+                f"and {entry} channels of a head that do not rotate"
             )
 
     # ------------------------------------------------------------------ random pieces
@@ -144,30 +168,35 @@ class _Builder:
     def normal(self, *shape: int, std: float) -> Tensor:
         return torch.randn(*shape, generator=self.random) * std
 
-    def orthogonal(self, rows: int, columns: int) -> Tensor:
-        """A random matrix with orthonormal rows or columns, whichever are fewer."""
-        tall = torch.randn(max(rows, columns), min(rows, columns), generator=self.random)
-        q, r = torch.linalg.qr(tall)
-        q = q * torch.sign(torch.diagonal(r))
-        return q if rows >= columns else q.T
+    def directions(self, width: int) -> Tensor:
+        """A random unit vector [V, width] for each token."""
+        rows = self.normal(self.config.vocab_size, width, std=1.0)
+        return rows / rows.norm(dim=1, keepdim=True)
+
+    def rows_of_rotation(self, rows: int, columns: int) -> Tensor:
+        """Some rows [rows, columns] of a random rotation, scaled so that lengths stay the same on average."""
+        q, _ = torch.linalg.qr(torch.randn(columns, columns, generator=self.random))
+        return q[:rows] * math.sqrt(columns / rows)
+
+    def steps_back(self, count: int) -> Tensor:
+        """R^count [s, s]: planes of two channels, each turned by an angle of its own."""
+        turned = self.angles * count
+        cos, sin = turned.cos(), turned.sin()
+        return torch.block_diag(*torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2))
 
     # ------------------------------------------------------------------ the parts
 
     def build(self) -> None:
         self._small_random()
         self._embedding()
-        self._look_back(0, NEAR_LAGS, self.strengths.near_weight, self.plan.code, self.plan.near)
-        self._look_back(1, FAR_LAGS, self.strengths.far_weight, self.plan.near, self.plan.far)
-        layers = self.config.layers_of(LayerKind.CSA)
-        reader = self.orthogonal(self.plan.value, self.width(self.plan.code))
-        for layer in layers:
-            self._match(layer, reader)
-        self._copy(layers[-1])
-        self._head(reader)
-
-    @staticmethod
-    def width(channels: slice) -> int:
-        return int(channels.stop - channels.start)
+        self._look_back(0, NEAR_LAGS, self.strengths.near_weight, noted=NOTED)
+        self._look_back(1, FAR_LAGS, self.strengths.far_weight)
+        last = self.config.layers_of(LayerKind.CSA)[-1]
+        self._entries(last)
+        self._match(last)
+        self._index(last)
+        self._copy(last)
+        self._head()
 
     def _small_random(self) -> None:
         noise = self.strengths.noise
@@ -195,7 +224,7 @@ class _Builder:
         for matrix in (block.ffn.experts.w2, block.ffn.shared_experts.w2):
             self.weight(matrix).mul_(0.03)
         for matrix in (block.attn.wo_b, block.ffn.experts.w2, block.ffn.shared_experts.w2):
-            self.weight(matrix)[..., self.plan.output, :] = 0.0
+            self.weight(matrix)[..., self.plan.output.start : self.plan.recent[-1].stop, :] = 0.0
         gate = block.ffn.gate
         gate.weight.copy_(self.normal(*gate.weight.shape, std=width))
         if gate.tid2eid is not None:
@@ -220,162 +249,154 @@ class _Builder:
         table.copy_(order.argsort(dim=1)[:, : table.shape[1]])
 
     def _embedding(self) -> None:
-        """Constant, code, and the code in the signature (distance 0). Rare tokens are up to about twice as loud."""
+        """Constant, code, and the signature's first term. Rare tokens are louder."""
         table, plan = self.weight(self.model.embed), self.plan
         surprise = -self.frequencies.log2()
         loudness = (surprise / surprise[self.frequencies > 1e-6].mean()).clamp(*self.strengths.loudness)
-        code = self.normal(self.config.vocab_size, self.width(plan.code), std=1.0)
-        self.code = code / code.norm(dim=1, keepdim=True)
-        loud = self.code * (loudness * self.strengths.code_norm).unsqueeze(1)
+        loud = (loudness * self.strengths.code_norm).unsqueeze(1)
+        self.code = self.directions(plan.code)
         table.zero_()
         table[:, 0] = self.strengths.code_norm
-        table[:, plan.code] = loud
-        table[:, plan.near] = loud @ self.orthogonal(self.width(plan.near), self.width(plan.code)).T
+        table[:, plan.recent[0]] = self.code * loud
+        table[:, plan.signature] = self.directions(_width(plan.signature)) * loud
 
-    def _look_back(
-        self, layer: int, lags: tuple[int, ...], strengths: tuple[float, ...], source: slice, target: slice
-    ) -> None:
-        """Head h attends to the token `lags[h]` back and adds a random rotation of its `source` to `target`."""
+    def _look_back(self, layer: int, lags: tuple[int, ...], strengths: tuple[float, ...], *, noted: int = 0) -> None:
+        """Head h adds the signature of the token `lags[h]` back, turned so many steps; the first `noted` heads also
+        note its code."""
+        attention, plan = self.attention(layer), self.plan
+        size, code = _width(plan.signature), plan.code
+        wkv = self.weight(attention.wkv)
+        wkv.zero_()
+        wkv[:size, plan.signature] = torch.eye(size)
+        wkv[size : size + code, plan.recent[0]] = torch.eye(code)
+        self._fixed_distances(layer, lags)
+        # The kv vector is normed: its rotating part dominates, so the rest comes out this much smaller than it stands.
+        scale = self.strengths.look_back_key / math.sqrt(self.config.head_dim) * self.strengths.code_norm
+        first = plan.recent[1].start  # notes and signature are neighbours in the residual
+        target = slice(first, plan.signature.stop)
+        parts: list[tuple[int, slice, slice, Tensor]] = []
+        for head, (lag, strength) in enumerate(zip(lags, strengths, strict=True)):
+            turned = self.steps_back(lag) * (strength * scale)
+            parts.append((head, slice(0, size), plan.signature, turned))
+            if head < noted:
+                parts.append((head, slice(size, size + code), plan.recent[head + 1], torch.eye(code) * scale))
+        self._write(attention, parts, target)
+
+    def _fixed_distances(self, layer: int, lags: tuple[int, ...]) -> None:
+        """Keys are a constant under the rotary phase, head h's query the same `lags[h]` positions back."""
         attention, config = self.attention(layer), self.config
         frequencies = rotation_of(config, layer).frequencies
         amplitude = _sharp_kernel(frequencies).sqrt()
         rope = slice(config.nope_head_dim, config.head_dim)
-        key = torch.stack([amplitude, torch.zeros_like(amplitude)], dim=1).flatten()
-        wkv, width = self.weight(attention.wkv), self.width(source)
-        wkv.mul_(0.02)
-        wkv[:width] = 0.0
-        wkv[:width, source] = torch.eye(width)
-        wkv[rope] = 0.0
-        wkv[rope, 0] = 2.0 * key
+        wkv = self.weight(attention.wkv)
+        wkv[rope, 0] = self.strengths.look_back_key * _interleaved(amplitude, torch.zeros_like(amplitude))
         attention.kv_norm.weight[rope] = self.strengths.look_back_gain
-        self._constant_latent(attention)
+        wq_a = self.weight(attention.wq_a)
+        wq_a.mul_(0.02)
+        wq_a[0] = 0.0
+        wq_a[0, 0] = 1.0  # latent channel 0 carries the constant
         wq_b = self.weight(attention.wq_b).view(config.num_attention_heads, config.head_dim, -1)
         wq_b.mul_(0.02)
         for head, lag in enumerate(lags):
             angle = -frequencies * lag
-            wq_b[head, rope, 0] = torch.stack([amplitude * angle.cos(), amplitude * angle.sin()], dim=1).flatten()
-        # The kv vector is normed: its rotating part dominates, so the rest comes out this much smaller than it stands.
-        shrink = 2.0 / math.sqrt(config.head_dim)
-        sources = {}
-        for head, strength in enumerate(strengths):
-            turned = self.orthogonal(self.width(target), width)
-            sources[head] = (slice(0, width), turned * strength * shrink * self.strengths.code_norm)
-        self._write(attention, sources, target)
+            wq_b[head, rope, 0] = _interleaved(amplitude * angle.cos(), amplitude * angle.sin())
 
-    def _constant_latent(self, attention: Attention) -> None:
-        """Latent channel 0 carries the constant; the others stay small."""
-        wq_a = self.weight(attention.wq_a)
-        wq_a.mul_(0.02)
-        wq_a[0] = 0.0
-        wq_a[0, 0] = 1.0
-
-    def _write(
-        self, attention: Attention, sources: dict[int, tuple[slice, Tensor]], target: slice, *, alone: bool = False
-    ) -> None:
-        """Head h's channels -> residual channels `target`, through the grouped output: each group's latent takes the
-        sum of its heads, and `wo_b` adds the groups. With `alone` nothing else enters those latent channels."""
+    def _write(self, attention: Attention, parts: list[tuple[int, slice, slice, Tensor]], target: slice) -> None:
+        """For each (head, channels, place, matrix), the head's channels through the matrix to the residual channels
+        `place`, which lie in `target`. Each group's latent takes the sum of its heads, `wo_b` adds the groups, and
+        nothing else is written to `target`."""
         config = self.config
-        rank, groups = config.o_lora_rank, config.o_groups
+        rank, groups, size = config.o_lora_rank, config.o_groups, _width(target)
         per_group = config.num_attention_heads // groups
         wo_a = self.weight(attention.wo_a).view(groups, rank, per_group, config.head_dim)
         wo_b = self.weight(attention.wo_b).view(config.hidden_size, groups, rank)
-        wo_a.mul_(0.02)
-        if alone:
-            wo_a[:, : self.width(target)] = 0.0
-        for head, (channels, matrix) in sources.items():
-            wo_a[head // per_group, :, head % per_group, channels] = 0.0
-            wo_a[head // per_group, : matrix.shape[0], head % per_group, channels] = matrix
+        wo_a[:, :size] = 0.0
+        for head, channels, place, matrix in parts:
+            latent = slice(place.start - target.start, place.stop - target.start)
+            wo_a[head // per_group, latent, head % per_group, channels] = matrix
         wo_b[target] = 0.0
         for group in range(groups):
-            wo_b[target, group, : self.width(target)] = torch.eye(self.width(target))
+            wo_b[target, group, :size] = torch.eye(size)
 
-    def _match(self, layer: int, reader: Tensor) -> None:
-        """Slots, matching heads and the indexer."""
+    def _entries(self, layer: int) -> None:
+        """The signature before an entry's tokens, and their codes."""
         attention, config, plan = self.attention(layer), self.config, self.plan
-        assert attention.compressor is not None and attention.indexer is not None
-        scale = torch.tensor(self.strengths.mix).repeat_interleave(self.width(plan.near))
-        projections = [self.orthogonal(plan.key, self.width(plan.signature)) * scale for _ in range(SLOTS)]
-        wkv = self.weight(attention.compressor.wkv)
-        wkv.mul_(0.02)
-        wkv[:, 0] = 0.0
-        for slot in range(SLOTS):
-            keys, values = plan.key_channels(slot), plan.value_channels(slot)
-            half = 0 if slot == 0 else config.head_dim
-            self._put(wkv, half, keys, plan.signature, projections[slot])
-            self._put(wkv, config.head_dim, values, plan.code, reader)
-            self._bias(attention.compressor.ape, config.head_dim, keys, (slot - 1) % SLOTS, first_half=slot == 0)
-            self._bias(attention.compressor.ape, config.head_dim, values, slot, first_half=False)
-            attention.compressor.norm.weight[keys] = self.strengths.match_logit / math.sqrt(plan.key)
-        wq_a = self.weight(attention.wq_a)
-        wq_a.mul_(0.02)
-        size = self.width(plan.signature)
-        wq_a[:size] = 0.0
-        wq_a[:size, plan.signature] = torch.eye(size)
-        wq_b = self.weight(attention.wq_b).view(config.num_attention_heads, config.head_dim, -1)
-        wq_b.mul_(0.02)
-        wq_b[:, SLOTS * plan.key :] = 0.0
-        for head in range(SLOTS):
-            wq_b[head, plan.key_channels(head), :size] = projections[head]
-        self._index(attention)
-
-    def _copy(self, layer: int) -> None:
-        """The matched slots' tokens to the output channels, loud: the gain is shared between the entries' norm and the
-        two output matrices, so that none of them strains its format."""
-        attention, plan = self.attention(layer), self.plan
         assert attention.compressor is not None
-        entry, inner, outer = self.strengths.copy_gain
+        wkv, ape = self.weight(attention.compressor.wkv), attention.compressor.ape
+        wkv.zero_()
+        wkv[plan.key, plan.signature] = torch.eye(_width(plan.key))
+        self._hold(ape, config.head_dim, plan.key, SLOTS - 1, before=True)
         for slot in range(SLOTS):
-            attention.compressor.norm.weight[plan.value_channels(slot)] = entry
-        sources = {head: (plan.value_channels(head), inner * torch.eye(plan.value)) for head in range(SLOTS)}
-        self._write(attention, sources, plan.output, alone=True)
-        rows = self.weight(attention.wo_b)
-        rows[plan.output] *= outer
+            channels = plan.slot(slot)
+            wkv[_shifted(channels, config.head_dim), plan.recent[0]] = torch.eye(plan.code)
+            self._hold(ape, config.head_dim, channels, slot, before=False)
+        # An entry is normed to the length sqrt(head_dim), and so is a head's query.
+        attention.compressor.norm.weight.fill_(self.strengths.match_logit / math.sqrt(config.head_dim))
 
-    def _index(self, attention: Attention) -> None:
-        config, plan = self.config, self.plan
+    def _hold(self, ape: Tensor, width: int, channels: slice, token: int, *, before: bool) -> None:
+        """Channels hold token number `token` of four: of the four before the entry's own, or of these."""
+        chosen, others = self.strengths.slot_bias
+        for half in (0, width):
+            ape[:, _shifted(channels, half)] = others
+        ape[token, _shifted(channels, 0 if before else width)] = chosen
+
+    def _match(self, layer: int) -> None:
+        attention, config, plan = self.attention(layer), self.config, self.plan
+        size = _width(plan.matched)
+        wq_a = self.weight(attention.wq_a)
+        wq_a.zero_()
+        wq_a[:size, plan.matched] = torch.eye(size)
+        wq_b = self.weight(attention.wq_b).view(config.num_attention_heads, config.head_dim, -1)
+        wq_b.zero_()
+        for head in range(SLOTS):
+            wq_b[head, plan.key, plan.in_latent(plan.signature)] = self.steps_back(-head)
+            for back in range(head):
+                latent = plan.in_latent(plan.recent[back])
+                wq_b[head, plan.slot(head - 1 - back), latent] = torch.eye(plan.code)
+
+    def _index(self, layer: int) -> None:
+        """The same match in the indexer's channels: projections of the signature and of the codes."""
+        attention, config, plan = self.attention(layer), self.config, self.plan
         assert attention.indexer is not None
         compressor, indexer = attention.indexer.compressor, attention.indexer
-        size = self.width(plan.signature)
+        signature = self.rows_of_rotation(plan.index_signature, _width(plan.signature))
+        code = self.rows_of_rotation(plan.index_code, plan.code)
+        keys = slice(0, plan.index_signature)
+        slots = [_shifted(slice(0, plan.index_code), keys.stop + i * plan.index_code) for i in range(SLOTS - 1)]
         wkv = self.weight(compressor.wkv)
-        wkv.mul_(0.02)
+        wkv.zero_()
+        wkv[keys, plan.signature] = signature
+        self._hold(compressor.ape, config.index_head_dim, keys, SLOTS - 1, before=True)
+        for slot, channels in enumerate(slots):
+            wkv[_shifted(channels, config.index_head_dim), plan.recent[0]] = code
+            self._hold(compressor.ape, config.index_head_dim, channels, slot, before=False)
         wq_b = self.weight(indexer.wq_b).view(config.index_n_heads, config.index_head_dim, -1)
-        wq_b.mul_(0.02)
-        for slot in range(SLOTS):
-            channels = slice(slot * plan.index, (slot + 1) * plan.index)
-            projection = self.orthogonal(plan.index, size)
-            half = 0 if slot == 0 else config.index_head_dim
-            self._put(wkv, half, channels, plan.signature, projection)
-            self._bias(compressor.ape, config.index_head_dim, channels, (slot - 1) % SLOTS, first_half=slot == 0)
-            for head in range(slot, config.index_n_heads, SLOTS):
-                wq_b[head, channels, :size] = projection
+        wq_b.zero_()
+        for head in range(config.index_n_heads):
+            place = head % SLOTS
+            wq_b[head, keys, plan.in_latent(plan.signature)] = signature @ self.steps_back(-place)
+            for back in range(place):
+                wq_b[head, slots[place - 1 - back], plan.in_latent(plan.recent[back])] = code
         weights = self.weight(indexer.weights_proj)
         weights.mul_(0.02)
         weights[:, 0] = 1.0
 
-    @staticmethod
-    def _put(wkv: Tensor, half: int, channels: slice, source: slice, matrix: Tensor) -> None:
-        """Rows `channels` of one half of a compressor's projection read `source` through `matrix`, and nothing else."""
-        rows = slice(half + channels.start, half + channels.stop)
-        wkv[rows] = 0.0
-        wkv[rows, source] = matrix
+    def _copy(self, layer: int) -> None:
+        """The matched slots' tokens to the output channels, loud: the two output matrices share the gain."""
+        attention, plan = self.attention(layer), self.plan
+        inner, outer = self.strengths.copy_gain
+        copy = torch.eye(plan.code) * inner
+        self._write(attention, [(slot, plan.slot(slot), plan.output, copy) for slot in range(SLOTS)], plan.output)
+        rows = self.weight(attention.wo_b)
+        rows[plan.output] *= outer
 
-    def _bias(self, ape: Tensor, width: int, channels: slice, token: int, *, first_half: bool) -> None:
-        """Channels hold the window's token number `token`: of the window before (first half) or of this one."""
-        chosen, others = self.strengths.slot_bias
-        for half in (0, 1):
-            ape[:, half * width + channels.start : half * width + channels.stop] = others
-        start = 0 if first_half else width
-        ape[token, start + channels.start : start + channels.stop] = chosen
-
-    def _head(self, reader: Tensor) -> None:
+    def _head(self) -> None:
         """Logits: the unigram distribution from the constant, and the copied code from the output channels."""
         head, plan = self.weight(self.model.head), self.plan
         head.mul_(0.02)
-        # After the final norm the constant is about 6, and a copied code about 0.7 sqrt(d), the rest being signature.
+        # After the final norm the constant is about 6, and a copied code about sqrt(d).
         head[:, 0] = (self.frequencies.log() - self.frequencies.log().mean()).clamp(-6, 6) / 6
-        codes = self.code @ reader.T
-        scale = self.strengths.copy_logit / math.sqrt(self.config.hidden_size)
-        head[:, plan.output] = codes / codes.norm(dim=1, keepdim=True) * scale
+        head[:, plan.output] = self.code * (self.strengths.copy_logit / math.sqrt(self.config.hidden_size))
 
     # ------------------------------------------------------------------ access
 
@@ -388,6 +409,19 @@ class _Builder:
     def weight(module: Matrix | MatrixStack) -> Tensor:
         assert module.weight is not None
         return module.weight
+
+
+def _width(channels: slice) -> int:
+    return int(channels.stop - channels.start)
+
+
+def _shifted(channels: slice, by: int) -> slice:
+    return slice(channels.start + by, channels.stop + by)
+
+
+def _interleaved(first: Tensor, second: Tensor) -> Tensor:
+    """first[0], second[0], first[1], ...: rotary pairs."""
+    return torch.stack([first, second], dim=1).flatten()
 
 
 def _logit(p: float) -> float:
