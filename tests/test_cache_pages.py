@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -137,17 +137,15 @@ def test_counting_is_safe_across_threads() -> None:
     whole = held_by(shared, PageList().plus(fresh).packed())
     shared.release(fresh)
 
-    def fork_and_free() -> None:
+    def fork_and_free(_: int) -> None:
         for length in range(1, 10):
             for _ in range(200):
                 fork = held_by(shared, whole.first(length))
                 shared.release(fork.held)
 
-    threads = [threading.Thread(target=fork_and_free) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(fork_and_free, range(4)))  # raises what a thread raised
+    assert counts(whole) == [1] * 9 and [block.references for block in whole.blocks] == [1, 1]
     shared.check_integrity([whole])
 
 

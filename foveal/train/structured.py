@@ -20,7 +20,7 @@ known, and every part of it is something V4 can represent exactly, so it is writ
    denominator, and their sum is one softmax over all places of all entries. What comes out is tiny for a weak match, so
    the copy is written very loud; the final norm brings loud and tiny to the same size, and only proportions remain.
 
-Everything else starts small and random. All of it is trained afterwards; nothing here exists at run time. Where things
+Everything else starts small and random. All of it can be trained on; nothing here exists at run time. Where things
 stand is in `Plan`.
 """
 

@@ -219,11 +219,11 @@ class Packs:
 
     # ------------------------------------------------------------------ writing
 
-    def begin(self, sizes: dict[int, int], next_pack: int, files: dict[int, int] | None = None) -> None:
+    def begin(self, sizes: dict[int, int], next_pack: int, files: dict[int, int]) -> None:
         """Start appending behind `sizes`; cut off, or delete, whatever is not in them. `files`: what `files` said."""
         self.abandon()
         self.sizes, self.next_pack = dict(sizes), next_pack
-        for pack, size in (self.files() if files is None else files).items():
+        for pack, size in files.items():
             if pack not in sizes:
                 self.disk.unlink(self.path(pack))
                 self.next_pack = max(self.next_pack, pack + 1)

@@ -210,7 +210,7 @@ class Store:
         """Give the space of a failed transaction back at once, if the disk lets us; the next writer does it anyway."""
         with contextlib.suppress(OSError, StoreError):
             state = self._open_index().state()
-            self.packs.begin(state.sizes, state.next_pack)
+            self.packs.begin(state.sizes, state.next_pack, self.packs.files())
 
     def _recover(self) -> None:
         """Cut off what a dead writer left, unless somebody is writing just now or we may not."""
