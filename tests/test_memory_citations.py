@@ -65,9 +65,16 @@ def test_the_raw_window_of_a_csa_layer_counts_inside_the_source() -> None:
 
 def test_an_hca_entry_decides_between_cells_but_names_none() -> None:
     csa = trace(4, {40: 1.0, 100: 1.0}, position=1010)  # tokens 160 and 400, in HCA entries 1 and 3
-    hca = trace(128, {3: 3.2, 6: 4.0}, position=1010)
+    hca = trace(128, {3: 3.0, 6: 5.0}, position=1010)
     origin = origin_of([csa, hca], 1010, SOURCE)
-    assert origin.cells == ((400, pytest.approx(1.1)), (160, pytest.approx(1.0)))
+    assert origin.cells == ((400, pytest.approx(1 + 3 / 8 * 2 * 4 / 128)), (160, pytest.approx(1.0)))
+
+
+def test_however_little_csa_leaves_its_sink_it_is_csa_that_decides() -> None:
+    """After a short cue all masses of CSA are tiny; those of HCA, which has a sink of its own, are not."""
+    csa = trace(4, {40: 1e-11, 100: 1e-9}, position=1010)
+    hca = trace(128, {1: 3.0, 3: 0.5}, position=1010)
+    assert origin_of([csa, hca], 1010, SOURCE).start == 400
 
 
 def test_only_the_heaviest_cells_are_kept() -> None:

@@ -4,7 +4,8 @@ What is special here: attention is read as a measure over the source. A CSA laye
 and the raw window in one softmax, so its masses say where each generated token looked. They are summed over heads and
 CSA layers, each mass spread evenly over the tokens it covers (4 for an entry, 1 in the window). The unit is a *cell*,
 the four tokens of a CSA entry. An HCA entry covers 128 tokens and names no line; by the same even spreading it adds
-4/128 of its mass to the cells that CSA named. Left out is what says nothing about the source: sliding layers (they can
+4/128 of its share of what HCA looked at to the cells that CSA named (of the share, not of the mass: where CSA leaves
+nearly all to its sink, as after a short cue, HCA's masses are larger by any factor and would decide alone). Left out is what says nothing about the source: sliding layers (they can
 see only the last tokens, whatever the answer), the raw window of HCA layers, and mass on the cue and on generated text.
 What attention looked at is then held against the text: a cell supports a generated token only if that token stands in
 it, and the more, the more of the text before agrees (`TokenOrigin.supporting`).
@@ -121,7 +122,8 @@ def origin_of(traces: Iterable[LayerTrace], position: int, source_tokens: int, t
             _add(region, trace.entries.cpu(), trace.entry_mass.double().cpu())
     total = float(cells.sum() + region.sum())
     named = cells.nonzero().squeeze(1)
-    scores = cells[named] + region[named // (HCA_RATIO // CELL_TOKENS)] * (CELL_TOKENS / HCA_RATIO)
+    around = region / region.sum().clamp(min=1e-300) * cells.sum() * (CELL_TOKENS / HCA_RATIO)
+    scores = cells[named] + around[named // (HCA_RATIO // CELL_TOKENS)]
     order = torch.argsort(scores, descending=True, stable=True)[:top]
     return TokenOrigin(
         tuple((int(named[i]) * CELL_TOKENS, float(scores[i])) for i in order),
