@@ -482,7 +482,7 @@ def _nano() -> ModelConfig:
         q_lora_rank=352,
         o_groups=1,
         o_lora_rank=320,
-        compress_ratios=(0, 0, HCA_RATIO, CSA_RATIO),
+        compress_ratios=(0, 0, CSA_RATIO, HCA_RATIO),
         index_n_heads=4,
         index_head_dim=256,
         index_topk=1024,

@@ -15,8 +15,12 @@ from foveal.model.attention import Segment
 from foveal.model.state import PlainState
 from foveal.model.transformer import Transformer
 from foveal.model.weights import load_transformer
+from foveal.train import launch
 from foveal.train.__main__ import main
-from foveal.train.structured import structured_start
+from foveal.train.data import TokenTable
+from foveal.train.optim import OptimConfig
+from foveal.train.settings import RunConfig, SettingsError, StageConfig
+from foveal.train.structured import Circuit, structured_start
 
 NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
 
@@ -55,12 +59,42 @@ def test_the_exported_start_recalls(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert int((found == context[101:133]).sum()) >= 30
 
 
+def test_training_that_keeps_the_circuit_changes_all_else(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lines = rng.integers(300, 4000, (200, 10))
+    lines[:, -1] = TokenTable.from_tokenizer(NANO / "tokenizer.json").newline
+    lines.astype(np.uint16).tofile(tmp_path / "train.bin")
+    np.save(tmp_path / "train.idx.npy", np.array([0, lines.size]))
+    run = RunConfig(
+        out=str(tmp_path / "run"),
+        train=str(tmp_path / "train"),
+        tokenizer=str(NANO / "tokenizer.json"),
+        stages=(StageConfig(128, index_kl=0.0), StageConfig(128, quantize=True)),
+        tokens=512,
+        keep_circuit=True,
+        optim=OptimConfig(weight_decay=0.1),
+    )
+    trainer = launch.build(run)
+    before = {name: tensor.clone() for name, tensor in trainer.network.named_parameters()}
+    trainer.train()
+    circuit, moved = Circuit.of(trainer.network.config), set()
+    for name, tensor in trainer.network.named_parameters():
+        columns = circuit.columns.get(name, slice(0, 0))
+        assert torch.equal(tensor[..., columns], before[name][..., columns]), name
+        if not torch.equal(tensor, before[name]):
+            moved.add(name)
+    assert not [name for name in moved if circuit.holds(name)]
+    trained = {name for name in before if not circuit.holds(name)}
+    assert {"head.weight", "layers.2.ffn.shared_experts.w2.weight", "layers.3.attn.wq_b.weight"} <= trained
+    assert moved == trained
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"num_attention_heads": 8}, "4 attention heads"),
         ({"compress_ratios": (0, 0, 128, 128)}, "a CSA layer"),
-        ({"compress_ratios": (0, 128, 0, 4)}, "two window-only layers"),
+        ({"compress_ratios": (0, 128, 4, 0)}, "two window-only layers"),
         ({"q_lora_rank": 128}, "q_lora_rank >= 334"),
         ({"o_lora_rank": 128}, "o_lora_rank >= 286"),
         ({"head_dim": 256}, "382 channels of a head"),
@@ -71,3 +105,8 @@ def test_a_shape_that_cannot_hold_it_is_refused(changes: dict[str, object], word
     model = Transformer(config)
     with pytest.raises(ValueError, match=words):
         structured_start(model, torch.ones(config.vocab_size))
+
+
+def test_a_random_start_has_no_circuit_to_keep() -> None:
+    with pytest.raises(SettingsError, match="needs 'start: structured'"):
+        RunConfig("out", "train", "tokenizer", (StageConfig(64),), tokens=1, start="random", keep_circuit=True)

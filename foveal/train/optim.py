@@ -99,10 +99,11 @@ class Optimizer:
         named: Iterable[tuple[str, nn.Parameter]],
         config: OptimConfig | None = None,
         group: Group | None = None,
+        fixed: Mapping[str, slice] | None = None,
     ) -> None:
-        """Parameters whose factor is 0 are left alone (and get ``requires_grad = False``). They may be sharded over the
-        processes of `group`."""
-        self.config, self.group = config or OptimConfig(), group or Group()
+        """Parameters whose factor is 0 are left alone (and get ``requires_grad = False``), and so are the `fixed`
+        columns of the matrices that it names. They may be sharded over the processes of `group`."""
+        self.config, self.group, self._fixed = config or OptimConfig(), group or Group(), dict(fixed or {})
         self.steps = 0
         self._state: dict[str, Tensor] = {}
         self._muon: dict[tuple[int, int], list[_Member]] = defaultdict(list)
@@ -152,10 +153,20 @@ class Optimizer:
         if self.config.clip and norm > self.config.clip:
             torch._foreach_mul_(grads, self.config.clip / norm)
         self.steps += 1
+        kept = self._fixed_values()
         for (rows, columns), members in self._muon.items():
             self._step_muon(rows, columns, members, scale)
         self._step_adam(scale)
+        for place, value in kept:
+            place.copy_(value)
         return norm
+
+    def _fixed_values(self) -> list[tuple[Tensor, Tensor]]:
+        """The fixed columns, and what stands there. (Matrices are sharded by rows.)"""
+        members = [(m.name, m.parameter) for group in self._muon.values() for m in group]
+        named = dict(members + [(name, parameter) for name, parameter, _ in self._adam])
+        places = [local(named[name])[..., columns] for name, columns in self._fixed.items() if name in named]
+        return [(place, place.clone()) for place in places]
 
     def _norm(self, grads: list[Tensor]) -> float:
         if not grads:

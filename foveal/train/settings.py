@@ -70,7 +70,8 @@ class RunConfig:
     `train` and `heldout` are token stores (paths without ``.bin``); `out` is the run's folder. `tokens` and `minutes`
     are the budget: the schedule follows whichever is used up faster; minutes count training time, over all restarts.
     `model` is ``{preset: NAME, field: value, ...}``. `start` is "structured" or "random"; `start_from` a checkpoint of
-    another run whose parameters are taken instead.
+    another run whose parameters are taken instead. With `keep_circuit` what holds the structured start's circuit is
+    not trained (`foveal.train.structured.Circuit`).
 
     `device` is "auto", "cpu" or "cuda". With `precision` "bf16" matrix products run in bfloat16 (parameters stay fp32);
     "auto" chooses it where the device multiplies it faster than fp32. `compile` runs the layers through torch.compile.
@@ -90,6 +91,7 @@ class RunConfig:
     model: Mapping[str, Any] = field(default_factory=lambda: {"preset": "nano"})
     start: str = "structured"
     start_from: str | None = None
+    keep_circuit: bool = False
     seed: int = 1
     tokens: int | None = None
     minutes: float | None = None
@@ -124,6 +126,8 @@ class RunConfig:
             if value not in allowed:
                 choices = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
                 raise SettingsError(f"setting {name!r} is {value!r}; it must be {choices}")
+        if self.keep_circuit and self.start != "structured":
+            raise SettingsError("setting 'keep_circuit' needs 'start: structured': a random start has no circuit")
         for number, stage in enumerate(self.stages):
             _check_stage(number, stage)
 

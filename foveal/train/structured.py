@@ -8,7 +8,7 @@ known, and every part of it is something V4 can represent exactly, so it is writ
    over the two dozen tokens up to it, k = 0 among them. Layer 0's heads each look one fixed distance back (a rotary
    phase against a constant key) and add the terms 1 to 4; layer 1 picks up layer 0's signatures farther back. Layer 0
    also notes the codes of the last two tokens, each in channels of its own.
-2. *Entries.* The last layer's compressor, by its position bias `ape`, gives an entry the signature of the token
+2. *Entries.* The CSA layer's compressor, by its position bias `ape`, gives an entry the signature of the token
    *before* its four (`key`), and the codes of the four, each in channels of its own (`slots`). So one key serves four
    places, and is four times as wide as a key for each place would be.
 3. *Match.* Attention head j stands for the case that the next token is the entry's number j. It turns its own signature
@@ -20,8 +20,12 @@ known, and every part of it is something V4 can represent exactly, so it is writ
    denominator, and their sum is one softmax over all places of all entries. What comes out is tiny for a weak match, so
    the copy is written very loud; the final norm brings loud and tiny to the same size, and only proportions remain.
 
-Everything else starts small and random. All of it can be trained on; nothing here exists at run time. Where things
-stand is in `Plan`.
+Everything else starts small and random; nothing here exists at run time. Where things stand is in `Plan`.
+
+The circuit fills the residual up to its attention, the CSA layer's; what comes after may write where it likes, for
+nothing reads the circuit's channels any more but the head, which reads the output. So training has the experts of that
+layer and all layers above it to itself, and `Circuit` names what it leaves alone: recall stays as exact as it was, and
+where nothing matches, and the copy is next to nothing, the rest speaks.
 """
 
 from __future__ import annotations
@@ -111,8 +115,28 @@ class Strengths:
     sink: float = 54.0
     slot_bias: tuple[float, float] = (4.0, -4.0)
     copy_gain: tuple[float, float] = (3e6, 3e6)
-    copy_logit: float = 30.0
+    copy_logit: float = 16.0
     noise: float = 0.01
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """What holds the circuit: `parameters` by the beginnings of their names, and `columns` of matrices by name."""
+
+    parameters: tuple[str, ...]
+    columns: dict[str, slice]
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Circuit:
+        """Everything up to the CSA layer's attention, and what the head reads of its output."""
+        last = config.layers_of(LayerKind.CSA)[-1]
+        below = tuple(f"layers.{layer}." for layer in range(last))
+        own = tuple(f"layers.{last}.{name}" for name in ("attn.", "attn_norm.", "hc_attn_"))
+        return cls(("embed.", *below, *own), {"head.weight": Plan.of(config).output})
+
+    def holds(self, name: str) -> bool:
+        """Whether the parameter of that name belongs to it as a whole."""
+        return name.startswith(self.parameters)
 
 
 def structured_start(
@@ -207,7 +231,7 @@ class _Builder:
                 module.weight.copy_(self.normal(*module.weight.shape, std=fan_in**-0.5))
         for layer, block in enumerate(self.model.layers):
             assert isinstance(block, Block)
-            self._quiet(block)
+            self._quiet(block, layer)
             for name in ("attn", "ffn"):
                 self._hyper(block, name)
             if self.config.kind(layer) is LayerKind.CSA:
@@ -217,14 +241,18 @@ class _Builder:
         self.model.hc_head_base.fill_(_logit(1 / streams))
         self.model.hc_head_scale.fill_(0.1)
 
-    def _quiet(self, block: Block) -> None:
-        """Small outputs, an even router and nearly constant gates: what is not part of the circuit whispers."""
+    def _quiet(self, block: Block, layer: int) -> None:
+        """Small outputs, an even router and nearly constant gates: what is not part of the circuit whispers, and not
+        in the channels of its codes."""
         width = self.config.hidden_size**-0.5
+        last = self.config.layers_of(LayerKind.CSA)[-1]
         self.weight(block.attn.wo_b).mul_(0.1)
         for matrix in (block.ffn.experts.w2, block.ffn.shared_experts.w2):
             self.weight(matrix).mul_(0.03)
-        for matrix in (block.attn.wo_b, block.ffn.experts.w2, block.ffn.shared_experts.w2):
-            self.weight(matrix)[..., self.plan.output.start : self.plan.recent[-1].stop, :] = 0.0
+            if layer < last:
+                self.weight(matrix)[..., self.plan.output.start : self.plan.recent[-1].stop, :] = 0.0
+        if layer <= last:
+            self.weight(block.attn.wo_b)[self.plan.output.start : self.plan.recent[-1].stop] = 0.0
         gate = block.ffn.gate
         gate.weight.copy_(self.normal(*gate.weight.shape, std=width))
         if gate.tid2eid is not None:

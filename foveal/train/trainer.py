@@ -31,6 +31,7 @@ from foveal.train.prefetch import Prefetch
 from foveal.train.settings import RunConfig, SettingsError, StageConfig
 from foveal.train.snapshot import Position, Snapshot
 from foveal.train.start import choose_trained, prepare_stage
+from foveal.train.structured import Circuit
 
 _MAX_BAD_STEPS = 20
 _HELDOUT_SEED_STEP = 1 << 40
@@ -83,7 +84,7 @@ class Trainer:
         self.network = model.model
         self.shared = Shared(model, self.group)
         self.ratios = tuple(self.network.config.compress_ratios)
-        self.optimizer = Optimizer(self.network.named_parameters(), run.optim, self.group)
+        self.optimizer = self._optimizer()
         self.biases = gate_biases(self.network)
         self.position = Position()
         self._means = Means()
@@ -96,6 +97,17 @@ class Trainer:
             for block in [*self.network.layers, *self.network.mtp]:
                 block.compile()
         self._logs = _Logs(self.out, self.position.step) if self.group.first else None
+
+    def _optimizer(self) -> Optimizer:
+        """Of everything that the run may train."""
+        named = list(self.network.named_parameters())
+        if not self.run.keep_circuit:
+            return Optimizer(named, self.run.optim, self.group)
+        circuit = Circuit.of(self.network.config)
+        for name, parameter in named:
+            if circuit.holds(name):
+                parameter.requires_grad_(False)
+        return Optimizer(named, self.run.optim, self.group, circuit.columns)
 
     # ------------------------------------------------------------------ the run
 
