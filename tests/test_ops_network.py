@@ -340,6 +340,18 @@ def _one(experts: ExpertWeights, e: int) -> tuple[naive.Array, naive.Array, naiv
     return floats(w1[e]), floats(w2[e]), floats(w3[e])
 
 
+def test_experts_add_up_in_the_inputs_precision_under_autocast() -> None:
+    """On a GPU autocast leaves a norm's output in fp32, and makes BF16 of the products that are added to it."""
+    y, chosen, weights = noise(5, 8, seed=1), torch.tensor([[0, 1]] * 5), torch.full((5, 2), 0.5)
+    w1, w3 = (noise(2, 6, 8, seed=s) for s in (2, 3))
+    routed, shared = ExpertWeights(w1, noise(2, 8, 6, seed=4), w3, 10.0), ExpertWeights([], [], [], 10.0)
+    exact = reference.experts(y, chosen, weights, routed, shared)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = reference.experts(y, chosen, weights, routed, shared)
+    assert found.dtype == torch.float32
+    assert float((found - exact).norm() / exact.norm()) < 0.02
+
+
 def test_clamp_is_one_sided_for_the_gate() -> None:
     """A gate of -50 stays (silu of it is 0); one of +50 becomes the limit; the linear part is cut on both sides."""
     one = torch.ones(1, 1, 1)

@@ -139,13 +139,16 @@ def _measure(trainer: Trainer, number: int, steps: int, top: float, group: Group
 
 
 def _profile(trainer: Trainer, stage: StageConfig, prefetch: Prefetch) -> tuple[tuple[str, float], ...]:
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     gpu = trainer.group.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as made:
         trainer._step(stage, 0.5, prefetch)
     attribute = "self_device_time_total" if gpu else "self_cpu_time_total"
-    spent = {event.key: float(getattr(event, attribute)) for event in made.key_averages()}
+    # An operation has its kernels' time, and on a GPU the kernels are listed once more by their own names.
+    events = [event for event in made.key_averages() if event.device_type == DeviceType.CPU]
+    spent = {event.key: float(getattr(event, attribute)) for event in events}
     total = sum(spent.values())
     best = sorted(spent.items(), key=lambda pair: -pair[1])[:12]
     return tuple((name, value / max(1e-9, total)) for name, value in best)

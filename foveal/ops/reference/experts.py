@@ -38,7 +38,7 @@ def experts(
         rows, slot = torch.where(chosen == expert)
         gate, down, up = routed.w1[expert], routed.w2[expert], routed.w3[expert]
         part = _swiglu(y[rows], gate, down, up, routed.limit, weights[rows, slot].unsqueeze(1), simulate)
-        out = out.index_add(0, rows, part)
+        out = out.index_add(0, rows, part.to(out.dtype))  # autocast leaves y in fp32 and makes BF16 of products
     for gate, down, up in zip(shared.w1, shared.w2, shared.w3, strict=True):
         out = out + _swiglu(y, gate, down, up, shared.limit, None, simulate)
     return out

@@ -227,7 +227,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
     if a.device.type != "cuda":
         return (a @ b).to(torch.float32)
-    one, other = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    if not b.shape[-1]:
+        return a.new_empty(*a.shape[:-1], 0, dtype=torch.float32)
+    one, other = a.flatten(0, -3), b.flatten(0, -3)
     return torch.bmm(one, other, torch.float32).view(*a.shape[:-1], b.shape[-1])
 
 

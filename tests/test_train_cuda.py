@@ -1,0 +1,59 @@
+"""Training on a GPU: BF16 products under autocast give the losses of FP32, in every stage. Skipped where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foveal.train import launch
+from foveal.train.data import TokenTable
+from foveal.train.parallel import joined
+from foveal.train.settings import RunConfig, StageConfig
+
+NANO = Path(launch.__file__).parents[1] / "weights" / "nano" / "tokenizer.json"
+STAGES = (
+    StageConfig(256, 4, index_kl=0.0),
+    StageConfig(512, 2, documents=(128, 512)),
+    StageConfig(512, 2, train="indexer"),
+    StageConfig(512, 2, index_topk=32, quantize=True),
+)
+SHAPE = {
+    "preset": "nano", "hidden_size": 128, "num_hidden_layers": 4, "head_dim": 64, "qk_rope_head_dim": 16,
+    "q_lora_rank": 96, "o_lora_rank": 64, "compress_ratios": [0, 4, 128, 4, 0], "index_head_dim": 32,
+    "moe_intermediate_size": 64, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_bf16_follows_fp32(tmp_path: Path, compiled: bool) -> None:
+    rng = np.random.default_rng(0)
+    lines = rng.integers(300, 400, (2000, 10))
+    lines[:, -1] = TokenTable.from_tokenizer(NANO).newline
+    lines.astype(np.uint16).tofile(tmp_path / "train.bin")
+    np.save(tmp_path / "train.idx.npy", np.array([0, lines.size]))
+    curves = []
+    for precision in ("fp32", "bf16"):
+        run = RunConfig(
+            out=str(tmp_path / precision),
+            train=str(tmp_path / "train"),
+            tokenizer=str(NANO),
+            stages=STAGES,
+            tokens=16384,
+            model=SHAPE,
+            start="random",
+            device="cuda",
+            precision=precision,
+            compile=compiled and precision == "bf16",
+            log_every=1,
+        )
+        losses: list[float] = []
+        with joined(run.device, run.parallel) as group:
+            trainer = launch.build(run, group, lambda p, to=losses: to.append(p.values.get("loss", 0.0)))
+            trainer.train()
+        curves.append(losses)
+    assert len(curves[0]) == len(curves[1]) == 16
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.02)
