@@ -1,4 +1,4 @@
-"""Training on a GPU: BF16 products under autocast give the losses of FP32, in every stage. Skipped where there is none."""
+"""Training on a GPU: BF16 products under autocast give the losses of FP32, in every stage."""
 
 from __future__ import annotations
 

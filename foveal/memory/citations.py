@@ -5,10 +5,11 @@ and the raw window in one softmax, so its masses say where each generated token 
 CSA layers, each mass spread evenly over the tokens it covers (4 for an entry, 1 in the window). The unit is a *cell*,
 the four tokens of a CSA entry. An HCA entry covers 128 tokens and names no line; by the same even spreading it adds
 4/128 of its share of what HCA looked at to the cells that CSA named (of the share, not of the mass: where CSA leaves
-nearly all to its sink, as after a short cue, HCA's masses are larger by any factor and would decide alone). Left out is what says nothing about the source: sliding layers (they can
-see only the last tokens, whatever the answer), the raw window of HCA layers, and mass on the cue and on generated text.
-What attention looked at is then held against the text: a cell supports a generated token only if that token stands in
-it, and the more, the more of the text before agrees (`TokenOrigin.supporting`).
+nearly all to its sink, as after a short cue, HCA's masses are larger by any factor and would decide alone). Left out
+is what says nothing about the source: sliding layers (they can see only the last tokens, whatever the answer), the
+raw window of HCA layers, and mass on the cue and on generated text. What attention looked at is then held against the
+text: a cell supports a generated token only if that token stands in it, and the more, the more of the text before
+agrees (`TokenOrigin.supporting`).
 """
 
 from __future__ import annotations
