@@ -17,6 +17,7 @@ from foveal.train import launch
 from foveal.train.parallel import Group, joined
 from foveal.train.prefetch import Prefetch
 from foveal.train.settings import RunConfig, StageConfig
+from foveal.train.structured import Circuit
 from foveal.train.trainer import Trainer
 
 
@@ -54,34 +55,52 @@ class Measured:
         return dataclasses.asdict(self) | derived
 
 
-def training_flops(config: ModelConfig, stage: StageConfig, *, indexed: bool, mtp: bool) -> float:
+def training_flops(
+    config: ModelConfig, stage: StageConfig, *, indexed: bool, mtp: bool, keep_circuit: bool = False
+) -> float:
     """Operations a token of a training step needs: three times (forward, and two products backward) twice the
-    multiplications of the forward pass, averaged over the row."""
-    d, heads, c = config.hidden_size, config.num_attention_heads, config.head_dim
-    length = stage.length if stage.documents is None else sum(stage.documents) / 2
+    multiplications of the forward pass, averaged over the row; forward alone where a kept circuit is not trained."""
+    d = config.hidden_size
     total = float(d * config.vocab_size)
+    kept = Circuit.of(config).parameters if keep_circuit else ()
     layers = config.num_hidden_layers + (config.num_nextn_predict_layers if mtp else 0)
     for layer in range(layers):
-        total += config.q_lora_rank * (d + heads * c) + c * d
-        total += heads * c * config.o_lora_rank + d * config.o_groups * config.o_lora_rank
-        width = config.moe_intermediate_size
-        total += 3 * d * width * (config.num_experts_per_tok + config.n_shared_experts) + d * config.n_routed_experts
-        total += 2 * (2 + config.hc_mult) * config.hc_mult**2 * d
-        seen = min(length, config.sliding_window)
-        ratio = config.compress_ratios[layer]
-        if ratio:
-            overlap = 2 if ratio == CSA_RATIO else 1
-            total += 2 * overlap * c * d
-            entries = length / ratio / 2
-            if config.kind(layer) is LayerKind.CSA and indexed:
-                keys = config.index_n_heads * config.index_head_dim
-                total += keys * config.q_lora_rank + 4 * config.index_head_dim * d + keys * entries
-                entries = min(entries, stage.index_topk or entries)
-            seen += entries
-        total += 2 * heads * c * seen
+        for part, count in (("attn.", _attention(config, stage, layer, indexed)), ("ffn.", _experts(config))):
+            total += count / 3 if f"layers.{layer}.{part}".startswith(kept) else count
     if mtp:
         total += d * config.vocab_size + 2 * d * d
     return 6 * total
+
+
+def _attention(config: ModelConfig, stage: StageConfig, layer: int, indexed: bool) -> float:
+    """Multiplications of a layer's attention a token, with its hyper-connection."""
+    d, heads, c = config.hidden_size, config.num_attention_heads, config.head_dim
+    length = stage.length if stage.documents is None else sum(stage.documents) / 2
+    total = config.q_lora_rank * (d + heads * c) + c * d + _hyper(config)
+    total += heads * c * config.o_lora_rank + d * config.o_groups * config.o_lora_rank
+    seen: float = min(length, config.sliding_window)
+    ratio = config.compress_ratios[layer]
+    if ratio:
+        overlap = 2 if ratio == CSA_RATIO else 1
+        total += 2 * overlap * c * d
+        entries = length / ratio / 2
+        if config.kind(layer) is LayerKind.CSA and indexed:
+            keys = config.index_n_heads * config.index_head_dim
+            total += keys * config.q_lora_rank + 4 * config.index_head_dim * d + keys * entries
+            entries = min(entries, stage.index_topk or entries)
+        seen += entries
+    return total + 2 * heads * c * seen
+
+
+def _experts(config: ModelConfig) -> float:
+    """Those of a layer's experts, with their hyper-connection."""
+    d, width = config.hidden_size, config.moe_intermediate_size
+    active = config.num_experts_per_tok + config.n_shared_experts
+    return 3 * d * width * active + d * config.n_routed_experts + _hyper(config)
+
+
+def _hyper(config: ModelConfig) -> float:
+    return (2 + config.hc_mult) * config.hc_mult**2 * config.hidden_size
 
 
 def ceiling(device: torch.device, dtype: torch.dtype, size: int = 1536) -> float:
@@ -131,7 +150,13 @@ def _measure(trainer: Trainer, number: int, steps: int, top: float, group: Group
         forward=times.get("forward", 0.0),
         backward=times.get("backward", 0.0),
         optimizer=times.get("optimizer", 0.0),
-        flops_per_token=training_flops(trainer.network.config, stage, indexed=indexed, mtp=weighing.mtp > 0)
+        flops_per_token=training_flops(
+            trainer.network.config,
+            stage,
+            indexed=indexed,
+            mtp=weighing.mtp > 0,
+            keep_circuit=trainer.run.keep_circuit,
+        )
         / (3 if weighing.indexer_only else 1),
         ceiling=top * group.size,
         operations=operations,

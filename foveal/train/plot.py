@@ -31,6 +31,7 @@ def plot(curve: Path, picture: Path) -> None:
     for name, label in (("recall_accuracy", "training"), ("heldout_recall_accuracy", "packages kept out")):
         recall.plot(*zip(*columns.get(name, [(0.0, float("nan"))]), strict=True), ".-", label=label)
     recall.set_ylabel("recall: share of tokens right")
+    recall.set_ylim(0, 1.03)
     recall.legend()
     ordinary.plot(*zip(*columns["ordinary_loss"], strict=True), color="tab:gray")
     ordinary.set_ylabel("ordinary text: nats a token")
