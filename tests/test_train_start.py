@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import foveal.config
+from foveal.api import ModelNotFound
 from foveal.checkpoint.reader import open_checkpoint
 from foveal.config import preset
 from foveal.model.attention import Segment
@@ -23,6 +25,23 @@ from foveal.train.settings import RunConfig, SettingsError, StageConfig
 from foveal.train.structured import Circuit, structured_start
 
 NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
+
+
+def run_from(folder: Path, source: str | None, **model: object) -> RunConfig:
+    """Of the nano's shape, beginning with what is at `source`, on a token store that it makes."""
+    lines = np.random.default_rng(0).integers(300, 4000, (100, 10))
+    lines[:, -1] = TokenTable.from_tokenizer(NANO / "tokenizer.json").newline
+    lines.astype(np.uint16).tofile(folder / "train.bin")
+    np.save(folder / "train.idx.npy", np.array([0, lines.size]))
+    return RunConfig(
+        out=str(folder / "run"),
+        train=str(folder / "train"),
+        tokenizer=str(NANO / "tokenizer.json"),
+        stages=(StageConfig(64),),
+        tokens=64,
+        model={"preset": "nano", **model},
+        start_from=source,
+    )
 
 
 def test_the_exported_start_recalls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,15 +79,8 @@ def test_the_exported_start_recalls(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_training_that_keeps_the_circuit_changes_all_else(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    lines = rng.integers(300, 4000, (200, 10))
-    lines[:, -1] = TokenTable.from_tokenizer(NANO / "tokenizer.json").newline
-    lines.astype(np.uint16).tofile(tmp_path / "train.bin")
-    np.save(tmp_path / "train.idx.npy", np.array([0, lines.size]))
-    run = RunConfig(
-        out=str(tmp_path / "run"),
-        train=str(tmp_path / "train"),
-        tokenizer=str(NANO / "tokenizer.json"),
+    run = dataclasses.replace(
+        run_from(tmp_path, None),
         stages=(StageConfig(128, index_kl=0.0), StageConfig(128, quantize=True)),
         tokens=512,
         keep_circuit=True,
@@ -110,3 +122,24 @@ def test_a_shape_that_cannot_hold_it_is_refused(changes: dict[str, object], word
 def test_a_random_start_has_no_circuit_to_keep() -> None:
     with pytest.raises(SettingsError, match="needs 'start: structured'"):
         RunConfig("out", "train", "tokenizer", (StageConfig(64),), tokens=1, start="random", keep_circuit=True)
+
+
+def test_a_run_may_begin_with_a_model_directory_or_with_another_runs_checkpoint(tmp_path: Path) -> None:
+    trainer = launch.build(run_from(tmp_path, "nano"))
+    shipped = open_checkpoint(NANO)
+    expected = shipped.weights["layers.3.attn.wq_b.weight"].dequantize(torch.float32)
+    assert torch.equal(trainer.network.layers[3].attn.wq_b.weight, expected)
+    trainer.train()
+    after = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    (other := tmp_path / "other").mkdir()
+    (checkpoint,) = (tmp_path / "run").glob("step-*")
+    again = launch.build(run_from(other, str(checkpoint)))
+    assert again.position.step == 0
+    assert all(torch.equal(tensor, after[name]) for name, tensor in again.network.state_dict().items())
+
+
+def test_a_model_of_another_shape_is_no_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"not of the shape of 'model' in \['index_topk'\]"):
+        launch.build(run_from(tmp_path, "nano", index_topk=64))
+    with pytest.raises(ModelNotFound, match="there is no model at"):
+        launch.build(run_from(tmp_path, str(tmp_path / "nothing")))

@@ -55,7 +55,7 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 
 def model_of(path: Path) -> Transformer:
     """The network of a training checkpoint, or of a run's newest one. Raises `SnapshotError`."""
-    found = [path] if (path / "position.json").is_file() else snapshot.all_in(path)
+    found = [path] if snapshot.is_one(path) else snapshot.all_in(path)
     if not found:
         raise snapshot.SnapshotError(f"{path} is neither a training checkpoint nor a run's folder with one")
     saved = snapshot.load(found[-1])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
 
+from foveal.api import model_folder
+from foveal.checkpoint.reader import open_checkpoint
 from foveal.model.transformer import Transformer
+from foveal.model.weights import load_parameters
 from foveal.ops import Numerics
 from foveal.train import snapshot
 from foveal.train.batch import DocumentSource, Feed
@@ -48,11 +52,21 @@ def started(run: RunConfig, composer: Composer, table: TokenTable) -> Transforme
     return model
 
 
-def _take(model: Transformer, path: str) -> None:
-    try:
-        model.load_state_dict(snapshot.load(Path(path)).parameters)
-    except RuntimeError as error:
-        raise snapshot.SnapshotError(f"{path} does not fit the network: {error}") from error
+def _take(model: Transformer, source: str) -> None:
+    """Parameters from a training checkpoint, or from a model directory (dequantised)."""
+    folder = model_folder(source)
+    if snapshot.is_one(folder):
+        try:
+            model.load_state_dict(snapshot.load(folder).parameters)
+        except RuntimeError as error:
+            raise snapshot.SnapshotError(f"{folder} does not fit the network: {error}") from error
+        return
+    checkpoint = open_checkpoint(folder)
+    fields = (field.name for field in dataclasses.fields(model.config))
+    wrong = [name for name in fields if getattr(model.config, name) != getattr(checkpoint.config, name)]
+    if wrong:
+        raise SettingsError(f"setting 'start_from': the model in {folder} is not of the shape of 'model' in {wrong}")
+    load_parameters(model, checkpoint.weights)
 
 
 def composer_of(run: RunConfig, store: str, table: TokenTable) -> Composer:

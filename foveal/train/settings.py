@@ -67,17 +67,18 @@ class LossConfig:
 class RunConfig:
     """A whole run.
 
-    `train` and `heldout` are token stores (paths without ``.bin``); `out` is the run's folder. `tokens` and `minutes`
-    are the budget: the schedule follows whichever is used up faster; minutes count training time, over all restarts.
-    `model` is ``{preset: NAME, field: value, ...}``. `start` is "structured" or "random"; `start_from` a checkpoint of
-    another run whose parameters are taken instead. With `keep_circuit` what holds the structured start's circuit is
-    not trained (`foveal.train.structured.Circuit`).
+    `train` and `heldout` are token stores (paths without ``.bin``); `out` is the run's folder. `tokens` and
+    `minutes` are the budget: the schedule follows whichever is used up faster; minutes count training time, over
+    all restarts. `model` is ``{preset: NAME, field: value, ...}``. `start` is "structured" or "random";
+    `start_from` a training checkpoint, or a model directory (or "nano"), whose parameters are taken instead. With
+    `keep_circuit` what holds the structured start's circuit is not trained (`foveal.train.structured.Circuit`).
 
-    `device` is "auto", "cpu" or "cuda". With `precision` "bf16" matrix products run in bfloat16 (parameters stay fp32);
-    "auto" chooses it where the device multiplies it faster than fp32. `compile` runs the layers through torch.compile.
-    `micro` is how many rows a process computes at once (None: all of its share): the gradients of the rest are
-    accumulated. `parallel` is how processes share parameters: "ddp", "fsdp", or "auto" (DDP). `threads`: for each
-    process, on the CPU; `workers` more processes compose the next steps' data (0: it is composed when it is needed).
+    `device` is "auto", "cpu" or "cuda". With `precision` "bf16" matrix products run in bfloat16 (parameters stay
+    fp32); "auto" chooses it where the device multiplies it faster than fp32. `compile` runs the layers through
+    torch.compile. `micro` is how many rows a process computes at once (None: all of its share on a GPU, 4,096
+    tokens or one row on a CPU): the gradients of the rest are accumulated. `parallel` is how processes share
+    parameters: "ddp", "fsdp", or "auto" (DDP). `threads`: for each process, on the CPU; `workers` more processes
+    compose the next steps' data (0: it is composed when it is needed).
 
     A checkpoint is written every `save_minutes` and, if set, `save_steps`; the newest `keep` stay. Every
     `heldout_every` steps (0: never) recall is measured on `heldout_sequences` held-out sequences. `data` composes

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+_POSITION = "position.json"
 _STEP = re.compile(r"step-(\d{8})$")
 
 
@@ -70,7 +71,7 @@ def save(folder: Path, saved: Snapshot, *, keep: int = 2) -> Path:
         save_file(_plain(saved.optimizer), partial / "optimizer.safetensors")
         (partial / "config.json").write_text(json.dumps(dict(saved.config), indent=1), encoding="utf-8")
         position = asdict(saved.position) | {"means": saved.means}
-        (partial / "position.json").write_text(json.dumps(position), encoding="utf-8")
+        (partial / _POSITION).write_text(json.dumps(position), encoding="utf-8")
     for path in partial.iterdir():
         path.chmod(0o600)
         _flush(path)
@@ -84,6 +85,11 @@ def save(folder: Path, saved: Snapshot, *, keep: int = 2) -> Path:
     return final
 
 
+def is_one(path: Path) -> bool:
+    """Whether `path` is a checkpoint's folder."""
+    return (path / _POSITION).is_file()
+
+
 def all_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     if not folder.is_dir():
@@ -94,7 +100,7 @@ def all_in(folder: Path) -> list[Path]:
 def load(path: Path) -> Snapshot:
     """Read one checkpoint folder. Raises `SnapshotError` when a file is missing or damaged."""
     try:
-        about = json.loads((path / "position.json").read_text(encoding="utf-8"))
+        about = json.loads((path / _POSITION).read_text(encoding="utf-8"))
         means = about.pop("means", {})
         position = Position(**about)
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))

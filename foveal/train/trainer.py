@@ -34,6 +34,7 @@ from foveal.train.start import choose_trained, prepare_stage
 from foveal.train.structured import Circuit
 
 _MAX_BAD_STEPS = 20
+_CPU_TOKENS = 4096
 _HELDOUT_SEED_STEP = 1 << 40
 """Step numbers of held-out sequences: beyond any run's."""
 
@@ -177,7 +178,7 @@ class Trainer:
         batch = _weighing(batch, stage.recall_weight, self.run)
         weights = torch.stack([batch.weights.sum(dtype=torch.float64), batch.mtp_weights.sum(dtype=torch.float64)])
         tokens, mtp_tokens = self.group.total(weights.to(self.group.device)).tolist()
-        micro = min(self.run.micro or len(rows), len(rows))
+        micro = min(self.run.micro or self._rows_at_once(stage), len(rows))
         scale = self.run.schedule.scale(progress) * stage.lr
         self.optimizer.zero_grad()
         parts = [slice(start, start + micro) for start in range(0, len(rows), micro)]
@@ -199,6 +200,10 @@ class Trainer:
         self._means.add("grad_norm", norm)
         self._means.add("lr", scale)
         return norm
+
+    def _rows_at_once(self, stage: StageConfig) -> int:
+        """As many as a GPU is given; on a CPU more rows at once cost memory and bring nothing."""
+        return max(1, _CPU_TOKENS // stage.length) if self.group.device.type == "cpu" else stage.sequences
 
     def _weighing(self, stage: StageConfig, progress: float, tokens: float, mtp_tokens: float, rows: int) -> Weighing:
         """DDP and FSDP average gradients over processes, so a process's losses are scaled up by their number."""
