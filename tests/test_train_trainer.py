@@ -105,19 +105,36 @@ def test_a_stopped_run_gives_the_same_curve(tmp_path: Path, store: Path) -> None
     assert {row["stage"] for row in curve(out)} == {"0", "1", "2", "3"}
 
 
+def processes() -> list[str]:
+    return [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+
+
+def stat(process: str) -> list[str]:
+    """What /proc says of a process: its state, its parent, and more; nothing when it is gone."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def test_a_killed_run_gives_the_same_curve(tmp_path: Path, store: Path) -> None:
     """SIGKILL, whenever it comes: what follows the last checkpoint is done again, bit for bit."""
     launch.build(run_config(tmp_path / "whole", store)).train()
     out, path = tmp_path / "killed", tmp_path / "killed.yaml"
-    path.write_text(yaml.safe_dump(settings(out, store, save_steps=3)))
+    path.write_text(yaml.safe_dump(settings(out, store, save_steps=3, workers=1)))
     process = subprocess.Popen([sys.executable, "-m", "foveal.cli.main", "train", str(path)], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < until:
         if (out / "curve.csv").is_file() and len(rows(out)) >= 5:
             break
         time.sleep(0.01)
+    children = [number for number in processes() if stat(number)[1:2] == [str(process.pid)]]
     process.kill()
     process.wait()
+    while any(stat(number)[:1] not in ([], ["Z"]) for number in children):
+        assert time.monotonic() < until, "workers outlive a run that was killed"
+        time.sleep(0.05)
+    assert children
     assert not snapshot.all_in(out) or snapshot.load(snapshot.all_in(out)[-1]).position.step % 3 == 0
     trainer = launch.build(run_config(out, store, save_steps=3))
     trainer.train()

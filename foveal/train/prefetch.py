@@ -7,6 +7,8 @@ wrong (a new stage has begun) is thrown away.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
@@ -67,6 +69,15 @@ def _enter(feed: Feed) -> None:
     global _feed
     torch.set_num_threads(1)
     _feed = feed
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A run that is killed cannot tell its workers, and they would wait for rows to compose for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _rows(step: int, rows: Sequence[int], length: int, documents: tuple[int, int] | None) -> list[Row]:
