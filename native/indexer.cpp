@@ -10,7 +10,7 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-constexpr std::int64_t kBlockTokens = 32;        // share an unpacked page
+constexpr std::int64_t kBlockTokens = 64;        // share an unpacked page
 constexpr std::int64_t kLeastPages = 32;         // of a range, and of what several sequences share
 constexpr std::int64_t kTasksPerThread = 4;
 constexpr std::int64_t kSmallWork = 4'000'000;   // multiplications that one thread does at once
@@ -178,10 +178,11 @@ struct Token {
   const Member* member;
 };
 
-// What a page's keys score for one token. All tokens are scored before any of them chooses: whether a page holds something
-// to choose cannot be foretold, and a wrong guess costs less when no products wait behind it.
+// What a page's keys score for one token, and which of them may be among its best.
 struct PageScores {
   F group[kGroups];
+  std::uint64_t candidates;
+  Token* token;
 };
 
 // Asks for a page ahead of its use: pages lie anywhere, so the machine cannot foresee where the next begins.
@@ -213,23 +214,33 @@ void run_task(Context& context, const Plan& plan, Task& task, int thread) {
   std::int64_t deepest = 0;
   for (std::int64_t t = 0; t < count; ++t) {
     const Member& member = plan.members[task.first + t];
-    auto* memory = arena.take<std::int32_t>(2 * capacity_for(member.args->k));
-    tokens[t] = Token{prepare(job, *member.args, member.token, arena), make_best(memory, member.args->k), &member};
+    tokens[t] = Token{prepare(job, *member.args, member.token, arena), {}, &member};
     deepest = most(deepest, member.visible);
+    task.scored += most(0, least(member.visible, task.end * keys) - task.page * keys);
+  }
+  for (std::int64_t t = 0; t < count; ++t) {  // behind the queries, which are read again and again
+    const std::int64_t k = tokens[t].member->args->k;
+    tokens[t].best = make_best(arena.take<std::int32_t>(2 * capacity_for(k)), k);
   }
   const std::int64_t end = least(shares(deepest, keys), task.end), ahead = most(1, kFetchAhead / job.layout.bytes);
   Page page(job, count, arena);
   for (std::int64_t p = task.page; p < end; ++p) {
     if (p + ahead < end) fetch(packs, p + ahead, job.layout.bytes);
     page.open(p);
-    for (std::int64_t t = 0; t < count; ++t)
-      if (p * keys < tokens[t].member->visible) page.score(tokens[t].query, scores[t].group);
+    // All tokens are scored before any of them chooses, and those that will are listed: whether a page holds something to
+    // choose cannot be foretold, so there is no branch on it between the products.
+    std::int64_t waiting = 0;
     for (std::int64_t t = 0; t < count; ++t) {
-      const std::int64_t valid = least(keys, tokens[t].member->visible - p * keys);
+      const std::int64_t valid = tokens[t].member->visible - p * keys;
       if (valid <= 0) continue;
-      offer(tokens[t].best, scores[t].group, p * keys, valid);
-      task.scored += valid;
+      PageScores& mine = scores[waiting];
+      page.score(tokens[t].query, mine.group);
+      mine.candidates = candidates(tokens[t].best, mine.group, least(keys, valid));
+      mine.token = tokens + t;
+      waiting += mine.candidates != 0;
     }
+    for (std::int64_t i = 0; i < waiting; ++i)
+      offer(scores[i].token->best, scores[i].group, p * keys, scores[i].candidates);
   }
   for (std::int64_t t = 0; t < count; ++t) finish(tokens[t], task.list);
 }

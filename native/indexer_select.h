@@ -137,15 +137,19 @@ void compact(Best& best) {
   best.open = false;
 }
 
-// 64 scores of keys `first` and on, of which the first `valid` count.
-FOVEAL_INLINE void offer(Best& best, const F (&score)[4], std::int64_t first, std::int64_t valid) {
-  const F bound = splat(best.threshold);
-  std::uint64_t mask = 0;
-  if (best.open) mask = ~std::uint64_t{0};
-  else
+// Bit i: key i of a page is among the first `valid` and its score may be one of the best.
+FOVEAL_INLINE std::uint64_t candidates(const Best& best, const F (&score)[4], std::int64_t valid) {
+  std::uint64_t mask = ~std::uint64_t{0};
+  if (!best.open) {
+    const F bound = splat(best.threshold);
+    mask = 0;
     for (int g = 0; g < 4; ++g) mask |= static_cast<std::uint64_t>(mask_above(score[g], bound)) << (16 * g);
-  if (valid < kPageScores) mask &= (std::uint64_t{1} << valid) - 1;
-  if (mask == 0) return;
+  }
+  return valid < kPageScores ? mask & ((std::uint64_t{1} << valid) - 1) : mask;
+}
+
+// The candidates (`mask`) among 64 scores of keys `first` and on come in.
+FOVEAL_INLINE void offer(Best& best, const F (&score)[4], std::int64_t first, std::uint64_t mask) {
   for (int g = 0; g < 4; ++g) {  // without a branch on each group: no way to foretell it
     const auto lanes = static_cast<std::uint32_t>(mask >> (16 * g)) & 0xffffu;
     store_lanes(best.order + best.count, order_of(score[g]), lanes);
