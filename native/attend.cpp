@@ -162,7 +162,7 @@ struct Cutting {
   std::int64_t segments;
 };
 
-FOVEAL_INLINE std::int64_t most_lanes(const AttendArgs& args) { return args.width >= kWideRow ? 64 : 128; }
+FOVEAL_INLINE std::int64_t most_lanes(const AttendArgs& args) { return args.width >= kWideRow ? 64 : 256; }
 
 FOVEAL_INLINE std::int64_t work_of(const AttendArgs& args) {
   if (args.n == 0) return 0;
@@ -204,7 +204,7 @@ std::int64_t make_tasks(Context& context, const AttendArgs& args, const Cutting&
 std::int64_t choose_lanes(const AttendArgs* jobs, int count, int threads) {
   std::int64_t total = 0;
   for (int j = 0; j < count; ++j) total += jobs[j].n * jobs[j].heads;
-  std::int64_t lanes = 128;
+  std::int64_t lanes = 256;
   while (lanes > 32 && total < 2 * threads * lanes) lanes /= 2;
   return lanes;
 }
@@ -215,7 +215,7 @@ void attend(Context& context, const AttendArgs* jobs, int count) {
   std::int64_t work = 0, room = 0, whole = 0, made = 0;
   for (int j = 0; j < count; ++j) work += work_of(jobs[j]);
   const bool small = threads == 1 || work < kSmallWork;
-  const std::int64_t lanes = small ? 128 : choose_lanes(jobs, count, threads);
+  const std::int64_t lanes = small ? 256 : choose_lanes(jobs, count, threads);
   for (int j = 0; j < count; ++j) {
     const Cutting cutting = cut(jobs[j], lanes);
     whole += cutting.tasks;

@@ -9,6 +9,15 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
+constexpr std::int64_t kTogether = 64;  // lanes whose logits stay in the first-level cache until they are weights
+
+// Rows whose weights are computed side by side; of them, there are registers for few.
+#if FOVEAL_AVX512
+constexpr int kWeighed = 4;
+#else
+constexpr int kWeighed = 1;
+#endif
+
 // Weights of one or two rows as elements, and what rounding took from them.
 FOVEAL_INLINE void put_weights(Floats, const F* weight, bool rounded, std::uint32_t* to, std::uint32_t*) {
   F x = weight[0];
@@ -19,51 +28,60 @@ FOVEAL_INLINE void put_weights(Floats, const F* weight, bool rounded, std::uint3
   store(reinterpret_cast<float*>(to), x);
 }
 #if FOVEAL_BF16
-FOVEAL_INLINE U high_bits(F x) {
-  const U bits = as_bits(x);
-  return bits + 0x7fffu + ((bits >> 16) & 1u);
-}
 FOVEAL_INLINE void put_weights(Pairs, const F* weight, bool, std::uint32_t* to, std::uint32_t* low) {
-  const U a = high_bits(weight[0]), b = high_bits(weight[1]), both = a >> 16 | (b & 0xffff0000u);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const auto rows = (__m512i)_mm512_cvtne2ps_pbh((__m512)weight[1], (__m512)weight[0]);
+  const U both = (U)_mm512_permutexvar_epi16(order, rows);
   std::memcpy(to, &both, sizeof both);
   if (low == nullptr) return;
-  const F rest[2] = {weight[0] - from_bits(a & 0xffff0000u), weight[1] - from_bits(b & 0xffff0000u)};
+  const F rest[2] = {weight[0] - from_bits(both << 16), weight[1] - from_bits(both & 0xffff0000u)};
   put_weights(Pairs{}, rest, false, low, nullptr);
 }
 #endif
+
+// The highest of 16 lanes' logits in rows [first, last); with `masked`, those that a lane does not see become -inf.
+FOVEAL_INLINE F highest_of(const Work& work, std::int64_t at, std::int64_t first, std::int64_t last, bool masked) {
+  float* logits = work.logits + at;
+  if (!masked) {
+    F highest[4] = {splat(kLowest), splat(kLowest), splat(kLowest), splat(kLowest)};  // so that none waits for another
+    for (std::int64_t r = first; r < last; r += 4)
+      for (std::int64_t i = 0; i < 4; ++i) highest[i] = max(highest[i], load(logits + (r + i) * work.lanes));
+    return max(max(highest[0], highest[1]), max(highest[2], highest[3]));
+  }
+  const I from = load_as<I>(work.from + at), to = load_as<I>(work.to + at);
+  F highest = splat(kLowest);
+  for (std::int64_t r = first; r < last; ++r) {
+    const I row = splat_int(static_cast<std::int32_t>(r));
+    const F x = select((row >= from) & (row < to), load(logits + r * work.lanes), splat(kLowest));
+    store(logits + r * work.lanes, x);
+    highest = max(highest, x);
+  }
+  return highest;
+}
 
 // Lanes [lane, lane + count) of rows [first, last): logits become weights; maximum and sum move on; `scale` is what the
 // sums so far shrink by.
 template <class Kind>
 void soften(const Work& work, const Operand& operand, const Partial& partial, std::int64_t lane, std::int64_t count,
             std::int64_t first, std::int64_t last, bool masked) {
-  const F factor = splat(1.0f / __builtin_sqrtf(static_cast<float>(work.args->width)));
+  constexpr int kRows = kWeighed;
+  const F factor = splat(kLog2E / __builtin_sqrtf(static_cast<float>(work.args->width)));
   for (std::int64_t at = lane; at < lane + count; at += kLanes) {
     const std::int64_t there = least(kLanes, lane + count - at);
-    const F before = load(partial.peak + at);
-    const I from = load_as<I>(work.from + at), to = load_as<I>(work.to + at);
-    F highest = splat(kLowest);
-    for (std::int64_t r = first; r < last; ++r) {
-      float* logit = work.logits + r * work.lanes + at;
-      F x = load(logit);
-      if (masked) {
-        const I row = splat_int(static_cast<std::int32_t>(r));
-        x = select((row >= from) & (row < to), x, splat(kLowest));
-        store(logit, x);
-      }
-      highest = max(highest, x);
-    }
-    const F peak = max(before, highest * factor), scale = weight_of(before - peak);
+    const F before = load(partial.peak + at), peak = max(before, highest_of(work, at, first, last, masked) * factor);
+    const F scale = weight_of(before - peak);
     F total = load(partial.total + at) * scale;
-    for (std::int64_t r = first; r < last; r += Kind::kNumbers) {
-      F weight[Kind::kNumbers];
-      for (std::int64_t i = 0; i < Kind::kNumbers; ++i) {
-        weight[i] = weight_of(fma(load(work.logits + (r + i) * work.lanes + at), factor, -peak));
-        total = total + weight[i];
+    for (std::int64_t r = first; r < last; r += kRows) {
+      F x[kRows], weight[kRows];
+      for (int i = 0; i < kRows; ++i) x[i] = fma(load(work.logits + (r + i) * work.lanes + at), factor, -peak);
+      weigh(x, weight);
+      for (int i = 0; i < kRows; ++i) total = total + weight[i];
+      for (int i = 0; i < kRows; i += Kind::kNumbers) {
+        const std::int64_t step = (r + i) / Kind::kNumbers * work.lanes + at;
+        std::uint32_t* low = operand.low != nullptr ? work.low + step : nullptr;
+        put_weights(Kind{}, weight + i, operand.rounded, work.weights + step, low);
       }
-      const std::int64_t step = r / Kind::kNumbers * work.lanes + at;
-      std::uint32_t* low = operand.low != nullptr ? work.low + step : nullptr;
-      put_weights(Kind{}, weight, operand.rounded, work.weights + step, low);
     }
     store_some(partial.peak + at, peak, there);
     store_some(partial.total + at, total, there);
@@ -100,14 +118,17 @@ void run_tile_of(const Work& work, const Operand& operand, const Partial& partia
                  std::int64_t lane, std::int64_t count, std::int64_t first, std::int64_t last, bool masked) {
   Tile tile;
   make_tile(Kind{}, rows, first, last, operand.shape, work.memory, tile);
-  multiply<Kind>(work, operand, tile, lane, count, first, last);
-  soften<Kind>(work, operand, partial, lane, count, first, last, masked);
-  const auto add = [&](const std::uint32_t* weights, const float* scale) {
-    add_sums<Kind>(tile, first, last, work.args->width, weights + lane, work.lanes, count, scale + lane,
-                   partial.sums + lane * kBlock, work.block_stride());
-  };
-  add(work.weights, work.scale);
-  if (operand.low != nullptr) add(work.low, work.ones);
+  for (const std::int64_t end = lane + count; lane < end; lane += kTogether) {
+    const std::int64_t some = least(kTogether, end - lane);
+    multiply<Kind>(work, operand, tile, lane, some, first, last);
+    soften<Kind>(work, operand, partial, lane, some, first, last, masked);
+    const auto add = [&](const std::uint32_t* weights, const float* scale) {
+      add_sums<Kind>(tile, first, last, work.args->width, weights + lane, work.lanes, some, scale + lane,
+                     partial.sums + lane * kBlock, work.block_stride());
+    };
+    add(work.weights, work.scale);
+    if (operand.low != nullptr) add(work.low, work.ones);
+  }
 }
 
 void run_tile(const Work& work, const Operand& operand, const Partial& partial, const std::uint8_t* const* rows,
@@ -120,16 +141,22 @@ void run_tile(const Work& work, const Operand& operand, const Partial& partial, 
 
 // `onto` becomes both together, `onto` first.
 void join(const Work& work, const Partial& onto, const Partial& next, std::int64_t lane, std::int64_t count) {
-  for (std::int64_t i = lane; i < lane + count; ++i) {
-    const float a = onto.peak[i], b = next.peak[i], peak = a > b ? a : b;
-    const F keep = exp(splat(a - peak)), add = exp(splat(b - peak));
-    onto.peak[i] = peak;
-    onto.total[i] = onto.total[i] * keep[0] + next.total[i] * add[0];
-    for (std::int64_t block = 0; block < work.blocks; ++block) {
-      float* to = onto.sums + block * work.block_stride() + i * kBlock;
-      const float* from = next.sums + block * work.block_stride() + i * kBlock;
-      for (std::int64_t c = 0; c < kBlock; c += kLanes) store(to + c, fma(load(from + c), add, load(to + c) * keep));
-    }
+  for (std::int64_t at = lane; at < lane + count; at += kLanes) {
+    const std::int64_t there = least(kLanes, lane + count - at);
+    const F a = load(onto.peak + at), b = load(next.peak + at), peak = max(a, b);
+    const F keep = weight_of(a - peak), add = weight_of(b - peak);
+    store_some(onto.peak + at, peak, there);
+    store_some(onto.total + at, load(onto.total + at) * keep + load(next.total + at) * add, there);
+    float kept[kLanes], added[kLanes];
+    store(kept, keep);
+    store(added, add);
+    for (std::int64_t block = 0; block < work.blocks; ++block)
+      for (std::int64_t i = 0; i < there; ++i) {
+        float* to = onto.sums + block * work.block_stride() + (at + i) * kBlock;
+        const float* from = next.sums + block * work.block_stride() + (at + i) * kBlock;
+        const F x = splat(kept[i]), y = splat(added[i]);
+        for (std::int64_t c = 0; c < kBlock; c += kLanes) store(to + c, fma(load(from + c), y, load(to + c) * x));
+      }
   }
 }
 

@@ -20,28 +20,35 @@ constexpr std::int64_t kBlockBytes = 4 * kBlock;
 
 // ---------------------------------------------------------------- one machine vector
 
-// e^v for v that is not far above 0; exactly 1 for 0 and 0 below -87.3 (a denormal result takes some machines a hundred
-// times as long), NaN for NaN.
-FOVEAL_INLINE F weight_of(F v) {
+// N times 2^v for v that is not far above 0; exactly 1 for 0 and 0 below -126 (a denormal result takes some machines a
+// hundred times as long), NaN for NaN. A polynomial of degree 5 in what rounding v leaves, to 2e-7; as much of it as can be
+// is additions and shifts, which do not compete with the products for their place in the machine. Step by step for all
+// of them, since each step waits for the one before.
+template <int N>
+FOVEAL_INLINE void weigh(const F (&v)[N], F (&weight)[N]) {
+  constexpr float kTerms[] = {1.326472731e-3f, 9.671512991e-3f, 5.550733581e-2f, 2.402224243e-1f, 6.931470037e-1f, 1.0f};
+  const F low = splat(-126.0f), magic = splat(12582912.0f + 127.0f);
+  F shifted[N], r[N], p[N];  // `shifted`: its lowest bits are the exponent of 2^n, n being v's nearest integer
+  for (int i = 0; i < N; ++i) shifted[i] = v[i] + magic;
+  for (int i = 0; i < N; ++i) r[i] = v[i] - (shifted[i] - magic);
+  for (int i = 0; i < N; ++i) p[i] = splat(kTerms[0]);
+  for (int term = 1; term < 6; ++term)
+    for (int i = 0; i < N; ++i) p[i] = fma(p[i], r[i], splat(kTerms[term]));
+  for (int i = 0; i < N; ++i) {
+    const F power = from_bits(as_bits(shifted[i]) << 23);
 #if FOVEAL_AVX512
-  const __m512 low = _mm512_set1_ps(-87.3f);
-  const __mmask16 normal = _mm512_cmp_ps_mask((__m512)v, low, _CMP_NLT_UQ);
-  const __m512 x = _mm512_max_ps(low, (__m512)v);  // the second operand if one is NaN
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-  const F m = (F)n;
-  F r = fma(m, splat(-0.693359375f), (F)x);
-  r = fma(m, splat(2.12194440e-4f), r);
-  F p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p, r * r, r) + splat(1.0f);
-  return (F)_mm512_maskz_scalef_ps(normal, (__m512)p, n);
+    const __mmask16 there = _mm512_cmp_ps_mask((__m512)v[i], (__m512)low, _CMP_NLT_UQ);
+    weight[i] = (F)_mm512_maskz_mul_ps(there, (__m512)p[i], (__m512)power);
 #else
-  return exp(v);
+    weight[i] = select(v[i] < low, zero(), p[i] * power);
 #endif
+  }
+}
+FOVEAL_INLINE F weight_of(F v) {
+  const F all[1] = {v};
+  F weight[1];
+  weigh(all, weight);
+  return weight[0];
 }
 
 #if FOVEAL_AVX512

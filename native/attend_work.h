@@ -10,6 +10,7 @@ namespace foveal::FOVEAL_ISA {
 namespace {
 
 constexpr float kFloor = -1e30f;  // a running maximum that is below any logit
+constexpr float kLog2E = 1.44269504f;  // logits and maxima are multiplied by it: weights are powers of two
 constexpr float kLowest = -__builtin_inff();
 
 // ---------------------------------------------------------------- what a job looks at
@@ -125,9 +126,9 @@ void clear(const Work& work, const Partial& partial, std::int64_t lane, std::int
                 static_cast<std::size_t>(count * kBlock) * sizeof(float));
   for (std::int64_t at = lane; at < lane + count; at += kLanes) {
     const std::int64_t there = least(kLanes, lane + count - at);
-    const F sink = load(work.sink + at), peak = max(sink, splat(kFloor));
+    const F sink = load(work.sink + at) * splat(kLog2E), peak = max(sink, splat(kFloor));
     store_some(partial.peak + at, peak, there);
-    store_some(partial.total + at, with_sink ? exp(sink - peak) : zero(), there);
+    store_some(partial.total + at, with_sink ? weight_of(sink - peak) : zero(), there);
   }
 }
 
