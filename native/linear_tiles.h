@@ -139,14 +139,21 @@ FOVEAL_INLINE float total(const F* acc) {
 #endif
 }
 
+#if FOVEAL_AVX512
+// The sums of 4 rows for 4 tokens, token by token.
+FOVEAL_INLINE __m512 add_up_square(const F* acc) {
+  const __m512 low = join_eighths(join_four(acc), join_four(acc + 4));
+  const __m512 high = join_eighths(join_four(acc + 8), join_four(acc + 12));
+  return join_pairs(low, high);
+}
+#endif
+
 // The sums of R rows for T tokens: totals[t * R + r].
 template <int R, int T>
 FOVEAL_INLINE void add_up(const F* acc, float* totals) {
 #if FOVEAL_AVX512
   if constexpr (R == 4 && T == 4) {
-    const __m512 low = join_eighths(join_four(acc), join_four(acc + 4));
-    const __m512 high = join_eighths(join_four(acc + 8), join_four(acc + 12));
-    _mm512_storeu_ps(totals, join_pairs(low, high));
+    _mm512_storeu_ps(totals, add_up_square(acc));
     return;
   } else if constexpr (R == 8 && T == 1) {
     const __m512 both = join_eighths(join_four(acc), join_four(acc + 4));
@@ -170,6 +177,19 @@ FOVEAL_INLINE void add_up(const F* acc, float* totals) {
 // Stores or adds the first `rows` of R sums of T tokens.
 template <int R, int T>
 FOVEAL_INLINE void put(const F* acc, std::int64_t rows, float* const* y, std::int64_t at, bool add) {
+#if FOVEAL_AVX512
+  if constexpr (R == 4 && T == 4) {
+    if (rows == R) {
+      const __m512 totals = add_up_square(acc);
+      const __m128 parts[4] = {_mm512_castps512_ps128(totals), _mm512_extractf32x4_ps(totals, 1),
+                               _mm512_extractf32x4_ps(totals, 2), _mm512_extractf32x4_ps(totals, 3)};
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t)
+        _mm_storeu_ps(y[t] + at, add ? _mm_add_ps(_mm_loadu_ps(y[t] + at), parts[t]) : parts[t]);
+      return;
+    }
+  }
+#endif
   float totals[R * T];
   add_up<R, T>(acc, totals);
   for (int t = 0; t < T; ++t) {
@@ -305,19 +325,22 @@ void chunk_tile(const Decoded<Arithmetic>& rows, std::int64_t chunk, std::int64_
                 std::int64_t count, const std::uint8_t* const* x, F* waiting, float* const* y, std::int64_t at,
                 bool add) {
   using Element = typename Arithmetic::Element;
-  const std::int64_t steps = rows.chunk_steps(chunk);
+  const std::int64_t steps = rows.chunk_steps(chunk), stride = steps * kStep;
+  const bool whole = chunk + 1 == rows.chunks();
+  const Element* row = rows.at(chunk, first);
   const std::uint8_t* tokens[T];
   for (int t = 0; t < T; ++t)
     tokens[t] = x[t] + chunk * rows.kChunkSteps * kStep * Terms * (std::int64_t)sizeof(Element);
-  for (std::int64_t r = first; r < last; r += 4, waiting += 4 * T) {
-    Ready<Arithmetic> ready(rows.at(chunk, r), steps * kStep);
-    if (chunk + 1 < rows.chunks()) {
-      run_tile<Ready<Arithmetic>, Terms, 4, T>(ready, steps, false, tokens, 0, chunk ? waiting : nullptr, waiting);
-    } else {
-      F acc[4 * T];
-      run_tile<Ready<Arithmetic>, Terms, 4, T>(ready, steps, false, tokens, 0, chunk ? waiting : nullptr, acc);
-      put<4, T>(acc, count - r < 4 ? count - r : 4, y, at + r, add);
+  for (std::int64_t r = first; r < last; r += 4, waiting += 4 * T, row += 4 * stride) {
+    Ready<Arithmetic> ready(row, stride);
+    const F* from = chunk ? waiting : nullptr;
+    if (!whole) {
+      run_tile<Ready<Arithmetic>, Terms, 4, T>(ready, steps, false, tokens, 0, from, waiting);
+      continue;
     }
+    F acc[4 * T];
+    run_tile<Ready<Arithmetic>, Terms, 4, T>(ready, steps, false, tokens, 0, from, acc);
+    put<4, T>(acc, count - r < 4 ? count - r : 4, y, at + r, add);
   }
 }
 
