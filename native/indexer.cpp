@@ -178,11 +178,11 @@ struct Token {
   const Member* member;
 };
 
-// What a page's keys score for one token, and which of them may be among its best.
+// What a page's keys score for one token, and how many of them count.
 struct PageScores {
   F group[kGroups];
-  std::uint64_t candidates;
   Token* token;
+  std::int64_t valid;
 };
 
 // Asks for a page ahead of its use: pages lie anywhere, so the machine cannot foresee where the next begins.
@@ -235,12 +235,12 @@ void run_task(Context& context, const Plan& plan, Task& task, int thread) {
       if (valid <= 0) continue;
       PageScores& mine = scores[waiting];
       page.score(tokens[t].query, mine.group);
-      mine.candidates = candidates(tokens[t].best, mine.group, least(keys, valid));
       mine.token = tokens + t;
-      waiting += mine.candidates != 0;
+      mine.valid = least(keys, valid);
+      waiting += may_choose(tokens[t].best, mine.group);
     }
     for (std::int64_t i = 0; i < waiting; ++i)
-      offer(scores[i].token->best, scores[i].group, p * keys, scores[i].candidates);
+      offer(scores[i].token->best, scores[i].group, p * keys, scores[i].valid);
   }
   for (std::int64_t t = 0; t < count; ++t) finish(tokens[t], task.list);
 }

@@ -58,9 +58,10 @@ FOVEAL_INLINE Job job_of(const Context& context, const TopkArgs& args) {
 
 void prepare_integers(const Job& job, Query& query, Arena& arena) {
   const std::int64_t padded = 4 * job.layout.steps, width = job.layout.width;
-  auto* numbers = arena.take<std::int8_t>(job.heads * padded);
-  auto* bias = arena.take<std::int32_t>(job.heads);
-  auto* weights = arena.take<float>(job.heads);
+  // In one piece: a block's queries are to stay in the first-level cache beside a page.
+  auto* numbers = arena.take<std::int8_t>(job.heads * (padded + 8));
+  auto* bias = reinterpret_cast<std::int32_t*>(numbers + job.heads * padded);
+  auto* weights = reinterpret_cast<float*>(bias + job.heads);
   query.exact = width <= kWidestExact;
   for (std::int64_t h = 0; h < job.heads && query.exact; ++h) {
     float scale;

@@ -18,6 +18,11 @@ FOVEAL_INLINE I order_of(F score) {
   const I bits = (I)(select(score == score, score, low) + zero());
   return bits ^ (I)(((U)(bits >> 31)) >> 1);
 }
+FOVEAL_INLINE std::int32_t order_of_one(float score) {  // not NaN
+  const float plain = score + 0.0f;
+  const auto bits = load_as<std::int32_t>(&plain);
+  return bits ^ static_cast<std::int32_t>(static_cast<std::uint32_t>(bits >> 31) >> 1);
+}
 FOVEAL_INLINE float score_of(std::int32_t order) {
   const std::int32_t bits = order ^ static_cast<std::int32_t>(static_cast<std::uint32_t>(order >> 31) >> 1);
   return load_as<float>(&bits);
@@ -137,24 +142,45 @@ void compact(Best& best) {
   best.open = false;
 }
 
-// Bit i: key i of a page is among the first `valid` and its score may be one of the best.
-FOVEAL_INLINE std::uint64_t candidates(const Best& best, const F (&score)[4], std::int64_t valid) {
-  std::uint64_t mask = ~std::uint64_t{0};
-  if (!best.open) {
-    const F bound = splat(best.threshold);
-    mask = 0;
-    for (int g = 0; g < 4; ++g) mask |= static_cast<std::uint64_t>(mask_above(score[g], bound)) << (16 * g);
-  }
-  return valid < kPageScores ? mask & ((std::uint64_t{1} << valid) - 1) : mask;
+// Whether a page's scores may be among the best: true where they are, and now and then of keys that do not count.
+FOVEAL_INLINE bool may_choose(const Best& best, const F (&score)[4]) {
+  const F bound = splat(best.threshold);
+  F top = bound;
+  for (int g = 0; g < 4; ++g) top = max(score[g], top);  // NaN leaves `top` as it is
+  return best.open || mask_above(top, bound) != 0;
 }
 
-// The candidates (`mask`) among 64 scores of keys `first` and on come in.
-FOVEAL_INLINE void offer(Best& best, const F (&score)[4], std::int64_t first, std::uint64_t mask) {
+// Those of 64 scores that `mask` names come in: a few one by one, many vector by vector.
+FOVEAL_INLINE void take_few(Best& best, const F (&score)[4], std::int64_t first, std::uint64_t mask) {
+  for (; mask != 0; mask &= mask - 1, ++best.count) {
+    const int i = __builtin_ctzll(mask);
+    best.order[best.count] = order_of_one(load_as<float>(reinterpret_cast<const float*>(score) + i));
+    best.index[best.count] = static_cast<std::int32_t>(first + i);
+  }
+}
+FOVEAL_INLINE void take_many(Best& best, const F (&score)[4], std::int64_t first, std::uint64_t mask) {
   for (int g = 0; g < 4; ++g) {  // without a branch on each group: no way to foretell it
     const auto lanes = static_cast<std::uint32_t>(mask >> (16 * g)) & 0xffffu;
     store_lanes(best.order + best.count, order_of(score[g]), lanes);
     store_lanes(best.index + best.count, lanes_from(static_cast<std::int32_t>(first + 16 * g)), lanes);
     best.count += __builtin_popcount(lanes);
+  }
+}
+
+// 64 scores of keys `first` and on, of which the first `valid` count.
+FOVEAL_INLINE void offer(Best& best, const F (&score)[4], std::int64_t first, std::int64_t valid) {
+  const std::uint64_t there = valid < kPageScores ? (std::uint64_t{1} << valid) - 1 : ~std::uint64_t{0};
+  if (best.open) {
+    take_many(best, score, first, there);
+  } else {
+    const F bound = splat(best.threshold);
+    std::uint64_t mask = 0;
+    for (int g = 0; g < 4; ++g) mask |= static_cast<std::uint64_t>(mask_above(score[g], bound)) << (16 * g);
+    mask &= there;
+    if (__builtin_popcountll(mask) <= 4)
+      take_few(best, score, first, mask);
+    else
+      take_many(best, score, first, mask);
   }
   if (best.count + kPageScores + 16 > capacity_for(best.k)) compact(best);
 }
