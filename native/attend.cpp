@@ -85,7 +85,7 @@ void run_list(const Work& work, const Partial& main, const Partial& next, std::i
   }
 }
 
-// Asks for the first rows of a list, which then arrive while the window is being worked on.
+// Asks for the first rows of a list, which then arrive while the window, or another token's list, is being worked on.
 void fetch_first(const AttendArgs& args, std::int64_t token) {
   const std::uint8_t* rows[kTileRows];
   const std::int64_t count = least(kTileRows, entries_of(args, token));
@@ -103,6 +103,7 @@ void run_all(const Work& work, const Partial& main, Arena& arena) {
   if (args.indices == nullptr) return run_list(work, main, next, work.tokens[0], 0, work.count, arena);
   for (std::int64_t lane = 0; lane < work.count;) {
     const std::int64_t token = work.tokens[lane], end = least(work.count, (token + 1) * args.heads - work.row);
+    if (end < work.count) fetch_first(args, token + 1);
     run_list(work, main, next, token, lane, end - lane, arena);
     lane = end;
   }

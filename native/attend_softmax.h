@@ -9,9 +9,7 @@
 namespace foveal::FOVEAL_ISA {
 namespace {
 
-constexpr std::int64_t kTogether = 64;  // lanes whose logits stay in the first-level cache until they are weights
-
-// Rows whose weights are computed side by side; of them, there are registers for few.
+// Rows whose weights are computed side by side: as many as there are registers for.
 #if FOVEAL_AVX512
 constexpr int kWeighed = 4;
 #else
@@ -118,17 +116,14 @@ void run_tile_of(const Work& work, const Operand& operand, const Partial& partia
                  std::int64_t lane, std::int64_t count, std::int64_t first, std::int64_t last, bool masked) {
   Tile tile;
   make_tile(Kind{}, rows, first, last, operand.shape, work.memory, tile);
-  for (const std::int64_t end = lane + count; lane < end; lane += kTogether) {
-    const std::int64_t some = least(kTogether, end - lane);
-    multiply<Kind>(work, operand, tile, lane, some, first, last);
-    soften<Kind>(work, operand, partial, lane, some, first, last, masked);
-    const auto add = [&](const std::uint32_t* weights, const float* scale) {
-      add_sums<Kind>(tile, first, last, work.args->width, weights + lane, work.lanes, some, scale + lane,
-                     partial.sums + lane * kBlock, work.block_stride());
-    };
-    add(work.weights, work.scale);
-    if (operand.low != nullptr) add(work.low, work.ones);
-  }
+  multiply<Kind>(work, operand, tile, lane, count, first, last);
+  soften<Kind>(work, operand, partial, lane, count, first, last, masked);
+  const auto add = [&](const std::uint32_t* weights, const float* scale) {
+    add_sums<Kind>(tile, first, last, work.args->width, weights + lane, work.lanes, count, scale + lane,
+                   partial.sums + lane * kBlock, work.block_stride());
+  };
+  add(work.weights, work.scale);
+  if (operand.low != nullptr) add(work.low, work.ones);
 }
 
 void run_tile(const Work& work, const Operand& operand, const Partial& partial, const std::uint8_t* const* rows,
