@@ -151,7 +151,7 @@ def test_a_batch_of_513_chooses_what_each_token_would(isa: str) -> None:
     rt = runtime(isa, 2)
     packed = pack(rt, keys, "fp4")
     whole = topk(rt, query, weights, packed, visible, 16)
-    for i in (0, 15, 16, 17, 31, 32, 200, 512):
+    for i in (0, 15, 16, 17, 31, 32, 63, 64, 200, 512):
         one = slice(i, i + 1)
         assert torch.equal(topk(rt, query[one], weights[one], packed, visible[one], 16), whole[one])
 
@@ -310,6 +310,21 @@ def test_not_a_number_counts_as_the_lowest(isa: str) -> None:
     for kind in ("f32", "fp4"):
         chosen = topk(rt, *SIGNED, pack(rt, keys, kind), torch.tensor([100]), 12)
         assert chosen.tolist() == [[0, 1, *range(90, 100)]]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_not_a_number_hides_nothing_beside_it(isa: str) -> None:
+    """One key of each page is better than all before; half of the others have no score."""
+    g = torch.Generator().manual_seed(16)
+    pages, rt = 60, runtime(isa)
+    best = torch.arange(pages) * 64 + torch.randint(64, (pages,), generator=g)
+    values, lost = torch.zeros(pages * 64), torch.rand(pages * 64, generator=g) < 0.5
+    values[best], lost[best] = 1.0 + torch.arange(pages), False
+    keys = keys_scoring(values.tolist())
+    keys[lost] = math.nan
+    seen, scored = torch.tensor([pages * 64]), values.masked_fill(lost, -math.inf).unsqueeze(0)
+    for k in (1, 5, 30):
+        assert torch.equal(topk(rt, *SIGNED, pack(rt, keys, "f32"), seen, k), definition(scored, seen, k))
 
 
 @pytest.mark.parametrize("isa", ISAS)
