@@ -24,8 +24,9 @@ Everything else starts small and random; nothing here exists at run time. Where 
 
 The circuit fills the residual up to its attention, the CSA layer's; what comes after may write where it likes, for
 nothing reads the circuit's channels any more but the head, which reads the output. So training has the experts of that
-layer and all layers above it to itself, and `Circuit` names what it leaves alone: recall stays what it was,
-unless something above drowns a faint match; and where nothing matches, and the copy is next to nothing, the rest speaks.
+layer and all layers above it to itself, and `Circuit` names what it leaves alone: recall stays what it was
+unless something above drowns a faint match, and where nothing matches, and the copy is next to nothing, the rest
+speaks.
 """
 
 from __future__ import annotations
