@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.stores import TOKENIZER, write_lines
 
 from foveal.train import launch
-from foveal.train.data import TokenTable
 from foveal.train.parallel import joined
 from foveal.train.settings import RunConfig, StageConfig
 
-NANO = Path(launch.__file__).parents[1] / "weights" / "nano" / "tokenizer.json"
 STAGES = (
     StageConfig(256, 4, index_kl=0.0),
     StageConfig(512, 2, documents=(128, 512)),
@@ -30,17 +29,12 @@ SHAPE = {
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_bf16_follows_fp32(tmp_path: Path, compiled: bool) -> None:
-    rng = np.random.default_rng(0)
-    lines = rng.integers(300, 400, (2000, 10))
-    lines[:, -1] = TokenTable.from_tokenizer(NANO).newline
-    lines.astype(np.uint16).tofile(tmp_path / "train.bin")
-    np.save(tmp_path / "train.idx.npy", np.array([0, lines.size]))
-    curves = []
+    train, curves = write_lines(tmp_path, 2000, top=400), []
     for precision in ("fp32", "bf16"):
         run = RunConfig(
             out=str(tmp_path / precision),
-            train=str(tmp_path / "train"),
-            tokenizer=str(NANO),
+            train=str(train),
+            tokenizer=str(TOKENIZER),
             stages=STAGES,
             tokens=16384,
             model=SHAPE,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.stores import TOKENIZER, write_lines
 
 import foveal.config
 from foveal.api import ModelNotFound
@@ -19,7 +20,6 @@ from foveal.model.transformer import Transformer
 from foveal.model.weights import load_transformer
 from foveal.train import launch
 from foveal.train.__main__ import main
-from foveal.train.data import TokenTable
 from foveal.train.optim import OptimConfig
 from foveal.train.settings import RunConfig, SettingsError, StageConfig
 from foveal.train.structured import Circuit, structured_start
@@ -29,14 +29,10 @@ NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
 
 def run_from(folder: Path, source: str | None, **model: object) -> RunConfig:
     """Of the nano's shape, beginning with what is at `source`, on a token store that it makes."""
-    lines = np.random.default_rng(0).integers(300, 4000, (100, 10))
-    lines[:, -1] = TokenTable.from_tokenizer(NANO / "tokenizer.json").newline
-    lines.astype(np.uint16).tofile(folder / "train.bin")
-    np.save(folder / "train.idx.npy", np.array([0, lines.size]))
     return RunConfig(
         out=str(folder / "run"),
-        train=str(folder / "train"),
-        tokenizer=str(NANO / "tokenizer.json"),
+        train=str(write_lines(folder, 100)),
+        tokenizer=str(TOKENIZER),
         stages=(StageConfig(64),),
         tokens=64,
         model={"preset": "nano", **model},
@@ -87,10 +83,10 @@ def test_training_that_keeps_the_circuit_changes_all_else(tmp_path: Path) -> Non
         optim=OptimConfig(weight_decay=0.1),
     )
     trainer = launch.build(run)
-    before = {name: tensor.clone() for name, tensor in trainer.network.named_parameters()}
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
     trainer.train()
     circuit, moved = Circuit.of(trainer.network.config), set()
-    for name, tensor in trainer.network.named_parameters():
+    for name, tensor in trainer.network.state_dict().items():
         columns = circuit.columns.get(name, slice(0, 0))
         assert torch.equal(tensor[..., columns], before[name][..., columns]), name
         if not torch.equal(tensor, before[name]):

@@ -8,7 +8,7 @@ what the whole step holds, so that shares of a step (micro-batches, processes) a
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,24 +179,26 @@ class _HeadLoss(torch.autograd.Function):
 _GATE = re.compile(r"(?:^|\.)(layers|mtp)\.(\d+)\.ffn\.gate\.bias$")
 
 
-def gate_biases(model: nn.Module) -> list[Tensor]:
-    """The balancing biases of the gates that learn, layers first, then MTP blocks: live tensors."""
-    found: dict[tuple[str, int], Tensor] = {}
+def gate_biases(model: nn.Module, held: Callable[[str], bool] = lambda name: False) -> list[Tensor | None]:
+    """The balancing biases of the gates that choose, layers first, then MTP blocks: live tensors, or None where one of
+    that name is `held`."""
+    found: dict[tuple[str, int], Tensor | None] = {}
     for name, tensor in [*model.named_buffers(), *model.named_parameters()]:
         match = _GATE.search(name)
         if match:
-            found[match.group(1), int(match.group(2))] = tensor
+            found[match.group(1), int(match.group(2))] = None if held(name) else tensor
     return [found[key] for key in sorted(found)]
 
 
 @torch.no_grad()
-def move_biases(biases: Sequence[Tensor], loads: Sequence[Tensor], speed: float) -> None:
-    """Loss-free balancing (report section on MoE): an expert with less than the mean load gets `speed` more bias. Loads
-    may be missing for the last gates (an MTP block that did not run)."""
+def move_biases(biases: Sequence[Tensor | None], loads: Sequence[Tensor], speed: float) -> None:
+    """Loss-free balancing (report section on MoE): an expert with less than the mean load gets `speed` more bias. None
+    stays; loads may be missing for the last gates (an MTP block that did not run)."""
     if len(biases) < len(loads):
         raise ValueError(f"{len(loads)} gates reported loads, {len(biases)} have a balancing bias")
     for bias, load in zip(biases, loads, strict=False):
-        bias.add_(torch.sign(load.mean() - load), alpha=speed)
+        if bias is not None:
+            bias.add_(torch.sign(load.mean() - load), alpha=speed)
 
 
 __all__ = ["TrainTransformer", "Weighing", "gate_biases", "head_loss", "move_biases", "sequence_balance"]

@@ -103,7 +103,8 @@ class Optimizer:
     ) -> None:
         """Parameters whose factor is 0 are left alone (and get ``requires_grad = False``), and so are the `fixed`
         columns of the matrices that it names. They may be sharded over the processes of `group`."""
-        self.config, self.group, self._fixed = config or OptimConfig(), group or Group(), dict(fixed or {})
+        self.config, self.group = config or OptimConfig(), group or Group()
+        self._fixed: list[tuple[nn.Parameter, slice]] = []
         self.steps = 0
         self._state: dict[str, Tensor] = {}
         self._muon: dict[tuple[int, int], list[_Member]] = defaultdict(list)
@@ -112,7 +113,10 @@ class Optimizer:
             factor = _first_match(self.config.lr_scale, name, 1.0)
             if factor == 0 or not parameter.requires_grad:
                 parameter.requires_grad_(False)
-            elif uses_muon(name, parameter):
+                continue
+            if fixed and name in fixed:
+                self._fixed.append((parameter, fixed[name]))
+            if uses_muon(name, parameter):
                 self._add_muon(name, parameter, factor)
             else:
                 self._adam.append((name, parameter, factor))
@@ -153,20 +157,15 @@ class Optimizer:
         if self.config.clip and norm > self.config.clip:
             torch._foreach_mul_(grads, self.config.clip / norm)
         self.steps += 1
-        kept = self._fixed_values()
+        # Matrices are sharded by rows, so columns are whole everywhere.
+        places = [local(parameter)[..., columns] for parameter, columns in self._fixed]
+        kept = [place.clone() for place in places]
         for (rows, columns), members in self._muon.items():
             self._step_muon(rows, columns, members, scale)
         self._step_adam(scale)
-        for place, value in kept:
+        for place, value in zip(places, kept, strict=True):
             place.copy_(value)
         return norm
-
-    def _fixed_values(self) -> list[tuple[Tensor, Tensor]]:
-        """The fixed columns, and what stands there. (Matrices are sharded by rows.)"""
-        members = [(m.name, m.parameter) for group in self._muon.values() for m in group]
-        named = dict(members + [(name, parameter) for name, parameter, _ in self._adam])
-        places = [local(named[name])[..., columns] for name, columns in self._fixed.items() if name in named]
-        return [(place, place.clone()) for place in places]
 
     def _norm(self, grads: list[Tensor]) -> float:
         if not grads:

@@ -85,8 +85,12 @@ class Trainer:
         self.network = model.model
         self.shared = Shared(model, self.group)
         self.ratios = tuple(self.network.config.compress_ratios)
-        self.optimizer = self._optimizer()
-        self.biases = gate_biases(self.network)
+        circuit = Circuit.of(self.network.config) if run.keep_circuit else Circuit((), {})
+        for name, parameter in self.network.named_parameters():
+            if circuit.holds(name):
+                parameter.requires_grad_(False)
+        self.optimizer = Optimizer(self.network.named_parameters(), run.optim, self.group, circuit.columns)
+        self.biases = gate_biases(self.network, circuit.holds)
         self.position = Position()
         self._means = Means()
         self.last_values: Mapping[str, float] = {}
@@ -98,17 +102,6 @@ class Trainer:
             for block in [*self.network.layers, *self.network.mtp]:
                 block.compile()
         self._logs = _Logs(self.out, self.position.step) if self.group.first else None
-
-    def _optimizer(self) -> Optimizer:
-        """Of everything that the run may train."""
-        named = list(self.network.named_parameters())
-        if not self.run.keep_circuit:
-            return Optimizer(named, self.run.optim, self.group)
-        circuit = Circuit.of(self.network.config)
-        for name, parameter in named:
-            if circuit.holds(name):
-                parameter.requires_grad_(False)
-        return Optimizer(named, self.run.optim, self.group, circuit.columns)
 
     # ------------------------------------------------------------------ the run
 
