@@ -30,7 +30,7 @@ def floats(x: Tensor) -> naive.Array:
     return x.detach().numpy().astype(np.float64)
 
 
-def close(ours: Tensor, expected: object, atol: float = 1e-5) -> None:
+def assert_close(ours: Tensor, expected: object, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(floats(ours), np.asarray(expected), atol=atol, rtol=1e-5)
 
 
@@ -49,8 +49,8 @@ def test_the_reference_has_every_operation() -> None:
 def test_rms_norm() -> None:
     x, weight = noise(3, 4, 10, seed=0), noise(10, seed=1)
     expected = [[naive.rms_norm(row, floats(weight), EPS) for row in rows] for rows in floats(x)]
-    close(reference.rms_norm(x, weight, EPS), expected)
-    close(reference.rms_norm(x[0], None, EPS), [naive.rms_norm(row, None, EPS) for row in floats(x[0])])
+    assert_close(reference.rms_norm(x, weight, EPS), expected)
+    assert_close(reference.rms_norm(x[0], None, EPS), [naive.rms_norm(row, None, EPS) for row in floats(x[0])])
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 4])
@@ -63,16 +63,18 @@ def test_rotate_turns_the_last_channels(pairs: int) -> None:
         [naive.rotate(head, p, floats(rotation.frequencies)) for head in rows]
         for rows, p in zip(floats(x), positions.tolist(), strict=True)
     ]
-    close(turned, expected)
+    assert_close(turned, expected)
     assert torch.equal(turned[..., : 8 - 2 * pairs], x[..., : 8 - 2 * pairs])
-    close(reference.rotate(turned, positions, rotation, inverse=True), floats(x))
+    assert_close(reference.rotate(turned, positions, rotation, inverse=True), floats(x))
     assert torch.equal(turned[0], x[0]), "position 0 does not turn"
 
 
 def test_rotate_one_vector_a_token() -> None:
     rotation = Rotation(torch.tensor([0.5]))
     x, positions = noise(3, 4, seed=1), torch.tensor([4, 5, 6])
-    close(reference.rotate(x, positions, rotation), floats(reference.rotate(x[:, None], positions, rotation)[:, 0]))
+    assert_close(
+        reference.rotate(x, positions, rotation), floats(reference.rotate(x[:, None], positions, rotation)[:, 0])
+    )
 
 
 def test_query() -> None:
@@ -87,15 +89,15 @@ def test_query() -> None:
             ]
             for rows, p in zip(heads, positions.tolist(), strict=True)
         ]
-        close(reference.query(latent, weight, 4, positions, rotation, eps), expected)
+        assert_close(reference.query(latent, weight, 4, positions, rotation, eps), expected)
 
 
 def test_linear_with_and_without_simulated_activations() -> None:
     x, weight = noise(3, 160, seed=0), noise(7, 160, seed=1)
-    close(reference.linear(x, weight), floats(x) @ floats(weight).T, atol=1e-4)
+    assert_close(reference.linear(x, weight), floats(x) @ floats(weight).T, atol=1e-4)
     rounded = fake_quantize_fp8(x, 128)
     assert not torch.equal(rounded, x)
-    close(reference.linear(x, weight, simulate=True), floats(rounded) @ floats(weight).T, atol=1e-4)
+    assert_close(reference.linear(x, weight, simulate=True), floats(rounded) @ floats(weight).T, atol=1e-4)
 
 
 @pytest.mark.parametrize("quantize", [quantize_fp4, quantize_fp8])
@@ -117,13 +119,13 @@ def test_grouped_output(groups: int) -> None:
             member = token[g * heads // groups : (g + 1) * heads // groups].reshape(-1)
             latent.extend(floats(wo_a)[g * rank : (g + 1) * rank] @ member)
         expected.append(floats(wo_b) @ np.array(latent))
-    close(reference.grouped_output(out, wo_a, wo_b, groups), expected, atol=1e-4)
+    assert_close(reference.grouped_output(out, wo_a, wo_b, groups), expected, atol=1e-4)
 
 
 def test_grouped_output_rounds_only_before_the_second_map() -> None:
     out, wo_a, wo_b = noise(3, 2, 5, seed=0), noise(8, 5, seed=1), noise(7, 8, seed=2)
     plain = torch.cat([out[:, g] @ wo_a[4 * g : 4 * g + 4].T for g in range(2)], dim=1)
-    close(
+    assert_close(
         reference.grouped_output(out, wo_a, wo_b, 2, simulate=True),
         floats(fake_quantize_fp8(plain, 128) @ wo_b.T),
         1e-5,
@@ -150,9 +152,9 @@ def test_hyper_pre_and_post(count: int) -> None:
         x = floats(streams[t])
         mix = naive.mixed(x, floats(weights.fn), EPS)
         pre = [naive.sigmoid(mix[j] * scale[0] + base[j]) + 1e-6 for j in range(count)]
-        close(u[t], sum(pre[j] * x[j] for j in range(count)))
+        assert_close(u[t], sum(pre[j] * x[j] for j in range(count)))
         gains = [2 * naive.sigmoid(mix[count + j] * scale[1] + base[count + j]) for j in range(count)]
-        close(post[t], gains)
+        assert_close(post[t], gains)
         start = 2 * count
         logits = np.array(
             [
@@ -161,9 +163,9 @@ def test_hyper_pre_and_post(count: int) -> None:
             ]
         )
         mixing = naive.sinkhorn(logits, 20, 1e-6)
-        close(comb[t], mixing)
+        assert_close(comb[t], mixing)
         for k in range(count):
-            close(after[t, k], gains[k] * floats(out[t]) + sum(mixing[j, k] * x[j] for j in range(count)))
+            assert_close(after[t, k], gains[k] * floats(out[t]) + sum(mixing[j, k] * x[j] for j in range(count)))
 
 
 def test_hyper_head() -> None:
@@ -171,7 +173,7 @@ def test_hyper_head() -> None:
     for t, token in enumerate(floats(streams)):
         mix = naive.mixed(token, floats(weights.fn), EPS)
         gains = [naive.sigmoid(mix[j] * float(weights.scale[0]) + float(weights.base[j])) + 1e-6 for j in range(3)]
-        close(reference.hyper_head(streams, weights)[t], sum(gains[j] * token[j] for j in range(3)))
+        assert_close(reference.hyper_head(streams, weights)[t], sum(gains[j] * token[j] for j in range(3)))
 
 
 @given(st.integers(1, 5), st.integers(1, 20), st.integers(0, 999))
@@ -186,7 +188,7 @@ def test_sinkhorn_columns_sum_to_one(size: int, iterations: int, seed: int) -> N
 
 
 def test_equal_logits_mix_equally() -> None:
-    close(reference.sinkhorn(torch.zeros(1, 4, 4), 20, 1e-6), np.full((1, 4, 4), 0.25))
+    assert_close(reference.sinkhorn(torch.zeros(1, 4, 4), 20, 1e-6), np.full((1, 4, 4), 0.25))
 
 
 def test_gradients_of_hyper_connections() -> None:
@@ -213,7 +215,7 @@ def test_index_scores() -> None:
     expected = [
         [naive.index_score(floats(query[t]), floats(weights[t]), floats(key)) for key in keys] for t in range(3)
     ]
-    close(reference.index_scores(query, weights, keys), expected)
+    assert_close(reference.index_scores(query, weights, keys), expected)
 
 
 def exact_scores(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -267,7 +269,7 @@ def test_learned_routing() -> None:
     moved = False
     for t in range(9):
         s = naive.affinity(floats(y[t]), floats(gate))
-        close(affinity[t], s)
+        assert_close(affinity[t], s)
         best = sorted(range(7), key=lambda e: -(s[e] + float(bias[e])))[:3]
         assert sorted(chosen[t].tolist()) == sorted(best)
         moved |= set(best) != set(np.argsort(-s)[:3].tolist())
@@ -282,7 +284,7 @@ def test_routing_ties_take_the_lowest_expert() -> None:
         tokens = torch.zeros(2, dtype=torch.int64)
         chosen, weights, _ = reference.route(y, RouteInput(torch.ones(5, 3), torch.tensor(bias), None, tokens, 2, 1.0))
         assert [set(row) for row in chosen.tolist()] == [expected] * 2
-        close(weights, np.full((2, 2), 0.5))
+        assert_close(weights, np.full((2, 2), 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
@@ -295,7 +297,7 @@ def test_hash_routing(dtype: torch.dtype) -> None:
     assert chosen.tolist() == [[3, 1], [4, 0], [4, 0], [1, 2]] and chosen.dtype == torch.int64
     for t in range(4):
         s = naive.affinity(floats(y[t]), floats(gate))[chosen[t].tolist()]
-        close(weights[t], 1.5 * s / s.sum())
+        assert_close(weights[t], 1.5 * s / s.sum())
 
 
 def test_affinity_of_extreme_logits() -> None:
@@ -303,7 +305,7 @@ def test_affinity_of_extreme_logits() -> None:
     _, _, affinity = reference.route(
         torch.ones(1, 1), RouteInput(gate, torch.zeros(3), None, torch.zeros(1, dtype=torch.int64), 1, 1.0)
     )
-    close(affinity, [[math.sqrt(40), math.exp(-20), math.sqrt(math.log(2))]], atol=1e-12)
+    assert_close(affinity, [[math.sqrt(40), math.exp(-20), math.sqrt(math.log(2))]], atol=1e-12)
 
 
 def expert_weights(count: int, d: int, m: int, limit: float, seed: int) -> ExpertWeights:
@@ -326,7 +328,7 @@ def test_experts(limit: float) -> None:
         expected = sum(naive.swiglu(floats(y[t]), *_one(shared, e), limit) for e in range(2))
         for e, weight in zip(chosen[t].tolist(), weights[t].tolist(), strict=True):
             expected = expected + weight * naive.swiglu(floats(y[t]), *_one(routed, e), limit)
-        close(out[t], expected, atol=1e-4)
+        assert_close(out[t], expected, atol=1e-4)
 
 
 def _stacks(experts: ExpertWeights) -> tuple[Tensor, Tensor, Tensor]:
@@ -383,7 +385,7 @@ def test_simulated_experts_round_both_inputs() -> None:
     for t, e in enumerate(chosen[:, 0].tolist()):
         z = torch.nn.functional.silu((w1[e] @ rounded[t]).clamp(max=10)) * (w3[e] @ rounded[t]).clamp(-10, 10)
         # A last-bit difference in z can flip an FP8 rounding: 1/16 of one of 33 products, weighed by w2.
-        close(out[t], floats(w2[e] @ fake_quantize_fp8(z * weights[t], 128)), atol=0.05 * float(z.abs().max()))
+        assert_close(out[t], floats(w2[e] @ fake_quantize_fp8(z * weights[t], 128)), atol=0.05 * float(z.abs().max()))
 
 
 def test_gradients_of_routing_and_experts() -> None:
@@ -413,10 +415,10 @@ def test_gradients_of_routing_and_experts() -> None:
 @pytest.mark.parametrize("size", [1, 2, 8, 64, 128])
 def test_hadamard_is_sylvesters_matrix(size: int) -> None:
     matrix = reference.hadamard(torch.eye(size))
-    close(matrix, naive.sylvester(size), atol=1e-6)
+    assert_close(matrix, naive.sylvester(size), atol=1e-6)
     x = noise(3, 2, size, seed=0)
-    close(reference.hadamard(x), floats(x) @ naive.sylvester(size).T)
-    close(reference.hadamard(reference.hadamard(x)), floats(x))
+    assert_close(reference.hadamard(x), floats(x) @ naive.sylvester(size).T)
+    assert_close(reference.hadamard(reference.hadamard(x)), floats(x))
 
 
 @pytest.mark.parametrize("rotary", [2, 8, 100])
@@ -446,4 +448,4 @@ def test_simulated_quantisation_passes_gradients_straight_through() -> None:
     x.grad = None
     reference.quantize_index(x).sum().backward()
     assert x.grad is not None
-    close(x.grad, np.ones((2, 64)) @ naive.sylvester(64))
+    assert_close(x.grad, np.ones((2, 64)) @ naive.sylvester(64))
