@@ -92,17 +92,20 @@ def same_checkpoint(one: Path, other: Path) -> None:
         assert torch.equal(tensor, second.optimizer[name]), name
 
 
-def test_a_stopped_run_gives_the_same_curve(tmp_path: Path, store: Path) -> None:
-    launch.build(run_config(tmp_path / "whole", store, log_every=2)).train()
+@pytest.mark.parametrize("lag", [0, 2])
+def test_a_stopped_run_gives_the_same_curve(tmp_path: Path, store: Path, lag: int) -> None:
+    routing = {"lag": lag}
+    launch.build(run_config(tmp_path / "whole", store, log_every=2, routing=routing)).train()
     out = tmp_path / "parts"
     for stop in (3, 8, 1000):  # in the middle of a row of the curve, too
-        trainer = launch.build(run_config(out, store, log_every=2))
+        trainer = launch.build(run_config(out, store, log_every=2, routing=routing))
         trainer.report = lambda p, t=trainer, s=stop: t.stop() if p.position.step == s else None
         trainer.train()
     assert trainer.progress() >= 1
     same_checkpoint(tmp_path / "whole", out)
     assert curve(tmp_path / "whole") == curve(out)
     assert {row["stage"] for row in curve(out)} == {"0", "1", "2", "3"}
+    assert any(row["anticipated"] == "1" for row in curve(out)) == (lag > 0)
 
 
 def runs(process: str) -> bool:
@@ -113,11 +116,13 @@ def runs(process: str) -> bool:
         return False
 
 
-def test_a_killed_run_gives_the_same_curve(tmp_path: Path, store: Path) -> None:
+@pytest.mark.parametrize("lag", [0, 2])
+def test_a_killed_run_gives_the_same_curve(tmp_path: Path, store: Path, lag: int) -> None:
     """SIGKILL, whenever it comes: what follows the last checkpoint is done again, bit for bit."""
-    launch.build(run_config(tmp_path / "whole", store)).train()
+    routing = {"lag": lag}
+    launch.build(run_config(tmp_path / "whole", store, routing=routing)).train()
     out, path = tmp_path / "killed", tmp_path / "killed.yaml"
-    path.write_text(yaml.safe_dump(settings(out, store, save_steps=3, workers=1)))
+    path.write_text(yaml.safe_dump(settings(out, store, save_steps=3, workers=1, routing=routing)))
     process = subprocess.Popen([sys.executable, "-m", "foveal.cli.main", "train", str(path)], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < until:
@@ -132,7 +137,7 @@ def test_a_killed_run_gives_the_same_curve(tmp_path: Path, store: Path) -> None:
         time.sleep(0.05)
     assert children
     assert not snapshot.all_in(out) or snapshot.load(snapshot.all_in(out)[-1]).position.step % 3 == 0
-    trainer = launch.build(run_config(out, store, save_steps=3))
+    trainer = launch.build(run_config(out, store, save_steps=3, routing=routing))
     trainer.train()
     same_checkpoint(tmp_path / "whole", out)
     assert curve(tmp_path / "whole") == curve(out)
@@ -140,11 +145,13 @@ def test_a_killed_run_gives_the_same_curve(tmp_path: Path, store: Path) -> None:
     assert list((out / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_give_the_losses_of_one(tmp_path: Path, store: Path, kind: str) -> None:
-    launch.build(run_config(tmp_path / "one", store, micro=1)).train()
+@pytest.mark.parametrize(("kind", "lag"), [("ddp", 0), ("fsdp", 0), ("fsdp", 2)])
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, store: Path, kind: str, lag: int) -> None:
+    held = dict(heldout=str(store), heldout_every=1, heldout_sequences=1)
+    kept = dict(routing={"lag": lag}, save_steps=4, keep=100, **held)
+    launch.build(run_config(tmp_path / "one", store, micro=1, **kept)).train()
     path = tmp_path / "two.yaml"
-    path.write_text(yaml.safe_dump(settings(tmp_path / "two", store, parallel=kind)))
+    path.write_text(yaml.safe_dump(settings(tmp_path / "two", store, parallel=kind, **kept)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -165,7 +172,15 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, store: Path, kind:
             assert (a[name] == "") == (b[name] == "")
             if a[name]:
                 assert float(b[name]) == pytest.approx(float(a[name]), rel=0.02, abs=1e-3), (a["step"], name)
+        assert a["anticipated"] == b["anticipated"]
     # A checkpoint of two processes is one of one process.
+    for saved in snapshot.all_in(tmp_path / "two"):
+        shared, alone = snapshot.load(saved).routing, snapshot.load(tmp_path / "one" / saved.name).routing
+        assert shared.keys() == alone.keys()
+        for name in shared:
+            assert shared[name].shape == alone[name].shape
+            if name.endswith("tokens"):
+                assert torch.equal(shared[name], alone[name]), (saved.name, name)
     assert launch.build(run_config(tmp_path / "two", store)).position.step == len(two)
 
 

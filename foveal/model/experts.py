@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -64,12 +66,8 @@ class Experts(nn.Module):
 
     def forward(self, y: Tensor, tokens: Tensor, observer: Observer | None) -> Tensor:
         """Normed input y [n, d] of `tokens` [n] -> [n, d]."""
-        gate, shared = self.gate, self.shared_experts
-        routing = RouteInput(gate.weight, gate.bias, gate.tid2eid, tokens, self.active, self.route_scale)
-        chosen, weights, affinity = self.ops.route(y, routing)
-        if observer is not None and not gate.hashed:
-            observer.loads.append(RouterLoad(self.layer, affinity, chosen))
-        routed = self.experts
+        chosen, weights = self._route(y, tokens, observer)
+        routed, shared = self.experts, self.shared_experts
         return self.ops.experts(
             y,
             chosen,
@@ -78,3 +76,19 @@ class Experts(nn.Module):
             ExpertWeights([shared.w1.operand()], [shared.w2.operand()], [shared.w3.operand()], self.limit),
             simulate=self.numerics.activations and self.simulated,
         )
+
+    def _route(self, y: Tensor, tokens: Tensor, observer: Observer | None) -> tuple[Tensor, Tensor]:
+        """Experts [n, A] and their weights [n, A]."""
+        gate = self.gate
+        routing = RouteInput(gate.weight, gate.bias, gate.tid2eid, tokens, self.active, self.route_scale)
+        if observer is None or gate.hashed:
+            return self.ops.route(y, routing)[:2]
+        told, own = observer.experts.get(self.layer), None
+        if told is not None:
+            own = self.ops.route(y.detach(), replace(routing, gate=gate.weight.detach()))[0]
+            # A choice made before is a hash table with a row for every token.
+            each = torch.arange(len(y), device=y.device)
+            routing = RouteInput(gate.weight, None, told, each, self.active, self.route_scale)
+        chosen, weights, affinity = self.ops.route(y, routing)
+        observer.loads.append(RouterLoad(self.layer, affinity, chosen, own))
+        return chosen, weights

@@ -1,10 +1,12 @@
 """What the network shows of itself while it runs: where attention went, and what training needs to know.
 
-An `Observer` is passed through a forward pass and collects. Without one, nothing is computed for it.
+An `Observer` is passed through a forward pass and collects. Without one, nothing is computed for it. The one thing that
+it tells the network is which experts to use, when training has chosen them before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -89,21 +91,27 @@ def _divergence(scores: Tensor, mass: Tensor, hidden: Tensor) -> Tensor:
 
 @dataclass
 class RouterLoad:
-    """How one MoE layer spread its tokens: `affinity` [n, E] differentiable, `chosen` [n, A]."""
+    """How one MoE layer spread its tokens: `affinity` [n, E] differentiable, `chosen` [n, A]; `own` [n, A] is what the
+    router would have chosen where it was told what to choose, else None."""
 
     layer: int
     affinity: Tensor
     chosen: Tensor
+    own: Tensor | None = None
 
 
 @dataclass
 class Observer:
-    """Collects from a forward pass: traces of last tokens, or, with `index_loss`, what training needs."""
+    """Collects from a forward pass: traces of last tokens, or, with `index_loss`, what training needs.
+
+    `experts` tells layers (by number, MTP blocks after the last) which experts [n, A] int64 their tokens go to, in
+    place of their routers' choice; the weights are the routers' own all the same. Hash-routed layers are not told."""
 
     index_loss: bool = False
     traces: list[LayerTrace] = field(default_factory=list)
     losses: list[IndexLoss] = field(default_factory=list)
     loads: list[RouterLoad] = field(default_factory=list)
+    experts: Mapping[int, Tensor] = field(default_factory=dict)
 
     def rows(self, count: int, *, indexed: bool) -> int:
         """Tokens of a segment of `count` that `attend` traces in a layer with or without an indexer: all for the

@@ -12,7 +12,7 @@ from foveal.train.snapshot import private
 COLUMNS = (
     "step", "stage", "length", "tokens", "seconds", "loss", "recall_loss", "recall_accuracy", "ordinary_loss",
     "index_kl", "mtp_loss", "balance", "lr", "grad_norm", "tokens_per_second",
-    "heldout_recall_loss", "heldout_recall_accuracy",
+    "heldout_recall_loss", "heldout_recall_accuracy", "anticipated", "rerouted",
 )  # fmt: skip
 
 

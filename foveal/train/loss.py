@@ -8,7 +8,7 @@ what the whole step holds, so that shares of a step (micro-batches, processes) a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,15 +50,22 @@ class TrainTransformer(nn.Module):
         super().__init__()
         self.model, self.precision = model, precision
 
-    def forward(self, batch: Batch, weighing: Weighing) -> tuple[Tensor, dict[str, Any]]:
+    def forward(
+        self, batch: Batch, weighing: Weighing, experts: Mapping[int, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """The loss, a scalar, and what it is made of: `nll` and `correct` [B * T] of the next token, the scalars
-        `index_kl`, `balance` and `mtp`, and `loads`, for each gate that learns the tokens each expert got [E]."""
-        device = batch.tokens.device
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
-            return self._losses(batch, weighing)
+        `index_kl`, `balance` and `mtp`, and `loads`, for each gate that learns the tokens each expert got [E].
 
-    def _losses(self, batch: Batch, weighing: Weighing) -> tuple[Tensor, dict[str, Any]]:
-        observer = Observer(index_loss=weighing.index_kl > 0 or weighing.indexer_only)
+        With `experts` (of `choices`, [B * T, A] each) tokens go where it says, and `rerouted` is the share of these
+        choices that the routers would not make now."""
+        with self._autocast(batch):
+            return self._losses(batch, weighing, experts or {})
+
+    def _autocast(self, batch: Batch) -> torch.autocast:
+        return torch.autocast(batch.tokens.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def _losses(self, batch: Batch, weighing: Weighing, experts: Mapping[int, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        observer = Observer(index_loss=weighing.index_kl > 0 or weighing.indexer_only, experts=experts)
         streams = self.model(batch.tokens.flatten(), batch.packing, observer)
         divergence = _mean([loss.value for loss in observer.losses], streams)
         if weighing.indexer_only:
@@ -81,28 +88,50 @@ class TrainTransformer(nn.Module):
         found["loads"] = [
             F.one_hot(load.chosen, load.affinity.shape[-1]).sum(dim=(0, 1)).to(torch.float32) for load in observer.loads
         ]
+        if experts:
+            found["rerouted"] = _mean(
+                [_differing(load.chosen, load.own) for load in observer.loads if load.own is not None], streams
+            )
         return loss + weighing.rows * (weighing.index_kl * divergence + weighing.balance * balance), found
 
     def _ahead(self, streams: Tensor, batch: Batch, observer: Observer) -> Tensor:
         """Sum over tokens of the weighted loss of the token after the next one, mean over MTP blocks (chained)."""
-        tokens, targets, weights = batch.following, batch.mtp_targets, batch.mtp_weights
+        targets, weights = batch.mtp_targets, batch.mtp_weights
         values = []
+        for block, predicted in self._predictions(streams, batch, observer):
+            values.append(head_loss(block.hidden(predicted), self.model.head.operand(), targets, weights)[0])
+            targets, weights = _ahead(targets), _ahead(weights)
+        return torch.stack(values).mean()
+
+    def _predictions(self, streams: Tensor, batch: Batch, observer: Observer) -> Iterator[tuple[MtpBlock, Tensor]]:
+        """Each MTP block with the streams after it, one token further than the one before."""
+        tokens, following = batch.following, batch.mtp_targets
         for block in self.model.mtp:
             assert isinstance(block, MtpBlock)
             position = batch.packing.position.flatten()
             embedded = self.model.embedded(tokens.flatten())
             streams = block.predict(streams, embedded, tokens.flatten(), position, batch.packing, observer)
-            values.append(head_loss(block.hidden(streams), self.model.head.operand(), targets, weights)[0])
-            tokens, targets, weights = targets, _ahead(targets), _ahead(weights)
-        return torch.stack(values).mean()
+            yield block, streams
+            tokens, following = following, _ahead(following)
 
     @torch.no_grad()
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """`nll` and `correct` [B * T] of the next token."""
-        device = batch.tokens.device
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+        with self._autocast(batch):
             hidden = self.model.hidden(self.model(batch.tokens.flatten(), batch.packing))
             return head_loss(hidden, self.model.head.operand(), batch.targets, batch.weights)[1:]
+
+    @torch.no_grad()
+    def choices(self, batch: Batch, *, mtp: bool) -> dict[int, Tensor]:
+        """The experts [B * T, A] that the routers which learn choose now, by the number of their layer; with `mtp`
+        those of the MTP blocks, too."""
+        with self._autocast(batch):
+            observer = Observer()
+            streams = self.model(batch.tokens.flatten(), batch.packing, observer)
+            if mtp:
+                for _ in self._predictions(streams, batch, observer):
+                    pass
+        return {load.layer: load.chosen for load in observer.loads}
 
 
 def _mean(values: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -111,6 +140,11 @@ def _mean(values: Sequence[Tensor], like: Tensor) -> Tensor:
 
 def _ahead(x: Tensor) -> Tensor:
     return F.pad(x[:, 1:], (0, 1))
+
+
+def _differing(chosen: Tensor, own: Tensor) -> Tensor:
+    """Share of the experts `chosen` [n, A] that are not among a token's `own` [n, A]."""
+    return (chosen.unsqueeze(2) != own.unsqueeze(1)).all(-1).to(torch.float32).mean()
 
 
 def sequence_balance(affinity: Tensor, chosen: Tensor) -> Tensor:

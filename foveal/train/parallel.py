@@ -56,6 +56,19 @@ class Group:
         dist.broadcast(told, 0)
         return [float(value) for value in told]
 
+    def rows(self, count: int) -> range:
+        """Which of `count` rows are this process's: they are dealt out one by one."""
+        return range(self.rank, count, self.size)
+
+    def all_rows(self, own: Tensor) -> Tensor:
+        """The rows of all processes, in order, from each one's `own` [B, ...] (as many in each); in every one."""
+        if self.size == 1:
+            return own
+        own = own.to(self.device).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own)
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
@@ -122,6 +135,15 @@ class Shared:
             self.module.set_requires_gradient_sync(complete)  # type: ignore[operator]
         yield
 
+    def rest(self) -> None:
+        """Call after a pass without gradients: FSDP takes parameters back to their shares in a backward pass only."""
+        if self.group.kind == "fsdp":
+            from torch.distributed.fsdp import FSDPModule
+
+            for module in self.module.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
     def state(self) -> dict[str, Tensor]:
         """The network's parameters and buffers, whole, on the CPU. All processes must call it."""
         return {name: whole(tensor).cpu() for name, tensor in self.module.model.state_dict().items()}
@@ -146,7 +168,8 @@ def _shard(module: TrainTransformer) -> None:
     for block in module.model.layers:
         fully_shard(block, reshard_after_forward=False)
     fully_shard(module)
-    register_fsdp_forward_method(module, "answers")
+    for name in ("answers", "choices"):
+        register_fsdp_forward_method(module, name)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -34,9 +34,22 @@ class Prefetch:
         self.feed, self.workers = feed, workers
         self._pool: ProcessPoolExecutor | None = None
         self._pending: dict[Call, list[Future[list[Row]]]] = {}
+        self._kept: dict[Call, Batch] = {}
 
-    def batch(self, step: int, rows: Sequence[int], length: int, documents: tuple[int, int] | None) -> Batch:
-        """As `Feed.batch`."""
+    def batch(
+        self, step: int, rows: Sequence[int], length: int, documents: tuple[int, int] | None, *, keep: bool = False
+    ) -> Batch:
+        """As `Feed.batch`. With `keep` the batch stays here until it is asked for without, so that a step's rows that
+        are looked at before their step are composed once."""
+        call = (step, tuple(rows), length, documents)
+        batch = self._kept.pop(call, None) or self._composed(step, rows, length, documents)
+        if keep:
+            self._kept[call] = batch
+        else:
+            self._kept = {other: kept for other, kept in self._kept.items() if other[0] > step}
+        return batch
+
+    def _composed(self, step: int, rows: Sequence[int], length: int, documents: tuple[int, int] | None) -> Batch:
         if not self.workers:
             return self.feed.batch(step, rows, length, documents)
         calls = [(step + ahead, tuple(rows), length, documents) for ahead in range(_AHEAD + 1)]

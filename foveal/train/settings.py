@@ -64,6 +64,34 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class RoutingConfig:
+    """Anticipatory routing: a step's tokens go to the experts that the parameters of `lag` steps before chose for them
+    (0: it is off).
+
+    With `spike` it is on after a loss spike only: when a step's loss is more than `spike` times the median of the
+    `window` losses before it (or not a number), the run goes back to its newest checkpoint, and routes so until it is
+    `steps` steps past the spike; in that time it does not go back again. Without `spike` it is on from the first step.
+    """
+
+    lag: int = 0
+    spike: float | None = None
+    window: int = 50
+    steps: int = 500
+
+    def __post_init__(self) -> None:
+        if self.lag < 0:
+            raise SettingsError(f"setting 'routing.lag' is {self.lag}; it must be 0 (off) or more")
+        if self.window < 1 or self.steps < 1:
+            raise SettingsError("settings 'routing.window' and 'routing.steps' must be 1 or more")
+        if self.spike is None:
+            return
+        if not self.lag:
+            raise SettingsError("setting 'routing.spike' needs a 'routing.lag' of 1 or more: without, nothing changes")
+        if not self.spike > 1:
+            raise SettingsError(f"setting 'routing.spike' is {self.spike}; it must be more than 1")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run.
 
@@ -82,7 +110,8 @@ class RunConfig:
 
     A checkpoint is written every `save_minutes` and, if set, `save_steps`; the newest `keep` stay. Every
     `heldout_every` steps (0: never) recall is measured on `heldout_sequences` held-out sequences. `data` composes
-    documents, `tasks` mixes generated tasks in, `positions` says where documents stand.
+    documents, `tasks` mixes generated tasks in, `positions` says where documents stand. `routing` is anticipatory
+    routing, off by default (`RoutingConfig`).
     """
 
     out: str
@@ -116,6 +145,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: Schedule = field(default_factory=Schedule)
     loss: LossConfig = field(default_factory=LossConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _POSITION = "position.json"
+_ROUTING = "routing.safetensors"
 _STEP = re.compile(r"step-(\d{8})$")
 
 
@@ -39,13 +40,14 @@ class Position:
 @dataclass(frozen=True)
 class Snapshot:
     """What a checkpoint folder holds. `config` is the network's ``config.json``; `means` what the curve had gathered
-    since its last row."""
+    since its last row; `routing` what anticipatory routing goes on with (`foveal.train.anticipation`)."""
 
     position: Position
     parameters: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     config: dict[str, object]
     means: dict[str, list[float]] = field(default_factory=dict)
+    routing: dict[str, Tensor] = field(default_factory=dict)
 
 
 @contextmanager
@@ -69,6 +71,8 @@ def save(folder: Path, saved: Snapshot, *, keep: int = 2) -> Path:
         partial.mkdir()
         save_file(_plain(saved.parameters), partial / "parameters.safetensors")
         save_file(_plain(saved.optimizer), partial / "optimizer.safetensors")
+        if saved.routing:
+            save_file(_plain(saved.routing), partial / _ROUTING)
         (partial / "config.json").write_text(json.dumps(dict(saved.config), indent=1), encoding="utf-8")
         position = asdict(saved.position) | {"means": saved.means}
         (partial / _POSITION).write_text(json.dumps(position), encoding="utf-8")
@@ -106,9 +110,10 @@ def load(path: Path) -> Snapshot:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         parameters = load_file(path / "parameters.safetensors")
         optimizer = load_file(path / "optimizer.safetensors")
+        routing = load_file(path / _ROUTING) if (path / _ROUTING).is_file() else {}
     except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise SnapshotError(f"cannot read the training checkpoint {path}: {error}") from error
-    return Snapshot(position, parameters, optimizer, config, means)
+    return Snapshot(position, parameters, optimizer, config, means, routing)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,15 +13,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveal.train import snapshot
+from foveal.train.anticipation import Anticipation
 from foveal.train.batch import Batch, Feed
 from foveal.train.curve import Curve, Means
 from foveal.train.loss import TrainTransformer, Weighing, gate_biases, move_biases
@@ -60,6 +61,15 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
+@dataclass(frozen=True)
+class _Done:
+    """What a step found: its gradient's norm, and its loss over all processes (None when nobody asks, or the stage has
+    none)."""
+
+    norm: float
+    loss: float | None
+
+
 class Trainer:
     """One run: a network, its data and its optimiser, from where its checkpoints left it to the end of its budget."""
 
@@ -91,6 +101,7 @@ class Trainer:
                 parameter.requires_grad_(False)
         self.optimizer = Optimizer(self.network.named_parameters(), run.optim, self.group, circuit.columns)
         self.biases = gate_biases(self.network, circuit.holds)
+        self.anticipation = Anticipation(run.routing, self.group)
         self.position = Position()
         self._means = Means()
         self.last_values: Mapping[str, float] = {}
@@ -99,9 +110,8 @@ class Trainer:
         self._stop = False
         self._resume()
         if run.compile:
-            for block in [*self.network.layers, *self.network.mtp]:
-                block.compile()
-        self._logs = _Logs(self.out, self.position.step) if self.group.first else None
+            _compile([*self.network.layers, *self.network.mtp], len(run.stages))
+        self._logs = _Logs(self.out, self.position) if self.group.first else None
 
     # ------------------------------------------------------------------ the run
 
@@ -119,13 +129,16 @@ class Trainer:
                 if current is not stage:
                     stage = current
                     self._begin(stage)
-                norm = self._step(stage, progress, prefetch)
-                bad = 0 if norm < float("inf") else bad + 1
+                self._look_ahead(stage, progress, prefetch)
+                done = self._step(stage, progress, prefetch)
+                bad = 0 if done.norm < float("inf") else bad + 1
                 if bad >= _MAX_BAD_STEPS:
                     raise TrainingError(f"{bad} steps in a row had no finite gradient; the last checkpoint is intact")
                 self._advance(stage, clock)
                 self._tell(stage, clock)
-                if self.group.agreed([float(self._save_is_due(clock))])[0]:
+                if self._spiked(stage, done):
+                    self._answer_spike()
+                elif self.group.agreed([float(self._save_is_due(clock))])[0]:
                     self.save()
                     clock.saved = time.monotonic()
         if stage is not None:
@@ -164,35 +177,49 @@ class Trainer:
 
     # ------------------------------------------------------------------ one step
 
-    def _step(self, stage: StageConfig, progress: float, prefetch: Prefetch) -> float:
-        rows = range(self.group.rank, stage.sequences, self.group.size)
+    def _step(self, stage: StageConfig, progress: float, prefetch: Prefetch) -> _Done:
+        rows = self.group.rows(stage.sequences)
         clock = _Stopwatch(self.times)
         batch = prefetch.batch(self.position.step, rows, stage.length, stage.documents)
         batch = _weighing(batch, stage.recall_weight, self.run)
+        choice = self.anticipation.take(self.position.step, batch)
         weights = torch.stack([batch.weights.sum(dtype=torch.float64), batch.mtp_weights.sum(dtype=torch.float64)])
         tokens, mtp_tokens = self.group.total(weights.to(self.group.device)).tolist()
-        micro = min(self.run.micro or self._rows_at_once(stage), len(rows))
         scale = self.run.schedule.scale(progress) * stage.lr
         self.optimizer.zero_grad()
-        parts = [slice(start, start + micro) for start in range(0, len(rows), micro)]
+        parts = self._parts(stage)
         loads: list[Tensor] = []
+        spent = 0.0
         clock.lap("data")
         for part in parts:
             piece = batch.some(part).to(self.group.device, self.ratios)
             weighing = self._weighing(stage, progress, tokens, mtp_tokens, len(piece.tokens))
             with self.shared.gradients(complete=part is parts[-1]):
-                loss, found = self.shared.runner(piece, weighing)
+                loss, found = self.shared.runner(piece, weighing, choice.of_rows(part) if choice else None)
                 clock.lap("forward")
                 loss.backward()
                 clock.lap("backward")
             self._note(piece, found)
+            if self.anticipation.watches and "nll" in found:
+                spent += float((found["nll"] * piece.weights.flatten()).sum())
             loads = [a + b for a, b in zip(loads, found["loads"], strict=True)] if loads else found["loads"]
         norm = self.optimizer.step(scale)
         clock.lap("optimizer")
         move_biases(self.biases, [self.group.total(load) for load in loads], self.run.loss.bias_speed)
         self._means.add("grad_norm", norm)
         self._means.add("lr", scale)
-        return norm
+        if self.run.routing.lag:
+            self._means.add("anticipated", float(choice is not None))
+        if not self.anticipation.watches or stage.train == "indexer":
+            return _Done(norm, None)
+        total = self.group.total(torch.tensor(spent, dtype=torch.float64, device=self.group.device))
+        return _Done(norm, float(total) / max(1e-9, tokens))
+
+    def _parts(self, stage: StageConfig) -> list[slice]:
+        """This process's rows of a step, as many at a time as are computed at once."""
+        rows = len(self.group.rows(stage.sequences))
+        micro = min(self.run.micro or self._rows_at_once(stage), rows)
+        return [slice(start, start + micro) for start in range(0, rows, micro)]
 
     def _rows_at_once(self, stage: StageConfig) -> int:
         """As many as a GPU is given; on a CPU more rows at once cost memory and bring nothing."""
@@ -213,7 +240,7 @@ class Trainer:
         )
 
     def _note(self, batch: Batch, found: Mapping[str, Any]) -> None:
-        for name, key in (("index_kl", "index_kl"), ("balance", "balance"), ("mtp", "mtp_loss")):
+        for name, key in _FOUND.items():
             if name in found:
                 self._means.add(key, float(found[name]), len(batch.tokens))
         if "nll" not in found:
@@ -236,6 +263,69 @@ class Trainer:
         self._means.add("tokens_per_second", tokens / max(1e-9, seconds - self.position.seconds))
         self.position = Position(self.position.step + 1, self.position.tokens + tokens, seconds)
 
+    # ------------------------------------------------------------------ anticipatory routing
+
+    def _look_ahead(self, stage: StageConfig, progress: float, prefetch: Prefetch) -> None:
+        """Before a step: choose the experts of the step `lag` steps further, with the parameters of now, and rounding
+        and limits as in that step's stage."""
+        lag, step = self.run.routing.lag, self.position.step
+        if not self.anticipation.on(step + lag):
+            return
+        coming = self._coming(progress, lag)
+        # All steps up to that one, in order: these are the next ones anyhow, and each is composed once.
+        for ahead, (then, _) in enumerate(coming):
+            rows = self.group.rows(then.sequences)
+            batch = prefetch.batch(step + ahead, rows, then.length, then.documents, keep=True)
+        # An indexer stage trains nothing that routes.
+        if len(coming) <= lag or then.train == "indexer":
+            return
+        mtp = self._weighing(then, coming[-1][1], 1, 1, 1).mtp > 0
+        prepare_stage(self.network, then)
+        self.anticipation.look_ahead(
+            step + lag,
+            batch,
+            self._parts(then),
+            lambda piece: self.model.choices(piece.to(self.group.device, self.ratios), mtp=mtp),
+        )
+        self.shared.rest()
+        prepare_stage(self.network, stage)
+
+    def _coming(self, progress: float, steps: int) -> list[tuple[StageConfig, float]]:
+        """Stage and progress of this step and of `steps` more, or up to the run's end. Exact for a budget in tokens;
+        the clock is taken to stand still."""
+        coming: list[tuple[StageConfig, float]] = []
+        tokens = self.position.tokens
+        while len(coming) <= steps and progress < 1:
+            stage = self.stage_at(progress)
+            coming.append((stage, progress))
+            tokens += stage.length * stage.sequences
+            if self.run.tokens:
+                progress = max(progress, tokens / self.run.tokens)
+        return coming
+
+    def _spiked(self, stage: StageConfig, done: _Done) -> bool:
+        """Whether the step just done is a loss spike to be answered."""
+        if done.loss is None:
+            return False
+        spiked = self.anticipation.spiked(self.position.step - 1, self.run.stages.index(stage), done.loss)
+        return bool(self.group.agreed([float(spiked)])[0])
+
+    def _answer_spike(self) -> None:
+        """Go back to the newest checkpoint and route ahead from there on. Without a checkpoint there is nothing to go
+        back to, and the run goes on from where it is."""
+        spike, found = self.position, snapshot.all_in(self.out)
+        if found:
+            self._restore(found[-1])
+            # Time that was spent stays spent: a budget in minutes does not grow.
+            self.position = replace(self.position, seconds=spike.seconds)
+            if self._logs is not None:
+                self._logs.close()
+                self._logs = _Logs(self.out, self.position)
+        self.anticipation.begin(spike.step - 1)
+        if self.group.first:
+            message = f"loss spike in step {spike.step}; on from step {self.position.step} with anticipatory routing"
+            print(message, file=sys.stderr, flush=True)
+
     # ------------------------------------------------------------------ held-out text
 
     @torch.no_grad()
@@ -253,6 +343,7 @@ class Trainer:
             if many:
                 means.add("heldout_recall_loss", float((nll * asked).sum()) / many, many)
                 means.add("heldout_recall_accuracy", float((correct & asked).sum()) / many, many)
+        self.shared.rest()
         return means.take()
 
     # ------------------------------------------------------------------ telling and saving
@@ -295,26 +386,30 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of where the run stands. All processes must call it."""
         parameters, optimizer, means = self.shared.state(), self.optimizer.state_dict(), self._state_of_means()
+        routing = self.anticipation.state()
         if self.group.first:
             config = self.network.config.to_dict()
-            saved = Snapshot(self.position, parameters, optimizer, config, means)
+            saved = Snapshot(self.position, parameters, optimizer, config, means, routing)
             snapshot.save(self.out, saved, keep=self.run.keep)
         self.group.wait()
 
     def _resume(self) -> None:
         found = snapshot.all_in(self.out)
-        if not found:
-            return
-        saved = snapshot.load(found[-1])
+        if found:
+            self._restore(found[-1])
+
+    def _restore(self, path: Path) -> None:
+        saved = snapshot.load(path)
         if saved.config != self.network.config.to_dict():
             raise snapshot.SnapshotError(
-                f"{found[-1]} was written by a network of another shape; choose another 'out' or move it away"
+                f"{path} was written by a network of another shape; choose another 'out' or move it away"
             )
         try:
             self.shared.load(saved.parameters)
         except ValueError as error:
-            raise snapshot.SnapshotError(f"{found[-1]} does not fit the network: {error}") from error
+            raise snapshot.SnapshotError(f"{path} does not fit the network: {error}") from error
         self.optimizer.load_state_dict(saved.optimizer)
+        self.anticipation.load(saved.routing)
         self.position = saved.position
         self._means.restore(saved.means if self.group.first else {})
 
@@ -339,9 +434,11 @@ class Trainer:
 
 
 _GATHERED = (
-    "loss", "recall_loss", "recall_accuracy", "ordinary_loss", "index_kl", "balance", "mtp_loss",
+    "loss", "recall_loss", "recall_accuracy", "ordinary_loss", "index_kl", "balance", "mtp_loss", "rerouted",
 )  # fmt: skip
 """Means that every process has a share of; the rest is the same in all."""
+_FOUND = {"index_kl": "index_kl", "balance": "balance", "mtp": "mtp_loss", "rerouted": "rerouted"}
+"""Scalars that a forward pass finds, and what the curve calls them."""
 
 
 class _Stopwatch:
@@ -376,12 +473,13 @@ class _Clock:
 class _Logs:
     """The curve's rows, as CSV and for TensorBoard."""
 
-    def __init__(self, out: Path, step: int) -> None:
+    def __init__(self, out: Path, position: Position) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._curve = Curve(out / "curve.csv", step)
+        self._curve = Curve(out / "curve.csv", position.step)
         with snapshot.private():
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+            # The board's steps are tokens.
+            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=position.tokens + 1)
 
     def add(self, position: Position, stage: int, length: int, values: Mapping[str, float]) -> None:
         """One row."""
@@ -400,6 +498,17 @@ def _weighing(batch: Batch, recall_weight: float | None, run: RunConfig) -> Batc
         return batch
     weights = torch.where(batch.asked & (batch.weights > 0), recall_weight, batch.weights)
     return Batch(batch.tokens, batch.targets, weights, batch.asked, batch.packing)
+
+
+def _compile(blocks: list[nn.Module], stages: int) -> None:
+    """All blocks share one cache, in which each has a form for every stage: told of experts or not, with gradients or
+    without, first and later row lengths. PyTorch's limit of 8 would leave most uncompiled, without a word."""
+    config = torch._dynamo.config
+    forms = 8 * len(blocks) * stages
+    config.recompile_limit = max(config.recompile_limit, forms)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, forms)
+    for block in blocks:
+        block.compile()
 
 
 def _check_shares(run: RunConfig, group: Group) -> None:
