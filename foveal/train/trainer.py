@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from foveal.train import snapshot
 from foveal.train.anticipation import Anticipation
 from foveal.train.batch import Batch, Feed
-from foveal.train.curve import Curve, Means
+from foveal.train.curve import Means
+from foveal.train.logs import Clock, Logs, Stopwatch
 from foveal.train.loss import TrainTransformer, Weighing, gate_biases, move_biases
 from foveal.train.optim import Optimizer
 from foveal.train.parallel import Group, Shared
@@ -111,13 +112,13 @@ class Trainer:
         self._resume()
         if run.compile:
             _compile([*self.network.layers, *self.network.mtp], len(run.stages))
-        self._logs = _Logs(self.out, self.position) if self.group.first else None
+        self._logs = Logs(self.out, self.position) if self.group.first else None
 
     # ------------------------------------------------------------------ the run
 
     def train(self) -> Position:
         """Train until the budget is used up or a signal asks to stop; the last state is saved either way."""
-        clock = _Clock(self.position)
+        clock = Clock(self.position)
         stage: StageConfig | None = None
         bad = 0
         with self._signals(), Prefetch(self.feed, self.run.workers) as prefetch:
@@ -179,7 +180,7 @@ class Trainer:
 
     def _step(self, stage: StageConfig, progress: float, prefetch: Prefetch) -> _Done:
         rows = self.group.rows(stage.sequences)
-        clock = _Stopwatch(self.times)
+        clock = Stopwatch(self.times)
         batch = prefetch.batch(self.position.step, rows, stage.length, stage.documents)
         batch = _weighing(batch, stage.recall_weight, self.run)
         choice = self.anticipation.take(self.position.step, batch)
@@ -257,7 +258,7 @@ class Trainer:
             if count:
                 self._means.add(name, float((values * mask).sum()) / count, count)
 
-    def _advance(self, stage: StageConfig, clock: _Clock) -> None:
+    def _advance(self, stage: StageConfig, clock: Clock) -> None:
         tokens = stage.length * stage.sequences
         seconds = clock.tick(tokens)
         self._means.add("tokens_per_second", tokens / max(1e-9, seconds - self.position.seconds))
@@ -320,7 +321,7 @@ class Trainer:
             self.position = replace(self.position, seconds=spike.seconds)
             if self._logs is not None:
                 self._logs.close()
-                self._logs = _Logs(self.out, self.position)
+                self._logs = Logs(self.out, self.position)
         self.anticipation.begin(spike.step - 1)
         if self.group.first:
             message = f"loss spike in step {spike.step}; on from step {self.position.step} with anticipatory routing"
@@ -348,7 +349,7 @@ class Trainer:
 
     # ------------------------------------------------------------------ telling and saving
 
-    def _tell(self, stage: StageConfig, clock: _Clock) -> None:
+    def _tell(self, stage: StageConfig, clock: Clock) -> None:
         step, every = self.position.step, self.run.heldout_every
         values: dict[str, float] = {}
         if step % self.run.log_every == 0 or self.progress() >= 1:
@@ -378,7 +379,7 @@ class Trainer:
         own = {name: pair for name, pair in state.items() if name not in _GATHERED}
         return own | {name: pair for name, pair in zip(_GATHERED, total, strict=True) if pair[1]}
 
-    def _save_is_due(self, clock: _Clock) -> bool:
+    def _save_is_due(self, clock: Clock) -> bool:
         steps = self.run.save_steps
         by_steps = steps is not None and self.position.step % steps == 0
         return by_steps or time.monotonic() - clock.saved > 60 * self.run.save_minutes
@@ -439,57 +440,6 @@ _GATHERED = (
 """Means that every process has a share of; the rest is the same in all."""
 _FOUND = {"index_kl": "index_kl", "balance": "balance", "mtp": "mtp_loss", "rerouted": "rerouted"}
 """Scalars that a forward pass finds, and what the curve calls them."""
-
-
-class _Stopwatch:
-    """Adds the time since the last lap to a name's sum."""
-
-    def __init__(self, times: dict[str, float]) -> None:
-        self._times, self._last = times, time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self._times[name] += now - self._last
-        self._last = now
-
-
-class _Clock:
-    """Seconds of training over all sessions, and this session's speed in tokens a second (a running mean)."""
-
-    def __init__(self, position: Position) -> None:
-        self._before, self._began = position.seconds, time.monotonic()
-        self.saved = self._last = self._began
-        self.speed = 0.0
-
-    def tick(self, tokens: int) -> float:
-        """A step of `tokens` is done: the seconds of all sessions."""
-        now = time.monotonic()
-        speed = tokens / max(1e-9, now - self._last)
-        self.speed = speed if not self.speed else 0.9 * self.speed + 0.1 * speed
-        self._last = now
-        return self._before + now - self._began
-
-
-class _Logs:
-    """The curve's rows, as CSV and for TensorBoard."""
-
-    def __init__(self, out: Path, position: Position) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._curve = Curve(out / "curve.csv", position.step)
-        with snapshot.private():
-            # The board's steps are tokens.
-            self._board = SummaryWriter(str(out / "tensorboard"), purge_step=position.tokens + 1)
-
-    def add(self, position: Position, stage: int, length: int, values: Mapping[str, float]) -> None:
-        """One row."""
-        self._curve.add({**asdict(position), "stage": stage, "length": length, **values})
-        for name, value in values.items():
-            self._board.add_scalar(name, value, position.tokens)
-        self._board.flush()
-
-    def close(self) -> None:
-        self._board.close()
 
 
 def _weighing(batch: Batch, recall_weight: float | None, run: RunConfig) -> Batch:
