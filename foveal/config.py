@@ -476,7 +476,7 @@ def _nano() -> ModelConfig:
         vocab_size=4096,
         hidden_size=384,
         num_hidden_layers=4,
-        num_attention_heads=4,
+        num_attention_heads=5,
         head_dim=512,
         qk_rope_head_dim=32,
         q_lora_rank=352,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from foveal.config import preset
 
@@ -20,14 +21,15 @@ BENCH = str(Path(__file__).resolve().parent.parent / "bench")
 def scripts() -> Iterator[dict[str, ModuleType]]:
     sys.path.insert(0, BENCH)
     try:
+        import circuit
         import limits
         import peers
         from peer import blanks, worker
 
-        yield {"limits": limits, "peers": peers, "blanks": blanks, "worker": worker}
+        yield {"circuit": circuit, "limits": limits, "peers": peers, "blanks": blanks, "worker": worker}
     finally:
         sys.path.remove(BENCH)
-        for name in ("limits", "peers", "peer", "peer.blanks", "peer.worker", "peer.setup"):
+        for name in ("circuit", "limits", "peers", "peer", "peer.blanks", "peer.worker", "peer.setup"):
             sys.modules.pop(name, None)
 
 
@@ -107,3 +109,15 @@ def test_what_was_never_written_is_filled_and_nothing_else(scripts: dict[str, Mo
         assert np.isfinite(values).all() and abs(values.std() - 1) < 0.05
         mask[first : first + size] = False
     assert (data[mask] == before[mask]).all()
+
+
+def test_the_circuit_alone_tells_copies_apart_as_far_back_as_it_reaches(scripts: dict[str, ModuleType]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codes, signatures = (torch.nn.functional.normalize(torch.randn(500, w, generator=generator)) for w in (48, 190))
+    text = torch.randint(0, 500, (403,), generator=generator)
+    text[300:330] = text[101:131]
+    cues = [text[start - 8 : start + 30].tolist() for start in (101, 300)]
+    expected = torch.stack([text[131:163], text[330:362]])
+    near, far = (scripts["circuit"].Circuit(text, codes, signatures, [1.0] * reach) for reach in (25, 36))
+    assert torch.equal(far.recall(cues, 32), expected)
+    assert torch.equal(near.recall(cues, 32)[0], near.recall(cues, 32)[1]), "what it sees is the same"

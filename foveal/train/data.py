@@ -153,7 +153,7 @@ class Recipe:
     """Chance that a section is preceded by a line end; the rest begins in the middle of a line."""
     blank_share: float = 0.0
     """Chance that a section is preceded by blanks, as a recall's cue is: then nothing else is in the cue's context."""
-    blanks: int = 25
+    blanks: int = 36
     wrong_share: float = 0.0
     """Share of a section's tokens after the cue that are shown wrong (a random one of the sequence) while the targets
     stay right: generation has to find back after a mistake of its own."""

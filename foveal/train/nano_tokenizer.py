@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from foveal.text.specials import BOS, EOS, FIRST_SPECIALS, LAST_SPECIALS, PAD, PRETOKENISER_PATTERNS, RECALL_BLANKS
 
 NANO_VOCAB_SIZE = 4096
-NANO_BLANKS = 25
+NANO_BLANKS = 36
 """As far back as the structured start looks (`foveal.train.structured`)."""
 
 

@@ -5,9 +5,9 @@ known, and every part of it is something V4 can represent exactly, so it is writ
 
 1. *Code and signature.* The embedding of token x holds a constant, a short random code c(x) and a long one, E(x) (rare
    tokens louder). A fixed rotation R stands for one step back: the signature of a token is the sum of R^k E(x[t-k])
-   over the two dozen tokens up to it, k = 0 among them. Layer 0's heads each look one fixed distance back (a rotary
-   phase against a constant key) and add the terms 1 to 4; layer 1 picks up layer 0's signatures farther back. Layer 0
-   also notes the codes of the last two tokens, each in channels of its own.
+   over the tokens up to it, k = 0 among them. Layer 0's h heads each look one fixed distance back (a rotary phase
+   against a constant key) and add the terms 1 to h; layer 1 picks up layer 0's signatures of h + 1 tokens farther
+   back. So five heads see 36 tokens. Layer 0 also notes the codes of the last two tokens, each in channels of its own.
 2. *Entries.* The CSA layer's compressor, by its position bias `ape`, gives an entry the signature of the token
    *before* its four (`key`), and the codes of the four, each in channels of its own (`slots`). So one key serves four
    places, and is four times as wide as a key for each place would be.
@@ -46,10 +46,6 @@ from foveal.model.rope import rotation_of
 from foveal.model.transformer import Block, Transformer
 
 SLOTS = 4
-NEAR_LAGS = (1, 2, 3, 4)
-"""Distances layer 0 looks back, one a head."""
-FAR_LAGS = (5, 10, 15, 20)
-"""Distances at which layer 1 picks up layer 0's signatures of five tokens."""
 NOTED = 2
 """Tokens before the present one whose codes layer 0 notes: with it, the three that stand before slot 3."""
 
@@ -107,15 +103,14 @@ class Strengths:
     """The few numbers that set how sharp the circuit starts."""
 
     code_norm: float = 4.0
-    near_weight: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
-    far_weight: tuple[float, ...] = (0.8, 0.6, 0.5, 0.4)
+    far_weight: tuple[float, ...] = (0.8, 0.6, 0.45, 0.4, 0.35)
     loudness: tuple[float, float] = (0.8, 1.2)
     look_back_key: float = 8.0
     look_back_gain: float = 4.0
     match_logit: float = 60.0
     sink: float = 54.0
     slot_bias: tuple[float, float] = (4.0, -4.0)
-    copy_gain: tuple[float, float] = (3e6, 3e6)
+    copy_gain: tuple[float, float] = (1e7, 1e7)
     copy_logit: float = 16.0
     noise: float = 0.01
 
@@ -147,14 +142,15 @@ def structured_start(
     blanks: Sequence[int] = (),
     seed: int = 0,
     strengths: Strengths | None = None,
+    embedding: Tensor | None = None,
 ) -> None:
     """Set all parameters of `model`.
 
     `frequencies` [V] are the tokens' relative frequencies in the training data (rare tokens get a louder code, and the
-    LM head starts as the unigram distribution); `blanks` are token ids without a code. Raises
-    `ValueError` when the shape cannot hold the circuit.
+    LM head starts as the unigram distribution); `blanks` are token ids without a code. `embedding` [V, d] of an earlier
+    start is taken as it is, codes and all. Raises `ValueError` when the shape cannot hold the circuit.
     """
-    builder = _Builder(model, frequencies, seed, strengths or Strengths())
+    builder = _Builder(model, frequencies, seed, strengths or Strengths(), embedding)
     with torch.no_grad():
         builder.build()
         for blank in blanks:
@@ -162,8 +158,10 @@ def structured_start(
 
 
 class _Builder:
-    def __init__(self, model: Transformer, frequencies: Tensor, seed: int, strengths: Strengths) -> None:
-        self.model, self.config, self.strengths = model, model.config, strengths
+    def __init__(
+        self, model: Transformer, frequencies: Tensor, seed: int, strengths: Strengths, embedding: Tensor | None
+    ) -> None:
+        self.model, self.config, self.strengths, self.embedding = model, model.config, strengths, embedding
         self.plan = Plan.of(self.config)
         self.random = torch.Generator().manual_seed(seed)
         self.frequencies = (frequencies.double() + 1e-7).float()
@@ -175,10 +173,11 @@ class _Builder:
         config, plan = self.config, self.plan
         two_windows = [config.kind(i) for i in (0, 1)] == [LayerKind.SLIDING] * 2
         matching = bool(config.layers_of(LayerKind.CSA)) and config.index_n_heads % SLOTS == 0
-        if not two_windows or not matching or config.num_attention_heads != SLOTS or config.o_groups not in (1, 2, 4):
+        heads = config.num_attention_heads
+        if not two_windows or not matching or not SLOTS <= heads <= len(self.strengths.far_weight):
             raise ValueError(
-                "the structured start needs two window-only layers at the bottom, a CSA layer, 4 attention heads and a "
-                "multiple of 4 index heads"
+                "the structured start needs two window-only layers at the bottom, a CSA layer, 4 or "
+                f"{len(self.strengths.far_weight)} attention heads and a multiple of 4 index heads"
             )
         latent, rank = _width(plan.matched), plan.signature.stop - plan.recent[1].start
         entry = plan.slot(SLOTS - 1).stop
@@ -214,8 +213,9 @@ class _Builder:
     def build(self) -> None:
         self._small_random()
         self._embedding()
-        self._look_back(0, NEAR_LAGS, self.strengths.near_weight, noted=NOTED)
-        self._look_back(1, FAR_LAGS, self.strengths.far_weight)
+        heads = self.config.num_attention_heads
+        self._look_back(0, range(1, heads + 1), [1.0] * heads, noted=NOTED)
+        self._look_back(1, [(heads + 1) * lag for lag in range(1, heads + 1)], self.strengths.far_weight[:heads])
         last = self.config.layers_of(LayerKind.CSA)[-1]
         self._entries(last)
         self._match(last)
@@ -280,6 +280,10 @@ class _Builder:
     def _embedding(self) -> None:
         """Constant, code, and the signature's first term. Rare tokens are louder."""
         table, plan = self.weight(self.model.embed), self.plan
+        if self.embedding is not None:
+            table.copy_(self.embedding)
+            self.code = torch.nn.functional.normalize(table[:, plan.recent[0]])
+            return
         surprise = -self.frequencies.log2()
         loudness = (surprise / surprise[self.frequencies > 1e-6].mean()).clamp(*self.strengths.loudness)
         loud = (loudness * self.strengths.code_norm).unsqueeze(1)
@@ -289,7 +293,7 @@ class _Builder:
         table[:, plan.recent[0]] = self.code * loud
         table[:, plan.signature] = self.directions(_width(plan.signature)) * loud
 
-    def _look_back(self, layer: int, lags: tuple[int, ...], strengths: tuple[float, ...], *, noted: int = 0) -> None:
+    def _look_back(self, layer: int, lags: Sequence[int], strengths: Sequence[float], *, noted: int = 0) -> None:
         """Head h adds the signature of the token `lags[h]` back, turned so many steps; the first `noted` heads also
         note its code."""
         attention, plan = self.attention(layer), self.plan
@@ -311,7 +315,7 @@ class _Builder:
                 parts.append((head, slice(size, size + code), plan.recent[head + 1], torch.eye(code) * scale))
         self._write(attention, parts, target)
 
-    def _fixed_distances(self, layer: int, lags: tuple[int, ...]) -> None:
+    def _fixed_distances(self, layer: int, lags: Sequence[int]) -> None:
         """Keys are a constant under the rotary phase, head h's query the same `lags[h]` positions back."""
         attention, config = self.attention(layer), self.config
         frequencies = rotation_of(config, layer).frequencies
@@ -376,7 +380,7 @@ class _Builder:
         wq_a.zero_()
         wq_a[:size, plan.matched] = torch.eye(size)
         wq_b = self.weight(attention.wq_b).view(config.num_attention_heads, config.head_dim, -1)
-        wq_b.zero_()
+        wq_b.zero_()  # of a fifth head, too: it looks back in the layers below, and here the sink has all of it
         for head in range(SLOTS):
             wq_b[head, plan.key, plan.in_latent(plan.signature)] = self.steps_back(-head)
             for back in range(head):

@@ -1,0 +1,89 @@
+"""Today's circuit under layers that were trained above an earlier one: ``python -m foveal.train.graft RUN OLD OUT``.
+
+What is special here: what a structured start's circuit does is known, and what stands above it reads its signature and
+little else. So when the circuit gets better, the layers above need not be trained anew from nothing: they keep their
+weights, with the embedding and the head that both share, and a short run (``start_from: OUT``) makes them used to what
+changed. Where the new shape has more attention heads, those of the trained layers start silent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from foveal.api import ModelNotFound, model_folder
+from foveal.checkpoint.errors import CheckpointError
+from foveal.checkpoint.reader import open_checkpoint
+from foveal.config import LayerKind
+from foveal.model.transformer import Transformer
+from foveal.model.weights import load_parameters
+from foveal.train.data import TokenTable
+from foveal.train.export import export_model
+from foveal.train.launch import composer_of, find_config
+from foveal.train.settings import RunConfig, SettingsError
+from foveal.train.start import random_start
+from foveal.train.structured import structured_start
+
+
+def graft(model: Transformer, old: Transformer) -> None:
+    """Copy to `model`, a structured start with the embedding of `old`, all of `old` but the attention of the layers
+    that hold the circuit.
+
+    Raises `ValueError` when a tensor of `old` is larger than its namesake, or heads are in several output groups: more
+    heads in one group is the one change of shape for which the old tensor is the beginning of the new one.
+    """
+    if model.config.o_groups != 1 or old.config.o_groups != 1:
+        raise ValueError("models of several output groups cannot be grafted")
+    last = model.config.layers_of(LayerKind.CSA)[-1]
+    circuit = tuple(f"layers.{layer}.attn." for layer in range(last + 1))
+    new = model.state_dict()
+    for name, tensor in old.state_dict().items():
+        if name.startswith(circuit):
+            continue
+        target = new[name]
+        if any(a > b for a, b in zip(tensor.shape, target.shape, strict=True)):
+            raise ValueError(f"{name} is {list(tensor.shape)} in the old model and {list(target.shape)} in the new one")
+        if name.endswith("attn.wo_a.weight"):
+            target.zero_()
+        target[tuple(slice(size) for size in tensor.shape)] = tensor
+
+
+def grafted(run: RunConfig, source: str) -> Transformer:
+    """The run's structured start with what the model at `source` learned above its circuit."""
+    checkpoint = open_checkpoint(model_folder(source))
+    old = Transformer(checkpoint.config)
+    load_parameters(old, checkpoint.weights)
+    config = run.model_config()
+    table = TokenTable.from_tokenizer(run.tokenizer)
+    frequencies = composer_of(run, run.train, table).frequencies(config.vocab_size)
+    model = Transformer(config)
+    random_start(model, config, run.seed)
+    with torch.no_grad():
+        embedding = old.state_dict()["embed.weight"]
+        structured_start(model, frequencies, blanks=(table.blank,), seed=run.seed, embedding=embedding)
+        graft(model, old)
+    return model
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m foveal.train.graft", description="Write a model directory.")
+    parser.add_argument("run", help="the run whose start is wanted: a YAML file, or the name of one that ships")
+    parser.add_argument("source", help="the model directory with the trained layers (the circuit's seed is the run's)")
+    parser.add_argument("out", type=Path, help="the folder to make")
+    given = parser.parse_args(arguments)
+    try:
+        run = RunConfig.from_yaml(find_config(given.run))
+        model = grafted(run, given.source)
+        export_model(model, model.config, given.out, Path(run.tokenizer).parent)
+    except (SettingsError, ModelNotFound, CheckpointError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
