@@ -1,7 +1,7 @@
 """What nano's circuit would recall with other look-backs: the circuit alone, in exact arithmetic.
 
     python bench/circuit.py --source build/corpus/heldout_src --length 128k --samples 200
-    python bench/circuit.py --source DIR --weights 1,.8,.6,.5,.4 --reach 5      # four heads: 5 groups of 5 tokens
+    python bench/circuit.py --source DIR --weights 1,.8,.6,.5,.4 --group 5      # four heads: 5 groups of 5 tokens
 
 What is special here: no network runs. Signatures, entries and their match (`foveal.train.structured`) are written down
 once more as a few sums over the tokens' codes, which the shipped model's embedding gives; the next token is the one
@@ -42,7 +42,7 @@ class Question:
     expected: tuple[int, ...]
 
 
-class Circuit:
+class ExactCircuit:
     """The circuit over one text: tokens [n] -> entries of four."""
 
     def __init__(self, text: Tensor, codes: Tensor, signatures: Tensor, weights: Sequence[float]) -> None:
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--weights", help="of each group of tokens, the nearest first (default: nano's)")
-    parser.add_argument("--reach", type=int, default=6, help="tokens of a group")
+    parser.add_argument("--group", type=int, default=6, help="tokens of a group (default: 6)")
     given = parser.parse_args()
     weights = [1.0, *Strengths().far_weight] if given.weights is None else [float(w) for w in given.weights.split(",")]
     checkpoint = open_checkpoint(model_folder("nano"))
@@ -128,8 +128,8 @@ def main() -> None:
     assert isinstance(stored, Tensor), "an embedding is never stored in blocks"
     embedding = stored.float()
     text, asked = questions(given.source, given.length, given.samples, given.seed)
-    each = [weight for weight in weights for _ in range(given.reach)]
-    circuit = Circuit(text, embedding[:, plan.recent[0]], embedding[:, plan.signature], each)
+    each = [weight for weight in weights for _ in range(given.group)]
+    circuit = ExactCircuit(text, embedding[:, plan.recent[0]], embedding[:, plan.signature], each)
     got = circuit.recall([question.cue for question in asked], ANSWER_TOKENS).tolist()
     shares = [tokens_right(answer, question.expected)[0] for answer, question in zip(got, asked, strict=True)]
     low, high = interval(shares)

@@ -118,6 +118,6 @@ def test_the_circuit_alone_tells_copies_apart_as_far_back_as_it_reaches(scripts:
     text[300:330] = text[101:131]
     cues = [text[start - 8 : start + 30].tolist() for start in (101, 300)]
     expected = torch.stack([text[131:163], text[330:362]])
-    near, far = (scripts["circuit"].Circuit(text, codes, signatures, [1.0] * reach) for reach in (25, 36))
+    near, far = (scripts["circuit"].ExactCircuit(text, codes, signatures, [1.0] * reach) for reach in (25, 36))
     assert torch.equal(far.recall(cues, 32), expected)
     assert torch.equal(near.recall(cues, 32)[0], near.recall(cues, 32)[1]), "what it sees is the same"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.stores import TOKENIZER, write_lines
+from helpers.stores import TINY, TOKENIZER, write_lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
@@ -23,12 +23,6 @@ from foveal.train.settings import LossConfig, RoutingConfig, RunConfig, Settings
 from foveal.train.start import prepare_stage
 from foveal.train.trainer import Trainer
 
-MODEL = dict(
-    preset="nano", hidden_size=32, num_hidden_layers=3, num_attention_heads=2, head_dim=32, qk_rope_head_dim=8,
-    q_lora_rank=16, o_groups=2, o_lora_rank=16, compress_ratios=[0, 4, 128, 0], index_n_heads=2, index_head_dim=16,
-    index_topk=8, n_routed_experts=4, moe_intermediate_size=32, sliding_window=16, num_nextn_predict_layers=1,
-    hc_sinkhorn_iters=3,
-)  # fmt: skip
 ROUTED = {1, 2, 3}
 """Layers with a router that learns: the first is hash-routed, the last is the MTP block."""
 DENSE = StageConfig(64, 2)
@@ -48,7 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_config(out: Path, store: Path, lag: int, stages: tuple[StageConfig, ...] = STAGES, **changes: Any) -> RunConfig:
     values: dict[str, Any] = dict(
-        out=str(out), train=str(store), tokenizer=str(TOKENIZER), stages=stages, model=MODEL, start="random",
+        out=str(out), train=str(store), tokenizer=str(TOKENIZER), stages=stages, model=TINY, start="random",
         tokens=TOKENS, log_every=1, precision="fp32", device="cpu", routing=RoutingConfig(lag),
     )  # fmt: skip
     return RunConfig(**values | changes)

@@ -101,6 +101,8 @@ def test_what_does_not_fit_is_refused(model_folder: Path, tmp_path: Path, capsys
     assert "already there" in capsys.readouterr().err
     assert main([settings(tmp_path), str(tmp_path / "nothing"), str(tmp_path / "other")]) == 1
     assert "there is no model at" in capsys.readouterr().err
+    assert main([settings(tmp_path, start="random"), str(model_folder), str(tmp_path / "other")]) == 1
+    assert "needs a run with 'start: structured'" in capsys.readouterr().err
     narrow = Transformer(OLD.replace(moe_intermediate_size=64))
     wide = Transformer(OLD)
     with pytest.raises(ValueError, match="in the old model and"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.stores import TINY
 from torch import nn
 
 import foveal
@@ -25,12 +26,6 @@ from foveal.train.snapshot import Position, Snapshot, SnapshotError
 
 NANO = Path(foveal.__file__).parent / "weights" / "nano"
 NEWLINE = 201
-MODEL = dict(
-    preset="nano", hidden_size=32, num_hidden_layers=3, num_attention_heads=2, head_dim=32, qk_rope_head_dim=8,
-    q_lora_rank=16, o_groups=2, o_lora_rank=16, compress_ratios=[0, 4, 128, 0], index_n_heads=2, index_head_dim=16,
-    index_topk=8, n_routed_experts=4, moe_intermediate_size=32, sliding_window=16, num_nextn_predict_layers=1,
-    hc_sinkhorn_iters=3,
-)  # fmt: skip
 STAGES = [
     {"length": 64, "sequences": 2, "share": 0.4},
     {"length": 160, "sequences": 2, "share": 0.2, "documents": [64, 160]},
@@ -59,7 +54,7 @@ def _newlines() -> list[int]:
 def settings(out: Path, store: Path, **changes: object) -> dict[str, object]:
     values: dict[str, object] = dict(
         out=str(out), train=str(store), tokenizer=str(NANO / "tokenizer.json"), tokens=128 * 16, log_every=1,
-        start="random", precision="fp32", device="cpu", model=MODEL, stages=STAGES, data={"blank_share": 0.5},
+        start="random", precision="fp32", device="cpu", model=TINY, stages=STAGES, data={"blank_share": 0.5},
     )  # fmt: skip
     return values | changes
 
@@ -239,7 +234,7 @@ def test_the_bias_moves_and_the_loss_falls(tmp_path: Path, store: Path) -> None:
 def test_another_networks_checkpoint_is_refused(tmp_path: Path, store: Path) -> None:
     launch.build(run_config(tmp_path / "run", store)).save()
     with pytest.raises(SnapshotError, match="another shape"):
-        launch.build(run_config(tmp_path / "run", store, model=MODEL | {"index_topk": 7}))
+        launch.build(run_config(tmp_path / "run", store, model=TINY | {"index_topk": 7}))
 
 
 def test_snapshots_are_whole_and_few(tmp_path: Path) -> None:

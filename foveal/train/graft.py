@@ -15,17 +15,15 @@ from pathlib import Path
 import torch
 
 from foveal.api import ModelNotFound, model_folder
-from foveal.checkpoint.errors import CheckpointError
 from foveal.checkpoint.reader import open_checkpoint
 from foveal.config import LayerKind
 from foveal.model.transformer import Transformer
 from foveal.model.weights import load_parameters
+from foveal.train.__main__ import REFUSALS
 from foveal.train.data import TokenTable
 from foveal.train.export import export_model
-from foveal.train.launch import composer_of, find_config
+from foveal.train.launch import composer_of, find_config, started
 from foveal.train.settings import RunConfig, SettingsError
-from foveal.train.start import random_start
-from foveal.train.structured import structured_start
 
 
 def graft(model: Transformer, old: Transformer) -> None:
@@ -53,17 +51,14 @@ def graft(model: Transformer, old: Transformer) -> None:
 
 def grafted(run: RunConfig, source: str) -> Transformer:
     """The run's structured start with what the model at `source` learned above its circuit."""
+    if run.start != "structured" or run.start_from is not None:
+        raise SettingsError("a graft needs a run with 'start: structured' and without 'start_from'")
     checkpoint = open_checkpoint(model_folder(source))
     old = Transformer(checkpoint.config)
     load_parameters(old, checkpoint.weights)
-    config = run.model_config()
     table = TokenTable.from_tokenizer(run.tokenizer)
-    frequencies = composer_of(run, run.train, table).frequencies(config.vocab_size)
-    model = Transformer(config)
-    random_start(model, config, run.seed)
+    model = started(run, composer_of(run, run.train, table), table, embedding=old.state_dict()["embed.weight"])
     with torch.no_grad():
-        embedding = old.state_dict()["embed.weight"]
-        structured_start(model, frequencies, blanks=(table.blank,), seed=run.seed, embedding=embedding)
         graft(model, old)
     return model
 
@@ -78,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = RunConfig.from_yaml(find_config(given.run))
         model = grafted(run, given.source)
         export_model(model, model.config, given.out, Path(run.tokenizer).parent)
-    except (SettingsError, ModelNotFound, CheckpointError, ValueError, OSError) as error:
+    except (*REFUSALS, ModelNotFound, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {given.out}")

@@ -39,8 +39,10 @@ def find_config(name: str) -> Path:
     raise SettingsError(f"no file {name}, and no run of that name ships with Foveal (there are {names})")
 
 
-def started(run: RunConfig, composer: Composer, table: TokenTable) -> Transformer:
-    """The network as the run begins with it."""
+def started(
+    run: RunConfig, composer: Composer, table: TokenTable, embedding: torch.Tensor | None = None
+) -> Transformer:
+    """The network as the run begins with it; a structured start with `embedding`, if one is given."""
     config = run.model_config()
     model = Transformer(config, numerics=Numerics.none())
     random_start(model, config, run.seed)
@@ -48,7 +50,7 @@ def started(run: RunConfig, composer: Composer, table: TokenTable) -> Transforme
         _take(model, run.start_from)
     elif run.start == "structured":
         frequencies = composer.frequencies(config.vocab_size)
-        structured_start(model, frequencies, blanks=(table.blank,), seed=run.seed)
+        structured_start(model, frequencies, blanks=(table.blank,), seed=run.seed, embedding=embedding)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Token stores for training tests."""
+"""Token stores for training tests, and a network small enough for them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import foveal
 from foveal.train.data import TokenTable
 
 TOKENIZER = Path(foveal.__file__).parent / "weights" / "nano" / "tokenizer.json"
+
+TINY = dict(
+    preset="nano", hidden_size=32, num_hidden_layers=3, num_attention_heads=2, head_dim=32, qk_rope_head_dim=8,
+    q_lora_rank=16, o_groups=2, o_lora_rank=16, compress_ratios=[0, 4, 128, 0], index_n_heads=2, index_head_dim=16,
+    index_topk=8, n_routed_experts=4, moe_intermediate_size=32, sliding_window=16, num_nextn_predict_layers=1,
+    hc_sinkhorn_iters=3,
+)  # fmt: skip
+"""What a run's `model` is set to: a layer of every kind, hash-routed experts, and an MTP block."""
 
 
 def write_lines(folder: Path, count: int, *, top: int = 4000) -> Path:
