@@ -293,11 +293,12 @@ def test_blanks_stand_before_the_cue_of_a_model_that_wants_them(
     )
     with Memory.read(engine, project) as memory:
         memory.recall("def f2_1(x", max_tokens=1)
-        monkeypatch.setattr(engine, "recall_blanks", 3)
+        monkeypatch.setattr(engine, "recall_blanks", 30)
         memory.recall("def f2_1(x", max_tokens=1)
         memory.recall("def", max_tokens=1)
-    plain, behind, word = map(list, seen)
-    assert behind == [2, 2, 2, *plain] and word == [2, 2, 2]
+    plain, behind, *opened, word = map(list, seen)
+    assert behind == [2] * 30 + plain and word == [2] * 30
+    assert [engine.tokenizer.decode(other[30:])[:4] for other in opened] == [" def", "\ndef", "\n\nde"]
 
 
 def test_the_tokenizer_config_says_how_many_blanks(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from foveal.cache import CacheFormat
 from foveal.cache import Sequence as CachedSequence
 from foveal.engine import ParameterError
 from foveal.memory import Memory, SharedContext, Store, StoredPrefixes, open_store
+from foveal.memory.attempt import prompts
 from foveal.memory.reading import Progress, TailEvery
-from foveal.memory.recall import _prompt
 from foveal.memory.store import contexts, gc, saving
 from foveal.memory.store.records import Kind
 from foveal.memory.store.verify import verify
@@ -373,7 +373,7 @@ def test_a_recalls_prompt_starts_from_what_was_saved_of_it(engine: Engine, tmp_p
         assert alone.reused_tokens == 0 and alone.prompt_tokens > 256
         memory.save(root=store)
         with memory.fork() as fork:
-            engine.prefill(fork.sequence, _prompt(engine, memory.sequence, cue, True).tokens[:300])
+            engine.prefill(fork.sequence, prompts(engine, memory.sequence, cue, True)[0].tokens[:300])
             saving.save(store, "fork", fork.sequence, engine.fingerprint)
         ran(engine)
         found = memory.recall(cue, max_tokens=4, ignore_eos=True)

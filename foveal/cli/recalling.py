@@ -86,6 +86,9 @@ def _cite(result: Recall, source: Path | None) -> None:
         earlier = " (earlier version)" if citation.outdated else ""
         cited.add_row(f"{citation.path}:{lines}{earlier}", f"{citation.share:.0%}")
     results().print(cited)
+    if result.cue_matched < result.cue_tokens:
+        stand = f"its last {result.cue_matched} of {result.cue_tokens} tokens do"
+        _write(f"\nthe cue does not stand there word for word: {stand}\n")
     if source is not None:
         for citation in result.citations:
             _write(f"\n{citation.path}\n" + "".join(_quote(source, citation)))
@@ -126,6 +129,8 @@ def document(memory: Memory, result: Recall, seconds: float) -> dict[str, Any]:
         "cue": result.cue,
         "text": result.text,
         "tokens": len(result.tokens) - result.healed,
+        "cue_tokens": result.cue_tokens,
+        "cue_matched": result.cue_matched,
         "prompt_tokens": result.prompt_tokens,
         "reused_tokens": result.reused_tokens,
         "finish_reason": str(result.finish_reason),
