@@ -174,6 +174,16 @@ def test_recall_continues_and_cites(foveal: Foveal, source: Path) -> None:
     assert all(citation["path"] in streamed for citation in told["citations"])
 
 
+def test_recall_says_when_the_cue_does_not_stand_there(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    nowhere = foveal.json("recall", "s", "the capital of France is", "--max-tokens", "4")
+    assert 0 <= nowhere["cue_matched"] < nowhere["cue_tokens"]
+    assert (
+        "\nthe cue does not stand there"
+        in foveal("recall", "s", "the capital of France is", "--max-tokens", "4").stdout
+    )
+
+
 def test_recall_shows_the_cited_lines(foveal: Foveal, source: Path) -> None:
     foveal.json("read", str(source), "-n", "s")
     cited = foveal.json("recall", "s", "def alpha(", "--max-tokens", "4")["citations"][0]

@@ -87,8 +87,8 @@ def _cite(result: Recall, source: Path | None) -> None:
         cited.add_row(f"{citation.path}:{lines}{earlier}", f"{citation.share:.0%}")
     results().print(cited)
     if result.cue_matched < result.cue_tokens:
-        stand = f"its last {result.cue_matched} of {result.cue_tokens} tokens do"
-        _write(f"\nthe cue does not stand there word for word: {stand}\n")
+        part = f" word for word: its last {result.cue_matched} of {result.cue_tokens} tokens do"
+        _write(f"\nthe cue does not stand there{part if result.cue_matched else ''}\n")
     if source is not None:
         for citation in result.citations:
             _write(f"\n{citation.path}\n" + "".join(_quote(source, citation)))
