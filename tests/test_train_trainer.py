@@ -207,10 +207,10 @@ def test_stages_train_what_they_say(tmp_path: Path, store: Path) -> None:
 
     prefetch = Prefetch(trainer.feed, 0)
     warm_up = trainer.run.stages[2]
-    trainer._begin(warm_up)
+    trainer._begin(warm_up, 0.5)
     trainer._step(warm_up, 0.5, prefetch)
     assert moved() == {name for name in before if ".indexer." in name}
-    trainer._begin(trainer.run.stages[3])
+    trainer._begin(trainer.run.stages[3], 0.9)
     trainer._step(trainer.run.stages[3], 0.9, prefetch)
     # The last 128-token compressor has one window and few queries behind it, but all parameters get a gradient.
     assert {name for name in before} - moved() <= {

@@ -12,6 +12,7 @@ writes under ``build/corpus``::
     wheels/                    the downloads, kept so that a second run needs no network
     train.bin, heldout.bin, final.bin   uint16 token ids, documents one after the other, no BOS or EOS between them
     train.idx.npy, ...         int64 [documents + 1]: first token of each document, then the total
+    train.json, ...            how many, and which tokenizer the ids are of
     files.jsonl                one line per document: split, package, version, licence, path, chars, tokens
     packages.jsonl             one line per package: version, licence, SHA-256 of the wheel, files and chars kept
     tokenizer.json             the tokenizer these ids belong to (a copy of foveal/weights/nano's, as is
@@ -44,6 +45,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveal.sources.header import header_line
+from foveal.text import Tokenizer as TextTokenizer
 from foveal.train.nano_tokenizer import save_nano_tokenizer, train_nano_tokenizer
 
 Split = Literal["train", "heldout", "final"]
@@ -237,7 +239,7 @@ def collect(wheels: Path) -> dict[Split, list[CorpusFile]]:
 
 
 def write_split(files: Sequence[CorpusFile], tokenizer: Tokenizer, out: Path) -> list[dict[str, object]]:
-    """Write ``SPLIT.bin`` and ``SPLIT.idx.npy``; return one record for each document."""
+    """Write ``SPLIT.bin``, ``SPLIT.idx.npy`` and ``SPLIT.json``; return one record for each document."""
     plain = Tokenizer.from_str(without_added_tokens(tokenizer.to_str()))
     split = files[0].split
     offsets, records = [0], []
@@ -251,6 +253,9 @@ def write_split(files: Sequence[CorpusFile], tokenizer: Tokenizer, out: Path) ->
                 del record["text"]
                 records.append(record)
     np.save(out / f"{split}.idx.npy", np.array(offsets, dtype=np.int64))
+    made_by = TextTokenizer.from_file(out).fingerprint()
+    about = {"documents": len(records), "tokens": offsets[-1], "dtype": "uint16", "tokenizer": made_by}
+    (out / f"{split}.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return records
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from foveal.text import Tokenizer, TokenizerError
 from foveal.text.specials import PAD
 
 IntArray = npt.NDArray[np.int64]
@@ -33,6 +35,10 @@ _NEWLINE = "\u010a"
 """The newline byte in the printable alphabet of byte-level BPE."""
 
 
+SHORTEST = 16
+"""A store needs a document of this many tokens: fragments of fewer are not what a sequence can be made of."""
+
+
 class DataError(ValueError):
     """A token store or tokenizer cannot be used; the message says which and why."""
 
@@ -40,19 +46,28 @@ class DataError(ValueError):
 @dataclass(frozen=True)
 class TokenTable:
     """What the composer must know of a vocabulary: `line_end` [V] (the token's last byte is a newline), `ordinary` ids
-    (everything but special tokens), the id of a lone newline and that of the blank (pad) token."""
+    (everything but special tokens), the id of a lone newline and that of the blank (pad) token, and the tokenizer's
+    `fingerprint` (None: not known)."""
 
     line_end: BoolArray
     ordinary: IntArray
     newline: int
     blank: int
+    fingerprint: str | None = None
 
     @classmethod
     def from_tokenizer(cls, path: Path | str) -> Self:
-        """From a ``tokenizer.json`` with byte-level BPE. Raises `DataError` when there is no newline token."""
-        from tokenizers import Tokenizer
+        """From a ``tokenizer.json`` with byte-level BPE. Raises `DataError` when it is not there or not of that sort, or
+        has no newline token."""
+        import tokenizers
 
-        tokenizer = Tokenizer.from_file(str(path))
+        if not Path(path).is_file():
+            raise DataError(f"no tokenizer at {path}; 'tokenizer' must name a tokenizer.json")
+        try:
+            fingerprint = Tokenizer.from_file(path).fingerprint()
+        except TokenizerError as error:
+            raise DataError(str(error)) from error
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
         vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         added = set(tokenizer.get_added_tokens_decoder())
         newline = vocabulary.get(_NEWLINE)
@@ -66,31 +81,56 @@ class TokenTable:
         blank = vocabulary.get(PAD)
         if blank is None:
             raise DataError(f"{path} has no {PAD} token; recall sections begin with it")
-        return cls(line_end=line_end, ordinary=ordinary, newline=newline, blank=blank)
+        return cls(line_end=line_end, ordinary=ordinary, newline=newline, blank=blank, fingerprint=fingerprint)
+
+
+_AGAIN = "make it again with foveal tokenize --force"
+_READ = 1 << 22
+"""Tokens of a store in memory at a time."""
+
+
+def description(base: Path) -> dict[str, Any] | None:
+    """What the ``NAME.json`` of a token store says; None when there is none. Raises `ValueError` when it is damaged."""
+    path = base.with_name(base.name + ".json")
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no description")
+    return found
 
 
 class TokenStore:
     """Documents as one memory-mapped array: ``NAME.bin`` (tokens) and ``NAME.idx.npy`` (document offsets); tokens are
-    uint16, unless a ``NAME.json`` says ``"dtype": "uint32"`` (vocabularies of more than 65,536).
+    uint16, unless a ``NAME.json`` says ``"dtype": "uint32"`` (vocabularies of more than 65,536). There may also be the
+    number of `tokens`, and the fingerprint of the `tokenizer` that made them.
 
     The offsets are the first token of each document, ascending from 0; a last one equal to the length may follow.
     """
 
     def __init__(self, base: Path | str) -> None:
-        """`base` is the path without ``.bin``. Raises `DataError` when the pair is missing or does not fit together."""
+        """`base` is the path without ``.bin``. Raises `DataError` when a file is missing or damaged, or they do not fit
+        together."""
         self.base = base = Path(base)
         tokens, index = base.with_name(base.name + ".bin"), base.with_name(base.name + ".idx.npy")
         for path in (tokens, index):
             if not path.is_file():
                 raise DataError(f"token store {base} lacks {path.name}; make it with foveal tokenize")
-        about = base.with_name(base.name + ".json")
-        dtype = json.loads(about.read_text(encoding="utf-8"))["dtype"] if about.is_file() else "uint16"
-        self.tokens: npt.NDArray[Any] = np.memmap(tokens, dtype=np.dtype(dtype), mode="r")
-        offsets = np.load(index, allow_pickle=False).astype(np.int64).reshape(-1)
+        try:
+            about = description(base) or {"dtype": "uint16"}
+            self.tokens: npt.NDArray[Any] = np.memmap(tokens, dtype=np.dtype(about["dtype"]), mode="r")
+            offsets = np.load(index, allow_pickle=False).astype(np.int64).reshape(-1)
+        except (ValueError, TypeError, KeyError, EOFError) as error:
+            raise DataError(f"token store {base} is damaged ({error}); {_AGAIN}") from error
+        self.tokenizer: str | None = about.get("tokenizer")
+        if len(self.tokens) != about.get("tokens", len(self.tokens)):
+            raise DataError(
+                f"token store {base} is damaged ({len(self.tokens)} tokens in place of {about['tokens']}); {_AGAIN}"
+            )
         if len(offsets) and offsets[-1] == len(self.tokens):
             offsets = offsets[:-1]
         if not len(offsets) or offsets[0] != 0 or np.any(np.diff(offsets) < 0) or offsets[-1] >= len(self.tokens):
-            raise DataError(f"{index} does not fit {tokens.name} ({len(self.tokens)} tokens); make the store again")
+            raise DataError(f"{index} does not fit {tokens.name} ({len(self.tokens)} tokens); {_AGAIN}")
         self.starts: IntArray = offsets
 
     def __reduce__(self) -> tuple[type[TokenStore], tuple[Path]]:
@@ -104,6 +144,25 @@ class TokenStore:
     @property
     def documents(self) -> int:
         return len(self.starts)
+
+    def identity(self) -> str:
+        """What tells this store's content from another's: sizes, and a hash over documents and tokens (of a large
+        store, over 64 parts of a MiB that are spread over it)."""
+        known = hashlib.sha256(self.starts.tobytes())
+        part = (1 << 20) // self.tokens.itemsize
+        for start in np.unique(
+            np.linspace(0, max(0, len(self) - part), min(64, -(-len(self) // part)), dtype=np.int64)
+        ):
+            known.update(self.tokens[start : start + part].tobytes())
+        return f"{len(self):,} tokens in {self.documents:,} documents, {known.hexdigest()[:16]}"
+
+    def largest(self) -> int:
+        """The largest token id."""
+        return max(int(self.tokens[start : start + _READ].max()) for start in range(0, len(self), _READ))
+
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return int(np.diff(self.starts, append=len(self)).max())
 
     def end(self, document: int) -> int:
         """Offset one past the last token of `document`."""
@@ -161,6 +220,19 @@ class Recipe:
     switch_weight: float = 0.0
     """Weight of the first token of every piece but the first: nothing before it says that the text changes."""
 
+    def __post_init__(self) -> None:
+        for name in ("chunk", "span", "cue", "lookalike"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise DataError(f"setting 'data.{name}' is [{low}, {high}]; it must be [least, most], from 1 up")
+        for name in ("recall", "random", "lookalike", "line_start", "far", "newline", "blank", "wrong"):
+            share = getattr(self, f"{name}_share")
+            if not 0 <= share <= 1:
+                raise DataError(f"setting 'data.{name}_share' is {share}; it must be from 0 to 1")
+        for name in ("far", "blanks", "recall_weight", "switch_weight"):
+            if not getattr(self, name) >= 0:
+                raise DataError(f"setting 'data.{name}' is {getattr(self, name)}; it must be 0 or more")
+
 
 @dataclass(frozen=True)
 class Section:
@@ -188,9 +260,22 @@ class Composer:
     """Makes the sequences of a run from a token store, deterministically."""
 
     def __init__(self, store: TokenStore, table: TokenTable, recipe: Recipe | None = None, *, seed: int = 0) -> None:
-        if int(np.max(store.tokens[: 1 << 20])) >= len(table.line_end):
-            raise DataError("the token store holds ids beyond the tokenizer's vocabulary: they do not belong together")
+        """Raises `DataError` when the store was made with another tokenizer, or all its documents are too short."""
         self.store, self.table, self.recipe, self.seed = store, table, recipe or Recipe(), seed
+        if store.tokenizer is not None and table.fingerprint not in (None, store.tokenizer):
+            raise DataError(
+                f"token store {store.base} was made with another tokenizer than the run's; make it again with foveal "
+                "tokenize --tokenizer, or set 'tokenizer' to that one"
+            )
+        if store.largest() >= len(table.line_end):
+            raise DataError(
+                f"token store {store.base} holds ids beyond the tokenizer's vocabulary: they do not belong together"
+            )
+        if store.longest() < SHORTEST:
+            raise DataError(
+                f"no document in token store {store.base} has {SHORTEST} tokens: too little to compose sequences of; "
+                "give foveal tokenize longer files"
+            )
 
     def frequencies(self, vocab_size: int) -> Tensor:
         """How often each token id stands in the store [V], fp32."""
@@ -291,12 +376,19 @@ class _Draft:
         self._append(chunk, self.runs)
 
     def _code(self, length: int) -> IntArray:
+        """A fragment of at least 32 tokens (or `length`); where there are few such, the longest of 32 that were tried."""
+        longest: IntArray = np.empty(0, dtype=np.int64)
         for _ in range(32):
             position = int(self.rng.integers(len(self.store)))
             chunk = self.store.fragment(position, length, self.table.line_end)
             if len(chunk) >= min(32, length):
                 return chunk
-        raise DataError("the token store has no fragments of 32 tokens that begin a line; is it source text?")
+            longest = max(longest, chunk, key=len)
+        if not len(longest):
+            raise DataError(
+                f"32 random places in token store {self.store.base} are not near a line's beginning; is it text?"
+            )
+        return longest
 
     def _plant(self, chunk: IntArray) -> IntArray:
         """Insert a copy of earlier fresh tokens at a line start of `chunk`: the same words, another continuation."""

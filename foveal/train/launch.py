@@ -44,6 +44,10 @@ def started(
 ) -> Transformer:
     """The network as the run begins with it; a structured start with `embedding`, if one is given."""
     config = run.model_config()
+    if config.vocab_size < len(table.line_end):
+        raise SettingsError(
+            f"setting 'model.vocab_size' is {config.vocab_size}; the tokenizer has {len(table.line_end):,} tokens"
+        )
     model = Transformer(config, numerics=Numerics.none())
     random_start(model, config, run.seed)
     if run.start_from is not None:

@@ -151,6 +151,11 @@ def sequence_balance(affinity: Tensor, chosen: Tensor) -> Tensor:
     """Sequence-wise balance loss (DeepSeek-V3 report, eq. 17-20): affinity [B, T, E], chosen [B, T, A] -> scalar.
 
     1 when every expert gets its share of every sequence, larger otherwise.
+
+    In the report an expert's share of the tokens counts those that would choose it by affinity alone, without the
+    balancing bias (and without anticipatory routing). Here `chosen` is where the tokens went: that is the load which is
+    to be even, and every curve shown in docs/ was made so. The two are the same while biases are small;
+    where a bias has evened out a sequence, this loss no longer pushes there and the report's still does.
     """
     experts, active = affinity.shape[-1], chosen.shape[-1]
     counts = F.one_hot(chosen, experts).sum(dim=(1, 2)).to(affinity.dtype)

@@ -128,7 +128,7 @@ def measure_run(run: RunConfig, steps: int, *, profile: bool = False) -> list[Me
 
 def _measure(trainer: Trainer, number: int, steps: int, top: float, group: Group, profile: bool) -> Measured:
     stage = trainer.run.stages[number]
-    trainer._begin(stage)
+    trainer._begin(stage, 0.5)
     with Prefetch(trainer.feed, trainer.run.workers) as prefetch:
         for _ in range(2):
             trainer._step(stage, 0.5, prefetch)

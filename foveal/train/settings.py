@@ -7,6 +7,7 @@ misspelt option.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
@@ -157,6 +158,12 @@ class RunConfig:
             if value not in allowed:
                 choices = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
                 raise SettingsError(f"setting {name!r} is {value!r}; it must be {choices}")
+        for name in ("tokens", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise SettingsError(f"setting {name!r} is {value}; a budget must be more than 0 and finite")
+        for name, least in _LEAST.items():
+            _check_least(name, getattr(self, name), least)
         if self.keep_circuit and self.start != "structured":
             raise SettingsError("setting 'keep_circuit' needs 'start: structured': a random start has no circuit")
         for number, stage in enumerate(self.stages):
@@ -182,8 +189,11 @@ class RunConfig:
         """The network's shape: the preset with the given fields changed. Raises `ConfigError`."""
         changes = dict(self.model)
         base = preset(changes.pop("preset", "nano"))
+        ratios = changes.get("compress_ratios", [])
+        if not isinstance(ratios, list | tuple):
+            raise SettingsError(f"setting 'model.compress_ratios' is {ratios!r}; it must be a list, one for each layer")
         if "compress_ratios" in changes:
-            changes["compress_ratios"] = tuple(changes["compress_ratios"])
+            changes["compress_ratios"] = tuple(ratios)
         unknown = changes.keys() - {f.name for f in dataclasses.fields(ModelConfig)}
         if unknown:
             raise SettingsError(f"setting 'model' has unknown field(s) {sorted(unknown)}")
@@ -198,9 +208,22 @@ _CHOICES = {
 }
 
 
+_LEAST = {
+    "seed": 0, "threads": 1, "workers": 0, "micro": 1, "save_minutes": 0, "save_steps": 1, "log_every": 1, "keep": 1,
+    "heldout_every": 0, "heldout_sequences": 1,
+}  # fmt: skip
+
+
+def _check_least(name: str, value: float | None, least: int) -> None:
+    if value is not None and not value >= least:
+        raise SettingsError(f"setting {name!r} is {value}; it must be {least} or more")
+
+
 def _check_stage(number: int, stage: StageConfig) -> None:
-    if stage.length < 64 or stage.sequences < 1 or stage.share <= 0:
+    if stage.length < 64 or stage.sequences < 1 or not (stage.share > 0 and math.isfinite(stage.share)):
         raise SettingsError(f"stage {number}: needs length >= 64, sequences >= 1 and share > 0")
+    for name, least in (("lr", 0), ("recall_weight", 0), ("index_topk", 1), ("index_kl", 0), ("mtp", 0)):
+        _check_least(f"stages.{number}.{name}", getattr(stage, name), least)
     if stage.train not in ("all", "indexer"):
         raise SettingsError(f"stage {number}: 'train' is {stage.train!r}; it must be 'all' or 'indexer'")
     if stage.documents is not None and not 64 <= stage.documents[0] <= stage.documents[1] <= stage.length:

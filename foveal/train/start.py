@@ -18,7 +18,8 @@ from foveal.model.indexer import Indexer
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.transformer import Transformer
 from foveal.ops import Numerics
-from foveal.train.settings import LossConfig, StageConfig
+from foveal.train.loss import Weighing
+from foveal.train.settings import StageConfig
 
 
 def random_start(model: nn.Module, config: ModelConfig, seed: int) -> None:
@@ -41,23 +42,19 @@ def random_start(model: nn.Module, config: ModelConfig, seed: int) -> None:
                 buffer.zero_()
 
 
-def choose_trained(
-    model: Transformer, stage: StageConfig, trainable: Collection[nn.Parameter], loss: LossConfig
-) -> None:
-    """Let gradients reach those of the `trainable` parameters that `stage` trains, and no others.
+def choose_trained(model: Transformer, weighing: Weighing, trainable: Collection[nn.Parameter]) -> None:
+    """Let gradients reach those of the `trainable` parameters that steps of this `weighing` train, and no others.
 
     Every parameter left with a gradient gets one in every step, which DDP counts on: the indexer is out when its
     divergence has no weight, MTP blocks when theirs has none.
     """
-    divergence = loss.index_kl if stage.index_kl is None else stage.index_kl
-    ahead = max(loss.mtp) if stage.mtp is None else stage.mtp
     every = {id(parameter) for parameter in trainable}
     for name, parameter in model.named_parameters():
         indexer, mtp = ".indexer." in name, name.startswith("mtp.")
-        if stage.train == "indexer":
+        if weighing.indexer_only:
             wanted = indexer
         else:
-            wanted = (not indexer or divergence > 0) and (not mtp or ahead > 0)
+            wanted = (not indexer or weighing.index_kl > 0) and (not mtp or weighing.mtp > 0)
         parameter.requires_grad_(wanted and id(parameter) in every)
 
 

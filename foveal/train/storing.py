@@ -20,7 +20,7 @@ import numpy as np
 
 from foveal.sources import Skipped, Source, read_source, tokenize_document
 from foveal.text import Tokenizer
-from foveal.train.data import DataError
+from foveal.train.data import DataError, TokenStore, description
 from foveal.train.snapshot import private
 
 
@@ -58,23 +58,22 @@ def tokenize(
     sources = [read_source(path, include=include, exclude=exclude) for path in paths]
     made_of = _fingerprint(sources, tokenizer)
     about = base.with_name(base.name + ".json")
-    if not force and about.is_file():
-        known = json.loads(about.read_text(encoding="utf-8"))
-        if known.get("made_of") == made_of:
-            return Stored(
-                **{k: known[k] for k in ("documents", "tokens", "text_bytes", "skipped")}, base=str(base), kept=True
-            )
+    kept = None if force else _kept(base, made_of)
+    if kept is not None:
+        return kept
     base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     final = [base.with_name(base.name + suffix) for suffix in (".bin", ".idx.npy", ".json")]
     partial = [path.with_name(f".{path.name}.partial") for path in final]
     try:
         with private(), partial[0].open("wb") as stream:
-            dtype, offsets, stored = _write(sources, base, tokenizer, stream, told)
+            encoder = Tokenizer.from_file(tokenizer)
+            dtype, offsets, stored = _write(sources, base, encoder, stream, told)
             _flush(stream)
             with partial[1].open("wb") as index:
                 np.save(index, np.array(offsets, dtype=np.int64))
                 _flush(index)
-            known = asdict(stored) | {"dtype": dtype, "made_of": made_of, "paths": [str(path) for path in paths]}
+            known = asdict(stored) | {"dtype": dtype, "tokenizer": encoder.fingerprint(), "made_of": made_of}
+            known["paths"] = [str(path) for path in paths]
             partial[2].write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         about.unlink(
             missing_ok=True
@@ -87,10 +86,22 @@ def tokenize(
     return stored
 
 
+def _kept(base: Path, made_of: str) -> Stored | None:
+    """The store that is there, if it was made of the same; one that is damaged is none."""
+    try:
+        known = description(base)
+        if known is None or known.get("made_of") != made_of:
+            return None
+        TokenStore(base)
+        numbers = {name: known[name] for name in ("documents", "tokens", "text_bytes", "skipped")}
+    except (ValueError, KeyError):
+        return None
+    return Stored(**numbers, base=str(base), kept=True)
+
+
 def _write(
-    sources: Sequence[Source], base: Path, tokenizer: Path, stream: BinaryIO, told: Told | None
+    sources: Sequence[Source], base: Path, encoder: Tokenizer, stream: BinaryIO, told: Told | None
 ) -> tuple[str, list[int], Stored]:
-    encoder = Tokenizer.from_file(tokenizer)
     dtype = "uint16" if encoder.vocab_size <= 1 << 16 else "uint32"
     total = sum(source.estimate().bytes for source in sources)
     offsets, skipped, text_bytes = [0], 0, 0

@@ -120,16 +120,16 @@ class Trainer:
         """Train until the budget is used up or a signal asks to stop; the last state is saved either way."""
         clock = Clock(self.position)
         stage: StageConfig | None = None
-        bad = 0
+        bad, ahead = 0, False
         with self._signals(), Prefetch(self.feed, self.run.workers) as prefetch:
             while True:
                 stop, progress = self.group.agreed([float(self._stop), self.progress()])
                 if stop or progress >= 1:
                     break
                 current = self.stage_at(progress)
-                if current is not stage:
-                    stage = current
-                    self._begin(stage)
+                if current is not stage or (self._mtp(current, progress) > 0) != ahead:
+                    stage, ahead = current, self._mtp(current, progress) > 0
+                    self._begin(stage, progress)
                 self._look_ahead(stage, progress, prefetch)
                 done = self._step(stage, progress, prefetch)
                 bad = 0 if done.norm < float("inf") else bad + 1
@@ -151,9 +151,9 @@ class Trainer:
     def progress(self) -> float:
         """Fraction of the budget used, 0 to 1."""
         used = 0.0
-        if self.run.tokens:
+        if self.run.tokens is not None:
             used = self.position.tokens / self.run.tokens
-        if self.run.minutes:
+        if self.run.minutes is not None:
             used = max(used, self.position.seconds / (60 * self.run.minutes))
         return used
 
@@ -171,9 +171,9 @@ class Trainer:
         """Ask `train` to save and return after the current step."""
         self._stop = True
 
-    def _begin(self, stage: StageConfig) -> None:
+    def _begin(self, stage: StageConfig, progress: float) -> None:
         prepare_stage(self.network, stage)
-        choose_trained(self.network, stage, self.optimizer.parameters(), self.run.loss)
+        choose_trained(self.network, self._weighing(stage, progress, 1, 1, 1), self.optimizer.parameters())
         self.shared.begin_stage()
 
     # ------------------------------------------------------------------ one step
@@ -229,16 +229,21 @@ class Trainer:
     def _weighing(self, stage: StageConfig, progress: float, tokens: float, mtp_tokens: float, rows: int) -> Weighing:
         """DDP and FSDP average gradients over processes, so a process's losses are scaled up by their number."""
         loss, size = self.run.loss, self.group.size
-        ahead = loss.mtp[progress > self.run.schedule.decay_from] if stage.mtp is None else stage.mtp
         return Weighing(
             tokens=max(1e-9, tokens) / size,
             mtp_tokens=max(1e-9, mtp_tokens) / size,
             rows=rows * size / stage.sequences,
             index_kl=loss.index_kl if stage.index_kl is None else stage.index_kl,
             balance=loss.balance,
-            mtp=ahead if len(self.network.mtp) else 0.0,
+            mtp=self._mtp(stage, progress),
             indexer_only=stage.train == "indexer",
         )
+
+    def _mtp(self, stage: StageConfig, progress: float) -> float:
+        """Weight of the MTP blocks' loss, 0 without such blocks."""
+        if not len(self.network.mtp):
+            return 0.0
+        return self.run.loss.mtp[progress > self.run.schedule.decay_from] if stage.mtp is None else stage.mtp
 
     def _note(self, batch: Batch, found: Mapping[str, Any]) -> None:
         for name, key in _FOUND.items():
@@ -260,7 +265,8 @@ class Trainer:
 
     def _advance(self, stage: StageConfig, clock: Clock) -> None:
         tokens = stage.length * stage.sequences
-        seconds = clock.tick(tokens)
+        # One clock for all: each process asks by it whether the run is over, and what it then does is a collective.
+        (seconds,) = self.group.agreed([clock.tick(tokens)])
         self._means.add("tokens_per_second", tokens / max(1e-9, seconds - self.position.seconds))
         self.position = Position(self.position.step + 1, self.position.tokens + tokens, seconds)
 
@@ -280,7 +286,7 @@ class Trainer:
         # An indexer stage trains nothing that routes.
         if len(coming) <= lag or then.train == "indexer":
             return
-        mtp = self._weighing(then, coming[-1][1], 1, 1, 1).mtp > 0
+        mtp = self._mtp(then, coming[-1][1]) > 0
         prepare_stage(self.network, then)
         self.anticipation.look_ahead(
             step + lag,
@@ -300,7 +306,7 @@ class Trainer:
             stage = self.stage_at(progress)
             coming.append((stage, progress))
             tokens += stage.length * stage.sequences
-            if self.run.tokens:
+            if self.run.tokens is not None:
                 progress = max(progress, tokens / self.run.tokens)
         return coming
 

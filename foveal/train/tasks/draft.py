@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foveal.train.data import Composer, IntArray, Sample
+from foveal.train.data import SHORTEST, Composer, DataError, IntArray, Sample
 
 
 class Scribe:
@@ -30,6 +30,10 @@ class Scribe:
     def text(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+
+_MISSES = 10_000
+"""Random places in a row without a fragment after which a store is given up."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,22 @@ class Draft:
 
 
 def code(composer: Composer, rng: np.random.Generator, length: int, longest: int = 600) -> list[int]:
-    """`length` tokens of code: fragments of many files, each from the start of a line."""
+    """`length` tokens of code: fragments of many files, each from the start of a line. Raises `DataError` when the
+    store has next to none: no other task would find more."""
     parts: list[int] = []
+    missed = 0
     while len(parts) < length:
+        if missed == _MISSES:
+            raise DataError(
+                f"token store {composer.store.base} has hardly any fragments of {SHORTEST} tokens that begin a line: "
+                "too little for generated tasks; give foveal tokenize longer files, or set tasks.share=0"
+            )
         size = int(rng.integers(64, longest + 1))
         fragment: IntArray = composer.store.fragment(
             int(rng.integers(len(composer.store))), size, composer.table.line_end
         )
-        if len(fragment) >= 16:
+        missed += 1
+        if len(fragment) >= SHORTEST:
             parts += fragment.tolist()
+            missed = 0
     return parts[:length]
