@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers.stores import TINY, TOKENIZER, write_lines
 
 from foveal.config import ConfigError
-from foveal.train import launch
+from foveal.train import launch, snapshot
 from foveal.train.data import Composer, DataError, TokenStore, TokenTable
 from foveal.train.settings import RunConfig, SettingsError
+from foveal.train.snapshot import Position, Snapshot, SnapshotError
 from foveal.train.storing import tokenize
 from foveal.train.tasks import Mixture, TaskMix
 
@@ -90,7 +98,7 @@ def test_a_network_that_does_not_fit_is_refused(folder: Path, changes: dict[str,
 
 def test_a_tokenizer_that_is_none_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match="tokenizer.json"):
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
         launch.build(run_of(folder, tokenizer=str(folder / "tokenizer.json")))
 
 
@@ -183,3 +191,120 @@ def test_tasks_without_text_end(tmp_path: Path) -> None:
     composer = Composer(TokenStore(tmp_path / "train"), table, seed=1)
     with pytest.raises(DataError, match=r"train has hardly any fragments .* or set tasks.share=0"):
         Mixture(composer, TaskMix(share=1.0), TOKENIZER, seed=1).sample(0, 512)
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def test_another_run_does_not_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    launch.build(run_of(folder)).train()
+    with pytest.raises(SnapshotError, match=r"step-00000004 was trained with seed=1, and now it is 2; choose another"):
+        launch.build(run_of(folder, seed=2))
+    (folder / "other").mkdir()
+    other = str(write_lines(folder / "other", 200))
+    with pytest.raises(SnapshotError, match=rf"train=.*3,000 tokens.*, and now it is {other} \(2,000 tokens"):
+        launch.build(run_of(folder, train=other))
+    data = json.loads(TOKENIZER.read_text(encoding="utf-8"))
+    data["model"]["merges"][-2:] = reversed(data["model"]["merges"][-2:])
+    (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(SnapshotError, match=r"tokenizer=.*, and now it is .*tokenizer.json"):
+        launch.build(run_of(folder, tokenizer=str(folder / "tokenizer.json")))
+    assert "changed" not in capsys.readouterr().err
+    # The same text elsewhere is the same; a longer budget is a change like others, and is named.
+    moved = folder / "moved"
+    moved.mkdir()
+    for name in ("train.bin", "train.idx.npy"):
+        (folder / name).rename(moved / name)
+    trainer = launch.build(run_of(folder, train=str(moved / "train"), tokens=64 * 5, optim={"clip": 2.0}))
+    assert trainer.position.step == 4
+    said = capsys.readouterr().err
+    assert "settings changed since step-00000004: optim.clip=2.0 (was 1.0), tokens=320 (was 256)\n" in said
+
+
+def test_a_checkpoint_without_a_record_goes_on(folder: Path) -> None:
+    launch.build(run_of(folder)).train()
+    (folder / "run" / "step-00000004" / "run.json").unlink()
+    assert launch.build(run_of(folder, seed=2)).position.step == 4
+
+
+def test_a_damaged_checkpoint_can_be_moved_away(folder: Path) -> None:
+    launch.build(run_of(folder, save_steps=2)).train()
+    newest = folder / "run" / "step-00000004"
+    file = newest / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(SnapshotError, match=r"step-00000004.*; move it away to go on from the one before"):
+        launch.build(run_of(folder))
+    newest.rename(folder / "away")
+    assert launch.build(run_of(folder)).position.step == 2
+
+
+def test_a_save_in_place_of_another_loses_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at each of its renames, and before it removes the old one: the checkpoint of that step can be read."""
+
+    def save(value: float) -> None:
+        snapshot.save(tmp_path, Snapshot(Position(7), {"a": torch.tensor([value])}, {}, {}), keep=1)
+
+    def saved() -> float:
+        (found,) = snapshot.all_in(tmp_path)
+        return float(snapshot.load(found).parameters["a"])
+
+    class Killed(BaseException):
+        pass
+
+    def killed_in(owner: object, name: str, times: int) -> None:
+        """Do `save(2)` until call number `times` of the function."""
+        real, calls = getattr(owner, name), 0
+
+        def call(path: Path, *rest: object, **options: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls > times:
+                raise Killed
+            return real(path, *rest, **options)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(owner, name, call)
+            save(2)
+
+    save(1)
+    for times in (0, 1):
+        killed_in(Path, "rename", times)
+        assert saved() == 1
+    save(3)
+    killed_in(shutil, "rmtree", 0)
+    assert saved() == 2
+    save(5)
+    assert saved() == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+
+
+# ---------------------------------------------------------------------- what is written, and how it ends
+
+
+def test_exported_models_are_private(folder: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        launch.build(run_of(folder)).train()
+        launch.export(run_of(folder), folder / "models" / "trained")
+        launch.export_start(run_of(folder), folder / "models" / "start")
+    finally:
+        os.umask(before)
+    paths = [folder / "models", *(folder / "models").rglob("*")]
+    assert len(paths) > 8
+    assert not [path for path in paths if path.stat().st_mode & 0o077]
+
+
+@pytest.mark.parametrize("module", ["foveal.cli.main", "foveal.train"])
+def test_a_run_that_was_stopped_says_so(folder: Path, module: str) -> None:
+    run_of(folder, tokens=1 << 24)
+    told = ["train"] if module == "foveal.cli.main" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *told, str(folder / "run.yaml")], stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 120
+    while not (folder / "run" / "curve.csv").is_file() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "the same command goes on" in errors

@@ -3,7 +3,6 @@
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.processes import run_two
 from helpers.stores import TINY
 from torch import nn
 
@@ -147,19 +147,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path, store: Path, kind:
     launch.build(run_config(tmp_path / "one", store, micro=1, **kept)).train()
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path / "two", store, parallel=kind, **kept)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "foveal.cli.main", "train", str(path)]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            command, env=os.environ | shared | {"RANK": str(i), "LOCAL_RANK": str(i)}, stderr=subprocess.PIPE, text=True
-        )
-        for i in range(2)
-    ]
-    errors = [process.communicate(timeout=500)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    run_two(["-m", "foveal.cli.main", "train", str(path)])
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foveal.cli.options import Json
-from foveal.cli.output import UserError, note, print_json, results, show_bytes, show_seconds, table
+from foveal.cli.output import INTERRUPTED, UserError, note, print_json, results, show_bytes, show_seconds, table
 from foveal.cli.progress import LiveBar
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def train(
 ) -> None:
     """Train a network, or go on where the last run stopped. See docs/training.md.
 
-    Ctrl-C saves and ends after the step in work; the same command goes on from there. With several processes:
-    torchrun --nproc-per-node N --no-python foveal train CONFIG.
+    Ctrl-C saves and ends (with code 130) after the step in work; the same command goes on from there. With several
+    processes: torchrun --nproc-per-node N --no-python foveal train CONFIG.
     """
     _check_extra()
     from foveal.train import launch
@@ -74,17 +74,17 @@ def train(
         if group.first and trainer.position.step:
             note(f"going on from step {trainer.position.step:,} in {run.out}")
         position, done = trainer.train(), trainer.progress() >= 1
-    if not group.first:
-        return
-    last = trainer.last_values
-    if json:
+    if group.first and json:
         facts = {"out": run.out, "finished": done, "step": position.step, "tokens": position.tokens}
-        print_json(facts | {"seconds": position.seconds, "values": last})
-        return
-    state = "finished" if done else "stopped"
-    note(
-        f"{state} at step {position.step:,}: {position.tokens:,} tokens, {show_seconds(position.seconds)}, in {run.out}"
-    )
+        print_json(facts | {"seconds": position.seconds, "values": trainer.last_values})
+    elif group.first:
+        state, more = ("finished", "") if done else ("stopped", "; the same command goes on")
+        note(
+            f"{state} at step {position.step:,}: {position.tokens:,} tokens, {show_seconds(position.seconds)}, in "
+            f"{run.out}{more}"
+        )
+    if not done:  # `foveal train X && foveal train X --export M` shall not export half a run
+        raise typer.Exit(INTERRUPTED)
 
 
 def make_store(

@@ -38,13 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
             launch.export_start(run, given.export_start)
             print(f"wrote {given.export_start}: the start of {given.config}, untrained")
             return 0
-        with joined(run.device, run.parallel) as group:
-            position = launch.build(run, group).train()
+        with snapshot.private(), joined(run.device, run.parallel) as group:
+            trainer = launch.build(run, group)
+            position = trainer.train()
     except (*REFUSALS, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"at step {position.step}, {position.tokens} tokens, {position.seconds / 60:.1f} minutes")
-    return 0
+    return 0 if trainer.progress() >= 1 else 130  # as `foveal train`: stopped by a signal
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ class TokenTable:
 
     @classmethod
     def from_tokenizer(cls, path: Path | str) -> Self:
-        """From a ``tokenizer.json`` with byte-level BPE. Raises `DataError` when it is not there or not of that sort, or
-        has no newline token."""
+        """From a ``tokenizer.json`` with byte-level BPE. Raises `DataError` when it is not there or not of
+        that sort, or lacks a newline or pad token."""
         import tokenizers
 
         if not Path(path).is_file():
@@ -376,7 +376,7 @@ class _Draft:
         self._append(chunk, self.runs)
 
     def _code(self, length: int) -> IntArray:
-        """A fragment of at least 32 tokens (or `length`); where there are few such, the longest of 32 that were tried."""
+        """A fragment of at least 32 tokens (or `length`); where such are rare, the longest of 32 that were drawn."""
         longest: IntArray = np.empty(0, dtype=np.int64)
         for _ in range(32):
             position = int(self.rng.integers(len(self.store)))

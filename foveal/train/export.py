@@ -27,18 +27,19 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 def export_model(model: Transformer, config: ModelConfig, out: Path, tokenizer: Path | None = None) -> None:
     """Write `model` to folder `out` in the formats `config` names, with the files of the tokenizer folder `tokenizer`.
 
-    Nothing is left behind when it fails. Raises `CheckpointError`, also when `out` exists, and `FileNotFoundError`
-    when the tokenizer folder has no ``tokenizer.json``.
+    Only the owner can read what is written. Nothing is left behind when it fails. Raises `CheckpointError`, also when
+    `out` exists, and `FileNotFoundError` when the tokenizer folder has no ``tokenizer.json``.
     """
     if out.exists():
         raise CheckpointError(f"cannot export to {out}", ["it is already there; name another folder or remove it"])
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_checkpoint(partial, config, convert_weights(named_weights(model), config))
-        if tokenizer is not None:
-            _copy_tokenizer(tokenizer, partial)
+        with snapshot.private():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_checkpoint(partial, config, convert_weights(named_weights(model), config))
+            if tokenizer is not None:
+                _copy_tokenizer(tokenizer, partial)
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

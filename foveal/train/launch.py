@@ -19,6 +19,7 @@ from foveal.train.device import keep_freed_memory, product_dtype
 from foveal.train.export import export_model, model_of
 from foveal.train.loss import TrainTransformer
 from foveal.train.parallel import Group
+from foveal.train.record import Record
 from foveal.train.settings import RunConfig, SettingsError
 from foveal.train.start import random_start
 from foveal.train.structured import structured_start
@@ -97,7 +98,8 @@ def build(run: RunConfig, group: Group | None = None, report: Report | None = No
     composer = composer_of(run, run.train, table)
     heldout = None if run.heldout is None else feed_of(run, composer_of(run, run.heldout, table))
     model = TrainTransformer(started(run, composer, table), _precision(run, group.device))
-    return Trainer(run, model, feed_of(run, composer), heldout, group=group, report=report)
+    record = Record(run, composer.store.identity(), table.fingerprint or "")
+    return Trainer(run, model, feed_of(run, composer), heldout, group=group, report=report, record=record)
 
 
 def export(run: RunConfig, out: Path) -> Path:

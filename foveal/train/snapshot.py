@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,11 +22,17 @@ from torch import Tensor
 
 _POSITION = "position.json"
 _ROUTING = "routing.safetensors"
-_STEP = re.compile(r"step-(\d{8})$")
+_RECORD = "run.json"
+_STEP = re.compile(r"(?:step-(\d{8})|\.step-(\d{8})\.old)$")
+"""A checkpoint's folder; the second while another of the same step takes its place."""
 
 
 class SnapshotError(ValueError):
     """A checkpoint folder cannot be read or does not fit the run."""
+
+
+class DamagedError(SnapshotError):
+    """A file of a checkpoint is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class Position:
 @dataclass(frozen=True)
 class Snapshot:
     """What a checkpoint folder holds. `config` is the network's ``config.json``; `means` what the curve had gathered
-    since its last row; `routing` what anticipatory routing goes on with (`foveal.train.anticipation`)."""
+    since its last row; `routing` what anticipatory routing goes on with (`foveal.train.anticipation`); `record` what
+    the run was made of (`foveal.train.record`; empty in checkpoints of older versions)."""
 
     position: Position
     parameters: dict[str, Tensor]
@@ -48,6 +56,7 @@ class Snapshot:
     config: dict[str, object]
     means: dict[str, list[float]] = field(default_factory=dict)
     routing: dict[str, Tensor] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -61,7 +70,10 @@ def private() -> Iterator[None]:
 
 
 def save(folder: Path, saved: Snapshot, *, keep: int = 2) -> Path:
-    """Write ``folder/step-NNNNNNNN`` and drop all but the newest `keep`. Returns its path."""
+    """Write ``folder/step-NNNNNNNN`` and drop all but the newest `keep` (1 or more). Returns its path.
+
+    Whenever this is interrupted, the checkpoints that were there before can be read, or the new one.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     final = folder / f"step-{saved.position.step:08d}"
     partial = folder / f".{final.name}.partial"
@@ -74,18 +86,25 @@ def save(folder: Path, saved: Snapshot, *, keep: int = 2) -> Path:
         if saved.routing:
             save_file(_plain(saved.routing), partial / _ROUTING)
         (partial / "config.json").write_text(json.dumps(dict(saved.config), indent=1), encoding="utf-8")
+        if saved.record:
+            (partial / _RECORD).write_text(json.dumps(saved.record, indent=1), encoding="utf-8")
         position = asdict(saved.position) | {"means": saved.means}
         (partial / _POSITION).write_text(json.dumps(position), encoding="utf-8")
     for path in partial.iterdir():
         path.chmod(0o600)
         _flush(path)
     _flush(partial)
+    aside = folder / f".{final.name}.old"
     if final.exists():
-        shutil.rmtree(final)
+        if aside.exists():
+            shutil.rmtree(aside)
+        final.rename(aside)
     partial.rename(final)
     _flush(folder)
-    for old in all_in(folder)[:-keep]:
-        shutil.rmtree(old)
+    kept = all_in(folder)[-keep:]
+    for old in [*folder.glob(".step-*.old"), *all_in(folder)]:
+        if old not in kept:
+            shutil.rmtree(old)
     return final
 
 
@@ -98,11 +117,17 @@ def all_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _STEP.match(path.name))
+    found: dict[str, Path] = {}
+    # Those put aside come first: they count only where nothing took their place.
+    for path in sorted(folder.iterdir()):
+        named = _STEP.match(path.name)
+        if named is not None:
+            found[named[1] or named[2]] = path
+    return [found[step] for step in sorted(found)]
 
 
 def load(path: Path) -> Snapshot:
-    """Read one checkpoint folder. Raises `SnapshotError` when a file is missing or damaged."""
+    """Read one checkpoint folder. Raises `DamagedError` when a file is missing or damaged."""
     try:
         about = json.loads((path / _POSITION).read_text(encoding="utf-8"))
         means = about.pop("means", {})
@@ -111,9 +136,10 @@ def load(path: Path) -> Snapshot:
         parameters = load_file(path / "parameters.safetensors")
         optimizer = load_file(path / "optimizer.safetensors")
         routing = load_file(path / _ROUTING) if (path / _ROUTING).is_file() else {}
+        record = json.loads((path / _RECORD).read_text(encoding="utf-8")) if (path / _RECORD).is_file() else {}
     except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
-        raise SnapshotError(f"cannot read the training checkpoint {path}: {error}") from error
-    return Snapshot(position, parameters, optimizer, config, means, routing)
+        raise DamagedError(f"cannot read the training checkpoint {path}: {error}") from error
+    return Snapshot(position, parameters, optimizer, config, means, routing, record)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from foveal.train.loss import TrainTransformer, Weighing, gate_biases, move_bias
 from foveal.train.optim import Optimizer
 from foveal.train.parallel import Group, Shared
 from foveal.train.prefetch import Prefetch
+from foveal.train.record import Record
 from foveal.train.settings import RunConfig, SettingsError, StageConfig
 from foveal.train.snapshot import Position, Snapshot
 from foveal.train.start import choose_trained, prepare_stage
@@ -83,13 +84,15 @@ class Trainer:
         *,
         group: Group | None = None,
         report: Report | None = None,
+        record: Record | None = None,
     ) -> None:
-        """Goes on from the newest checkpoint in ``run.out`` if there is one. `report` is called after every step.
+        """Goes on from the newest checkpoint in ``run.out`` if there is one. `report` is called after every step;
+        `record` is what the run is made of, kept in checkpoints and compared with theirs.
 
-        Raises `SnapshotError` or `OptimError` when the checkpoint is of another network, `SettingsError` when the rows
-        of a stage cannot be shared among the processes of `group`.
+        Raises `SnapshotError` or `OptimError` when the checkpoint is of another network or run, `SettingsError` when
+        the rows of a stage cannot be shared among the processes of `group`.
         """
-        self.run, self.group, self.report = run, group or Group(), report
+        self.run, self.group, self.report, self.record = run, group or Group(), report, record
         self.feed, self.heldout, self.out = feed, heldout, Path(run.out)
         _check_shares(run, self.group)
         self.model = model.to(self.group.device)
@@ -396,16 +399,26 @@ class Trainer:
         routing = self.anticipation.state()
         if self.group.first:
             config = self.network.config.to_dict()
-            saved = Snapshot(self.position, parameters, optimizer, config, means, routing)
+            record = self.record.to_dict() if self.record is not None else {}
+            saved = Snapshot(self.position, parameters, optimizer, config, means, routing, record)
             snapshot.save(self.out, saved, keep=self.run.keep)
         self.group.wait()
 
     def _resume(self) -> None:
         found = snapshot.all_in(self.out)
-        if found:
-            self._restore(found[-1])
+        if not found:
+            return
+        try:
+            saved = self._restore(found[-1])
+        except snapshot.DamagedError as error:
+            rest = "go on from the one before" if len(found) > 1 else "begin anew"
+            raise snapshot.SnapshotError(f"{error}; move it away to {rest}") from error
+        if self.record is not None and saved.record:
+            changed = self.record.changes(saved.record, found[-1])
+            if changed and self.group.first:
+                print(f"settings changed since {found[-1].name}: {', '.join(changed)}", file=sys.stderr, flush=True)
 
-    def _restore(self, path: Path) -> None:
+    def _restore(self, path: Path) -> Snapshot:
         saved = snapshot.load(path)
         if saved.config != self.network.config.to_dict():
             raise snapshot.SnapshotError(
@@ -419,6 +432,7 @@ class Trainer:
         self.anticipation.load(saved.routing)
         self.position = saved.position
         self._means.restore(saved.means if self.group.first else {})
+        return saved
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
