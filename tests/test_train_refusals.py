@@ -74,6 +74,7 @@ def folder(tmp_path: Path) -> Path:
         ({"data": {"span": [0, 64]}}, r"'data.span' is \[0, 64\]"),
         ({"data": {"blank_share": 1.5}}, "'data.blank_share' is 1.5"),
         ({"data": {"blanks": -1}}, "'data.blanks' is -1"),
+        ({"positions": {"offset": -200}}, r"positions\.offset"),
     ],
 )
 def test_settings_out_of_range_are_refused(folder: Path, changes: dict[str, object], words: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveal.config import HCA_RATIO
 from foveal.ops import Packing
-from foveal.train.data import Sample
+from foveal.train.data import DataError, Sample
 from foveal.train.packing import Jump, pack
 
 _ALIGN = HCA_RATIO
@@ -35,6 +35,10 @@ class PositionConfig:
     offset: int = 0
     jump_share: float = 0.0
     jump: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.jump < 0 or not 0 <= self.jump_share <= 1:
+            raise DataError("positions.offset and positions.jump must be 0 or more, positions.jump_share from 0 to 1")
 
 
 @dataclass(frozen=True)
