@@ -209,3 +209,16 @@ def test_descriptions_are_not_in_the_text() -> None:
 def test_lines_are_dropped_by_number() -> None:
     text = (Document("a.py", "1\n2\n3\n4\n"), Document("b.py", "1\n"))
     assert dropped(text, {"a.py": {2, 3}, "b.py": {1}}) == (Document("a.py", "1\n4\n"),)
+
+
+def test_lines_of_very_different_density_still_fill_a_text() -> None:
+    tokenizer = MATERIAL.tokenizer
+    for seed in range(60):
+        dice = random.Random(seed)
+        lines: list[str] = []
+        while len(lines) < 4000:
+            dense = " ".join(f"{dice.getrandbits(40):x}" for _ in range(dice.randrange(2, 8))) + "\n"
+            lines += [dense] * dice.randrange(1, 60) + ["x\n"] * dice.randrange(1, 400)
+        one = Material([Document("a.txt", "".join(lines))], tokenizer)
+        size = one.count(one.stretch(4096, dice))
+        assert 4096 - tolerance(4096) <= size <= 4096, seed

@@ -7,5 +7,9 @@ class EvalError(ValueError):
     """An evaluation was asked for that cannot be made, or what it needs is missing."""
 
 
+class SourceTooShort(EvalError):
+    """The source does not hold a text as long as asked."""
+
+
 class EndpointError(EvalError):
     """The endpoint could not be reached, refused a request, or answered with something else than the protocol says."""

@@ -8,13 +8,14 @@ by `tolerance` at the most.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import sysconfig
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from foveal.evals.errors import EvalError
+from foveal.evals.errors import EvalError, SourceTooShort
 from foveal.sources import Document, document_text, read_source
 from foveal.text import Tokenizer
 
@@ -24,7 +25,8 @@ TEXT_PATH = "text.txt"
 """What a text made up of lines is called in its header."""
 LONGEST_LINE = 200
 """Characters; longer lines (tables, data) are left out of haystacks."""
-_ROUNDS = 12
+_GUESSES = 12
+"""Guesses in proportion, before what is left is halved."""
 
 
 def tolerance(length: int) -> int:
@@ -109,11 +111,24 @@ class Material:
     def fit(self, make: Callable[[int], Documents], length: int, most: int) -> int:
         """The number of units, at most `most`, for which `make` gives `length` tokens; tokens grow with units.
 
-        Raises `EvalError` when even `most` units are too few, or none already too many.
+        Raises `SourceTooShort` when even `most` units are too few, `EvalError` when none are already too many.
+        """
+        best, size = self._nearest(make, length, most)
+        if best < 0:
+            raise EvalError(f"{length:,} tokens are too few for this task; ask for a longer text")
+        if size < length - tolerance(length):
+            raise SourceTooShort(f"the source gives {size:,} of {length:,} tokens; name a larger folder with --source")
+        return best
+
+    def _nearest(self, make: Callable[[int], Documents], length: int, most: int) -> tuple[int, int]:
+        """The number of units (-1: none do) that come near to `length` tokens, and how many tokens they are.
+
+        Guesses in proportion come near within a few tries where all units are about as long. Where they are not, the
+        guesses turn round and round beside the answer; halving what is left always ends.
         """
         best, size_of_best, beyond = -1, 0, most + 1
         units = min(most, max(1, length // 12))
-        for _ in range(_ROUNDS):
+        for attempt in itertools.count(1):
             size = self.count(make(units))
             if size <= length:
                 best, size_of_best = units, size
@@ -121,14 +136,13 @@ class Material:
                 beyond = units
             if size_of_best >= length - tolerance(length) // 4 or beyond - best <= 1:
                 break
-            units = min(max(int(units * length / max(1, size)), best + 1), beyond - 1)
-        if best < 0:
-            raise EvalError(f"{length:,} tokens are too few for this task; ask for a longer text")
-        if size_of_best < length - tolerance(length):
-            raise EvalError(
-                f"the source gives {size_of_best:,} of {length:,} tokens; name a larger folder with --source"
-            )
-        return best
+            if attempt < _GUESSES:
+                units = min(max(int(units * length / max(1, size)), best + 1), beyond - 1)
+            elif best >= 0 and size_of_best >= length - tolerance(length):
+                break
+            else:
+                units = (best + beyond) // 2
+        return best, size_of_best
 
 
 def mixed(path: str, filler: Sequence[str], inserted: Sequence[str], places: Sequence[float]) -> Documents:
