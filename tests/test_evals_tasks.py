@@ -10,7 +10,7 @@ import pytest
 from evals_support import documents, material
 
 from foveal.evals.errors import EvalError
-from foveal.evals.material import Material, tolerance, whole_text
+from foveal.evals.material import Material, lines_of, tolerance, whole_text
 from foveal.evals.names import coined_words, key_words, letters, numbers, uuids
 from foveal.evals.systems import SearchSystem
 from foveal.evals.task import Answer, Asking, Context
@@ -222,3 +222,57 @@ def test_lines_of_very_different_density_still_fill_a_text() -> None:
         one = Material([Document("a.txt", "".join(lines))], tokenizer)
         size = one.count(one.stretch(4096, dice))
         assert 4096 - tolerance(4096) <= size <= 4096, seed
+
+
+def prose(words: str = "abcdefghijklmnopqrstuvwxyz", space: str = " ", size: int = 250) -> Material:
+    """One paragraph of so many words a line, far longer than a line of code."""
+    dice = random.Random(11)
+
+    def paragraph() -> str:
+        return space.join("".join(dice.choices(words, k=dice.randrange(2, 9))) for _ in range(size)) + "."
+
+    texts = ["\n\n".join(paragraph() for _ in range(12)) + "\n" for _ in range(6)]
+    return Material([Document(f"book/{n}.txt", text) for n, text in enumerate(texts)], MATERIAL.tokenizer)
+
+
+@pytest.mark.parametrize("name", ["single_2", "multikey_1", "recall", "perplexity", "mrcr_2"])
+def test_prose_of_one_paragraph_a_line_makes_texts(name: str) -> None:
+    task = TASKS[name]
+    for texts in (prose(), prose("\u4e00\u4eba\u5927\u5c71\u6c34\u706b\u65e5\u6708", "", 60)):
+        for seed in range(4):
+            context = task.build(texts, 4096, 2, task.dice(seed, 4096, 0))
+            assert 4000 <= texts.count(context.documents) <= 4096
+            assert len(context.questions) == (0 if name == "perplexity" else 2)
+
+
+def test_long_lines_are_only_taken_where_there_is_nothing_else() -> None:
+    lines = "".join(f"line {n} of many short ones\n" for n in range(2000))
+    both = Material([Document("a.txt", lines + "long " * 100 + "\n")], MATERIAL.tokenizer)
+    assert both.filled(lambda filler: filler, random.Random(0)) == lines.splitlines(keepends=True)
+
+
+def test_only_newlines_end_lines() -> None:
+    text = "one\x0ctwo\u2028\x0b\x85\x1c\nthree\r\n\nfour"
+    assert lines_of(text) == ["one\x0ctwo\u2028\x0b\x85\x1c", "three\r", "", "four"]
+    assert "".join(lines_of(text, ends=True)) == text and len(lines_of(text + "\n")) == 4 and lines_of("") == []
+
+
+def test_form_feeds_do_not_shift_line_numbers() -> None:
+    pages = [Document(d.path, d.text.replace("\n\n\n", "\n\x0c\n\n\x0c")) for d in documents()]
+    fed = Material(pages, MATERIAL.tokenizer)
+    for name in ("recall", "lookup", "repoqa"):
+        task = TASKS[name]
+        context = task.build(fed, LENGTH, 8, task.dice(0, LENGTH, 0))
+        texts = {d.path: d.text.split("\n") for d in context.documents}
+        for question in context.questions:
+            (place,) = question.places
+            line = texts[place.path][place.first - 1]
+            begun = question.cues[0] if name != "repoqa" else question.expected.split("\n")[0]
+            assert line.strip().startswith(begun.strip())
+            gone = dropped(context.documents, {place.path: {place.first}})
+            kept = next(d.text for d in gone if d.path == place.path).split("\n")
+            assert kept == texts[place.path][: place.first - 1] + texts[place.path][place.first :]
+            with SearchSystem().reading(context.documents) as reader:
+                passages = reader._passages
+            for path, first, text, _, _ in passages:
+                assert text.split("\n") == texts[path][first - 1 :][: len(text.split("\n"))]

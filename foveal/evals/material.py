@@ -10,21 +10,29 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import re
 import sysconfig
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from foveal.evals.errors import EvalError, SourceTooShort
 from foveal.sources import Document, document_text, read_source
 from foveal.text import Tokenizer
 
 Documents = tuple[Document, ...]
+Made = TypeVar("Made")
 
 TEXT_PATH = "text.txt"
 """What a text made up of lines is called in its header."""
 LONGEST_LINE = 200
-"""Characters; longer lines (tables, data) are left out of haystacks."""
+"""Characters; longer lines (tables, data) are left out of haystacks unless nothing else is there (`Material.filled`)."""
+WRAPPED_BYTES = 80
+"""How long the parts of such a line are: no more tokens than a text may fall short by (`tolerance`), in any script."""
+_LONGEST_WORD = 24
+"""Characters at which a word is cut: scripts without spaces have words of whole sentences."""
 _GUESSES = 12
 """Guesses in proportion, before what is left is halved."""
 
@@ -74,7 +82,8 @@ class Material:
         return sum(len(self.tokenizer.encode(document_text(document))) for document in documents)
 
     def stretch(self, length: int, rng: random.Random) -> Documents:
-        """Whole files from a random one on, the last cut at a line, of `length` tokens in all (see `tolerance`).
+        """Whole files from a random one on, of `length` tokens in all (see `tolerance`): the last is cut at a line, or,
+        where that would leave the tolerance (a paragraph on one line), at a word.
 
         Raises `EvalError` when the source is shorter.
         """
@@ -83,27 +92,47 @@ class Material:
         lines = [document.text.splitlines(keepends=True) for document in turned]
         total = sum(len(each) for each in lines)
 
-        def first(count: int) -> Documents:
+        def first(count: int, words: int = 0) -> Documents:
+            """So many lines, and so many words of the next one."""
             kept = []
             for document, own in zip(turned, lines, strict=True):
-                if count <= 0:
+                cut = "".join(_words(own[count])[:words]) if count < len(own) else ""
+                if count <= 0 and not cut:
                     break
-                kept.append(Document(document.path, "".join(own[:count])))
+                kept.append(Document(document.path, "".join(own[:count]) + cut))
                 count -= len(own)
+                if count < 0:
+                    break
             return _in_reading_order(kept)
 
-        return first(self.fit(first, length, total))
+        count, size = self._nearest(first, length, total)
+        if size >= length - tolerance(length) or not 0 <= count < total:
+            return first(self.fit(first, length, total))
+        next_line = next(itertools.islice(itertools.chain.from_iterable(lines), count, None))
+        return first(count, self.fit(lambda words: first(count, words), length, len(_words(next_line))))
 
-    def filler(self, rng: random.Random, avoid: Sequence[str] = ()) -> list[str]:
-        """Lines of the whole source from a random file on: what haystacks are made of. Lines that hold one of `avoid`,
-        very long lines, and more than one blank line in a row are left out. Every line ends in a newline."""
-        start = rng.randrange(len(self.documents))
+    def filled(self, make: Callable[[list[str]], Made], rng: random.Random, avoid: Sequence[str] = ()) -> Made:
+        """What `make` makes of the lines of the whole source from a random file on: what haystacks are made of.
+
+        Lines that hold one of `avoid`, very long lines, and more than one blank line in a row are left out. Every line
+        ends in a newline. Very long lines are tables and data in code, but paragraphs in prose: where `make` raises
+        `SourceTooShort` it is asked again, with the same dice, and the long lines are there, wrapped at words.
+        """
+        start, dice = rng.randrange(len(self.documents)), rng.getstate()
+        try:
+            return make(self._filler(start, avoid, wrapped=False))
+        except SourceTooShort:
+            rng.setstate(dice)
+            return make(self._filler(start, avoid, wrapped=True))
+
+    def _filler(self, start: int, avoid: Sequence[str], *, wrapped: bool) -> list[str]:
         lines: list[str] = []
         for document in [*self.documents[start:], *self.documents[:start]]:
-            for line in document.text.splitlines():
-                blank = not line.strip()
-                if len(line) <= LONGEST_LINE and not (blank and lines and not lines[-1].strip()):
-                    lines.append("\n" if blank else line + "\n")
+            for whole in document.text.splitlines():
+                for line in _wrapped(whole) if wrapped else [whole]:
+                    blank = not line.strip()
+                    if len(line) <= LONGEST_LINE and not (blank and lines and not lines[-1].strip()):
+                        lines.append("\n" if blank else line + "\n")
         if avoid:
             lines = [line for line in lines if not any(word in line for word in avoid)]
         return lines
@@ -171,6 +200,29 @@ def write_documents(folder: Path, documents: Sequence[Document]) -> None:
 def whole_text(documents: Sequence[Document]) -> str:
     """What a memory of these documents has read."""
     return "".join(document_text(document) for document in documents)
+
+
+def lines_of(text: str, *, ends: bool = False) -> list[str]:
+    """The lines as citations, editors and `ast` number them: only a newline ends one. `str.splitlines` would also split
+    at form feeds and a few others. `ends`: with their newlines."""
+    lines = text.split("\n")
+    last = lines.pop()
+    if ends:
+        lines = [line + "\n" for line in lines]
+    return [*lines, last] if last else lines
+
+
+def _words(line: str) -> list[str]:
+    """Parts of a line that joined are the line: words with the blanks before them, long ones in pieces."""
+    return re.findall(rf"\s*\S{{1,{_LONGEST_WORD}}}|\s+", line)
+
+
+def _wrapped(line: str) -> list[str]:
+    """The line, in parts where it is too long for a haystack."""
+    size = len(line.encode("utf-8", "surrogatepass"))
+    if size <= LONGEST_LINE:
+        return [line]
+    return textwrap.wrap(line, max(8, WRAPPED_BYTES * len(line) // size), break_on_hyphens=False)
 
 
 def _in_reading_order(documents: Sequence[Document]) -> Documents:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 
-from foveal.evals.material import Documents
+from foveal.evals.material import Documents, lines_of
 from foveal.evals.task import Answer, Question
 from foveal.memory import Citation
 
@@ -91,7 +91,7 @@ class SearchReader:
         """Path, first line, text, words and number of words of every `PASSAGE_LINES` lines, half overlapping."""
         made = []
         for document in self._documents:
-            lines = document.text.splitlines()
+            lines = lines_of(document.text)
             for first in range(0, max(1, len(lines)), PASSAGE_LINES // 2):
                 text = "\n".join(lines[first : first + PASSAGE_LINES])
                 counts = Counter(_words(text))

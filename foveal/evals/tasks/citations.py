@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from foveal.evals.bench import Bench
-from foveal.evals.material import Documents, Material
+from foveal.evals.material import Documents, Material, lines_of
 from foveal.evals.systems.memory import MemoryReader
 from foveal.evals.task import Answer, Context, Measured, Measuring, Question, cited
 from foveal.evals.tasks.recall import CODE, code_context
@@ -69,7 +69,7 @@ def dropped(documents: Documents, lines: Lines) -> Documents:
     kept = []
     for document in documents:
         gone = lines.get(document.path, set())
-        every = document.text.splitlines(keepends=True)
+        every = lines_of(document.text, ends=True)
         text = "".join(line for number, line in enumerate(every, start=1) if number not in gone)
         if text:
             kept.append(Document(document.path, text))
@@ -85,7 +85,7 @@ def _elsewhere(context: Context, named: Lines, rng: random.Random) -> Lines:
     free = [
         (document.path, number)
         for document in context.documents
-        for number in range(1, len(document.text.splitlines()) + 1)
+        for number in range(1, len(lines_of(document.text)) + 1)
         if number not in taboo.get(document.path, ())
     ]
     left = min(sum(map(len, named.values())), len(free))

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from foveal.evals.errors import EvalError
-from foveal.evals.material import Documents, Material
+from foveal.evals.material import Documents, Material, lines_of
 from foveal.evals.scoring import likeness
 from foveal.evals.task import Answer, Asking, Context, Metrics, Question, Where, cited
 from foveal.evals.tasks.recall import CODE, MIN_DISTANCE
@@ -160,7 +160,7 @@ def without_docstrings(document: Document) -> tuple[str, list[_Function]]:
         tree = ast.parse(document.text)
     except (SyntaxError, ValueError, RecursionError):
         return document.text, []
-    lines = document.text.splitlines(keepends=True)
+    lines = lines_of(document.text, ends=True)
     gone: set[int] = set()
     spans = []
     for node in ast.walk(tree):

@@ -34,7 +34,10 @@ class IdenticalAsks(Asking):
         self.needles = needles
 
     def build(self, material: Material, length: int, count: int, rng: random.Random) -> Context:
-        lines = [line for line in material.filler(rng) if line.strip()]
+        return material.filled(lambda filler: self._of(filler, material, length, count, rng), rng)
+
+    def _of(self, filler: Sequence[str], material: Material, length: int, count: int, rng: random.Random) -> Context:
+        lines = [line for line in filler if line.strip()]
         pieces = ["".join(lines[i : i + PIECE_LINES]) for i in range(0, len(lines) - PIECE_LINES, PIECE_LINES)]
         pieces = list(dict.fromkeys(pieces))
         topics = [f"a {a} {n}" for a in ADJECTIVES for n in NOUNS]

@@ -73,9 +73,17 @@ class Needles(Asking):
 
     def build(self, material: Material, length: int, count: int, rng: random.Random) -> Context:
         """Needles at random places, none nearer to its neighbours than chance has it; questions ask for random ones."""
+        if self.shape.hay == "source":
+            return material.filled(
+                lambda filler: self._in(filler, material, length, count, rng), rng, avoid=("special magic",)
+            )
+        noise = [f"{line}\n" for line in itertools.islice(itertools.cycle(NOISE), length)]
+        return self._in(noise, material, length, count, rng)
+
+    def _in(self, filler: Sequence[str], material: Material, length: int, count: int, rng: random.Random) -> Context:
+        """`filler` is left alone where the hay is needles."""
         shape = self.shape
         needed = max(shape.least_keys, count * shape.asked_at_once)
-        filler = self._filler(material, length, rng)
         keys, values = _keys(shape, rng), _values(shape, rng)
 
         if shape.hay == "needles":
@@ -100,13 +108,6 @@ class Needles(Asking):
             document = in_filler(material.fit(in_filler, length, len(filler)))[0]
         asked = _grouped(chosen, shape, count)
         return Context((document,), tuple(_question(shape, document, pairs) for pairs in asked))
-
-    def _filler(self, material: Material, length: int, rng: random.Random) -> list[str]:
-        if self.shape.hay == "needles":
-            return []
-        if self.shape.hay == "noise":
-            return [f"{line}\n" for line in itertools.islice(itertools.cycle(NOISE), length)]
-        return material.filler(rng, avoid=("special magic",))
 
     def score(self, material: Material, question: Question, answers: Sequence[Answer]) -> Metrics:
         """RULER's: the share of the values that stand in the answer. With a cue for each key, each in its own."""

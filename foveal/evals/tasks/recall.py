@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from foveal.evals.errors import EvalError
-from foveal.evals.material import Documents, Material
+from foveal.evals.material import Documents, Material, lines_of
 from foveal.evals.scoring import tokens_after, tokens_right
 from foveal.evals.task import Answer, Asking, Context, Metrics, Question, Where, cited
 from foveal.text import Tokenizer
@@ -68,7 +68,7 @@ def code_context(material: Material, length: int, count: int, rng: random.Random
 
 def choose_cues(documents: Documents, tokenizer: Tokenizer, count: int, rng: random.Random) -> list[Question]:
     """Random lines of at least `MIN_CUE_TOKENS` tokens that stand only once, with enough text behind them."""
-    seen = Counter(line.strip() for document in documents for line in document.text.splitlines())
+    seen = Counter(line.strip() for document in documents for line in lines_of(document.text))
     every = list(_candidates(documents, seen))
     rng.shuffle(every)
     found: list[Question] = []
@@ -85,7 +85,7 @@ def _candidates(documents: Documents, seen: Counter[str]) -> Iterator[Question]:
     total = sum(len(document.text) for document in documents)
     before = 0
     for document in documents:
-        lines = document.text.splitlines(keepends=True)
+        lines = lines_of(document.text, ends=True)
         offset = 0
         for number, line in enumerate(lines, start=1):
             text = line.rstrip("\r\n")
