@@ -131,6 +131,7 @@ def test_interrupted_results_are_kept_and_shown(model: Path, source: Path, tmp_p
         (["recall", "--source", "/nowhere"], "/nowhere"),
         (["recall", "--length", "9M"], "name a larger folder with --source"),
         (["recall", "--length", "64"], "64 tokens"),
+        (["recall", "--length", "0"], "at least one token"),
         (["recall", "--form", "verse"], "no form 'verse'"),
     ],
 )
@@ -234,3 +235,20 @@ def test_intervals() -> None:
     low, high = interval([1.0, 0.0] * 50)
     assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert interval([5.0, 7.0])[0] < 6 < interval([5.0, 7.0])[1]
+
+
+def test_measurements_say_that_they_ask_in_the_completion_form(model: Path, source: Path) -> None:
+    result = run(model, source, "perplexity,single_2", "--form", "chat", "--json")
+    rows = {row["task"]: row["form"] for row in json.loads(result.stdout)["results"]}
+    assert rows == {"perplexity": "completion", "single_2": "chat"}
+
+
+def test_one_sample_has_no_interval(model: Path, source: Path) -> None:
+    result = run(model, source, "perplexity", "--samples", "1")
+    assert result.exit_code == 0 and "inf" not in result.stdout and "perplexity" in result.stdout
+
+
+def test_a_plot_names_the_extra_that_brings_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = CliRunner().invoke(app, ["eval", "recall", "--plot", "a.png"])
+    assert result.exit_code == 1 and "foveal[evals]" in result.stderr

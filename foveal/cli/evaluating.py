@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -64,7 +65,7 @@ def evaluate(
     from foveal.measure.plot import check_plot
 
     if plot is not None:
-        check_plot(plot)
+        check_plot(plot, "evals")
     lengths = tuple(sorted({parse_count(part) for part in length.split(",")}))
     with ExitStack() as stack:
         stack.enter_context(stopping())
@@ -209,4 +210,5 @@ def _number(value: float | None) -> str:
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
-    return f"{_number(ends[0])}-{_number(ends[1])}" if ends else ""
+    known = ends is not None and all(math.isfinite(end) for end in ends)
+    return f"{_number(ends[0])}-{_number(ends[1])}" if ends is not None and known else ""

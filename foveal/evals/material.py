@@ -28,9 +28,9 @@ Made = TypeVar("Made")
 TEXT_PATH = "text.txt"
 """What a text made up of lines is called in its header."""
 LONGEST_LINE = 200
-"""Characters; longer lines (tables, data) are left out of haystacks unless nothing else is there (`Material.filled`)."""
-WRAPPED_BYTES = 80
-"""How long the parts of such a line are: no more tokens than a text may fall short by (`tolerance`), in any script."""
+"""Characters; longer lines (tables, data) are left out of haystacks, unless too little is left (`Material.filled`)."""
+WRAPPED_BYTES = 64
+"""How long lines are then: fewer tokens than a text may fall short by (`tolerance`), in any script."""
 _LONGEST_WORD = 24
 """Characters at which a word is cut: scripts without spaces have words of whole sentences."""
 _GUESSES = 12
@@ -116,7 +116,7 @@ class Material:
 
         Lines that hold one of `avoid`, very long lines, and more than one blank line in a row are left out. Every line
         ends in a newline. Very long lines are tables and data in code, but paragraphs in prose: where `make` raises
-        `SourceTooShort` it is asked again, with the same dice, and the long lines are there, wrapped at words.
+        `SourceTooShort` it is asked again, with the same dice, and now of all lines, wrapped at words.
         """
         start, dice = rng.randrange(len(self.documents)), rng.getstate()
         try:
@@ -218,9 +218,9 @@ def _words(line: str) -> list[str]:
 
 
 def _wrapped(line: str) -> list[str]:
-    """The line, in parts where it is too long for a haystack."""
+    """The line, in parts of `WRAPPED_BYTES`, more or less."""
     size = len(line.encode("utf-8", "surrogatepass"))
-    if size <= LONGEST_LINE:
+    if size <= WRAPPED_BYTES:
         return [line]
     return textwrap.wrap(line, max(8, WRAPPED_BYTES * len(line) // size), break_on_hyphens=False)
 

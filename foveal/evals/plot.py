@@ -14,7 +14,7 @@ _ACROSS = 4
 def plot(document: dict[str, Any], path: Path) -> None:
     """Draw the document of `foveal eval` to `path`. Raises `EvalError` when there is nothing to draw, and what
     `check_plot` raises."""
-    check_plot(path)
+    check_plot(path, "evals")
     rows = document["results"]
     if not rows:
         raise EvalError("there is nothing to draw: nothing was measured")

@@ -68,7 +68,11 @@ def summaries(runner: Runner) -> list[Summary]:
     for group, keys in groups.items():
         rows = runner.results.of(keys)
         if rows:
-            found.append(_summary(tasks[group[0]], group[1], group[2], runner.plan.form, rows, planned[group]))
+            found.append(
+                _summary(
+                    tasks[group[0]], group[1], group[2], runner.plan.form_of(tasks[group[0]]), rows, planned[group]
+                )
+            )
     return found
 
 

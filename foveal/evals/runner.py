@@ -20,7 +20,7 @@ from foveal.evals.systems import System
 from foveal.evals.task import Answer, Asking, Context, Form, Measuring, Question, Task
 
 VERSION = 1
-"""Of the tasks: raised when what they ask, or how they score, changes, so that old results are not taken for new."""
+"""Of all tasks together; one alone has `Task.version`."""
 READ_AT_MOST = 131_072
 """Tokens to read for one task at one length, unless told how many texts to make; at least one text is made."""
 _KEPT = 400
@@ -42,6 +42,12 @@ class Plan:
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.contexts is not None and self.contexts < 1):
             raise EvalError("there must be at least one sample and one text")
+        if any(length < 1 for length in self.lengths):
+            raise EvalError("a text must have at least one token; give --length a number like 4k")
+
+    def form_of(self, task: Task) -> Form:
+        """The form its questions have: measurements always take the cues of the completion form."""
+        return "completion" if isinstance(task, Measuring) else self.form
 
     def questions(self, length: int) -> list[int]:
         """How many questions each text of `length` gets: as many as the others, the last perhaps fewer."""
@@ -117,7 +123,13 @@ class Runner:
 
     def _key(self, job: Job, system: str, identity: str) -> Key:
         plan = self.plan
-        parts = [VERSION, plan.seed, plan.form, self.material.digest, job.each, identity]
+        form = self.plan.form_of(job.task)
+        parts: list[object] = [VERSION, plan.seed, form, self.material.digest, job.each, identity]
+        # Only what differs from the ordinary is said, so that results of before are found again.
+        if job.questions != job.each:
+            parts.append({"questions": job.questions})
+        if (version := job.task.version(form, job.length)) != 1:
+            parts.append({"version": version})
         run = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return Key(run, job.task.name, job.length, system, job.number)
 

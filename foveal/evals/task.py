@@ -17,6 +17,8 @@ from foveal.evals.material import Documents, Material
 from foveal.memory import Citation
 
 Form = Literal["chat", "completion"]
+CHAT_SPARE = 4
+"""A chat answer may be so many times as long as the answer alone: it comes with words around it."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,15 @@ class Question:
     expected: str = ""
     search: str = ""
     place: float = 0.0
+    chat_tokens: int = 0
+    """Tokens that a chat answer needs, where that is more than `CHAT_SPARE` times `max_tokens`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else the task needs to judge an answer; goes into the results."""
+
+    @property
+    def chat_budget(self) -> int:
+        """Tokens of the model that a chat answer may take."""
+        return max(CHAT_SPARE * self.max_tokens, self.chat_tokens)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,11 @@ class Task(ABC):
     """Tasks of one family are given the same dice: their texts are the same, and are read once for all of them."""
     needs_network: ClassVar[bool] = False
     """Whether it looks inside the running network, and so cannot be asked of an endpoint."""
+
+    def version(self, form: Form, length: int) -> int:
+        """Raised when what the task asks in this form, or how it scores, changes: old samples are then not taken for
+        new ones."""
+        return 1
 
     @abstractmethod
     def build(self, material: Material, length: int, count: int, rng: random.Random) -> Context:

@@ -36,12 +36,13 @@ def plot(document: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def check_plot(path: Path) -> None:
-    """Raise `MeasureError` when `path` could not be drawn to, before hours are spent measuring."""
+def check_plot(path: Path, extra: str = "bench") -> None:
+    """Raise `MeasureError` when `path` could not be drawn to, before hours are spent measuring. `extra`: the extra of
+    the package that brings what is needed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MeasureError("a plot needs matplotlib; install it with `pip install foveal[bench]`") from None
+        raise MeasureError(f"a plot needs matplotlib; install it with `pip install foveal[{extra}]`") from None
     kinds = Figure().canvas.get_supported_filetypes()
     if path.suffix.lower().removeprefix(".") not in kinds:
         raise MeasureError(f"cannot draw to {path}: name a file that ends in .{', .'.join(sorted(kinds))}")

@@ -24,7 +24,6 @@ TIMEOUT = 3600.0
 TRIES, PAUSE = 4, 2.0
 SPARE = 3
 """An answer may take so many times the tokens it takes with our tokenizer."""
-CHAT_SPARE = 4
 
 
 class EndpointSystem:
@@ -60,7 +59,7 @@ class EndpointSystem:
 
     def chat(self, prompt: str, question: Question) -> Answer:
         """Answer `prompt` as the user's turn."""
-        settings = {"messages": [{"role": "user", "content": prompt}], "max_tokens": CHAT_SPARE * question.max_tokens}
+        settings = {"messages": [{"role": "user", "content": prompt}], "max_tokens": question.chat_budget}
         return self._answer(self._post("chat/completions", settings), lambda choice: choice["message"]["content"] or "")
 
     def _answer(self, answer: Any, text: Any) -> Answer:

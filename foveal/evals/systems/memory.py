@@ -12,9 +12,6 @@ from foveal.evals.task import Answer, Form, Question
 from foveal.memory import Memory
 from foveal.text.specials import ASSISTANT, THINK_END, USER
 
-CHAT_TOKENS = 4
-"""A chat answer may be so many times as long as the answer alone: it comes with words around it."""
-
 
 class MemorySystem:
     """`bench`'s model. With `topk`, the same weights looking at that many entries: full context when it covers all.
@@ -66,5 +63,5 @@ class MemoryReader:
         engine = self.memory.engine
         control = engine.tokenizer.control_id
         turn = [control(USER), *engine.tokenizer.encode(question.ask), control(ASSISTANT), control(THINK_END)]
-        made = engine.generate(turn, base=self.memory.sequence, max_tokens=CHAT_TOKENS * question.max_tokens)
+        made = engine.generate(turn, base=self.memory.sequence, max_tokens=question.chat_budget)
         return Answer(made.text, made.tokens, chat=True)

@@ -16,17 +16,22 @@ from foveal.evals.errors import EvalError
 from foveal.evals.material import TEXT_PATH, Documents, Material
 from foveal.evals.names import ADJECTIVES, NOUNS
 from foveal.evals.scoring import likeness, tokens_after
-from foveal.evals.task import Answer, Asking, Context, Metrics, Question, Where, cited
+from foveal.evals.task import Answer, Asking, Context, Form, Metrics, Question, Where, cited
 from foveal.sources import Document
 
 PIECE_LINES = 8
 ANSWER_TOKENS = 64
+_MARK_TOKENS = 64
+"""Room for the mark and a few words around it, in the chat form."""
 
 
 class IdenticalAsks(Asking):
     """`needles` identical asks among others."""
 
     metric = "likeness"
+
+    def version(self, form: Form, length: int) -> int:
+        return 2 if form == "chat" else 1
 
     def __init__(self, needles: int) -> None:
         self.name = f"mrcr_{needles}"  # type: ignore[misc]
@@ -66,12 +71,14 @@ class IdenticalAsks(Asking):
         if len(at) < self.needles or self.needles > len(pieces):
             raise EvalError(f"{length:,} tokens are too few for {self.needles} asks; ask for a longer text")
         chosen = rng.sample(range(self.needles), min(count, self.needles))
-        return Context(made(size), tuple(self._question(text, topics[0], i, at[i], pieces, rng) for i in chosen))
+        return Context(
+            made(size), tuple(self._question(text, topics[0], i, pieces[at[i]], material, rng) for i in chosen)
+        )
 
     def _question(
-        self, text: str, topic: str, which: int, at: int, pieces: Sequence[str], rng: random.Random
+        self, text: str, topic: str, which: int, piece: str, material: Material, rng: random.Random
     ) -> Question:
-        piece, ask = pieces[at], _ask(topic)
+        ask = _ask(topic)
         start = text.index(ask + piece)
         before = text[:start].rstrip("\n").rpartition("\n")[2]
         line = text.count("\n", 0, start + len(ask)) + 1
@@ -82,6 +89,7 @@ class IdenticalAsks(Asking):
             cues=((before + "\n" if before else "") + ask.rstrip("\n"),),
             answers=(piece,),
             max_tokens=ANSWER_TOKENS,
+            chat_tokens=2 * len(material.tokenizer.encode(piece)) + _MARK_TOKENS,
             places=(Where(TEXT_PATH, line - 1, line + PIECE_LINES - 1),),
             expected=piece,
             search=topic,

@@ -8,6 +8,7 @@ the indexer, top-k, perplexity) takes the same texts.
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,13 +16,15 @@ from dataclasses import replace
 from foveal.evals.errors import EvalError
 from foveal.evals.material import Documents, Material, lines_of
 from foveal.evals.scoring import tokens_after, tokens_right
-from foveal.evals.task import Answer, Asking, Context, Metrics, Question, Where, cited
+from foveal.evals.task import Answer, Asking, Context, Form, Metrics, Question, Where, cited
 from foveal.text import Tokenizer
 
 ANSWER_TOKENS = 32
 MIN_CUE_TOKENS = 8
 MIN_DISTANCE = 300
 """Tokens between the cue's place in the source and the end of the memory, at least: well outside the raw window."""
+CHAT_LINES = 6
+"""Lines that the chat form asks for."""
 _TRIES = 10
 """Stretches of the source that are looked at for lines to ask for."""
 CODE = "code"
@@ -36,22 +39,47 @@ class Recall(Asking):
     metric = "token_accuracy"
     family = CODE
 
+    def version(self, form: Form, length: int) -> int:
+        return 2 if form == "chat" else 1
+
     def build(self, material: Material, length: int, count: int, rng: random.Random) -> Context:
         """A stretch of whole files, and lines of it."""
         return code_context(material, length, count, rng)
 
     def score(self, material: Material, question: Question, answers: Sequence[Answer]) -> Metrics:
         """``token_accuracy``, ``sequence_accuracy`` (all 32 right), ``first_wrong`` (tokens before the first mistake),
-        ``citation_accuracy``."""
+        ``citation_accuracy``. Of a chat answer its lines are compared, as far as they were asked for (`_as_lines`)."""
         answer, tokenizer = answers[0], material.tokenizer
-        cue = question.cues[0]
-        expected = tokens_after(tokenizer, cue, question.expected, ANSWER_TOKENS)
-        got = answer.tokens
+        cue, following = question.cues[0], question.expected
+        said, got = answer.text, answer.tokens
+        if answer.chat:
+            following, said, got = *_as_lines(following, said), None
+        expected = tokens_after(tokenizer, cue, following, ANSWER_TOKENS)
         if got is None:
-            got = tokens_after(tokenizer, cue, answer.text, ANSWER_TOKENS)
+            got = tokens_after(tokenizer, cue, said, ANSWER_TOKENS)
         share, first_wrong = tokens_right(got[:ANSWER_TOKENS], expected)
         right = {"token_accuracy": share, "sequence_accuracy": float(share == 1), "first_wrong": float(first_wrong)}
         return {**right, **cited(question, answers)}
+
+
+def _as_lines(following: str, said: str) -> tuple[str, str]:
+    """What stands behind the cue, and a chat answer as if it stood there: both as far as the lines that were asked for.
+
+    An answer begins with a word and not with the line end in which the cue ends. Code fences, blank lines at both ends
+    and the indentation of the first line are none of its mistakes.
+    """
+    lead = re.match(r"\s*", following)
+    assert lead is not None
+    ends, indentation = re.fullmatch(r"(?s)((?:.*\n)?)(.*)", lead[0]).groups()  # type: ignore[union-attr]
+    body = re.sub(r"^```[^\n]*\n|\n?```\s*$", "", said.strip())
+    body = re.sub(r"^(?:[^\S\n]*\n)+", "", body)
+    given = body if body[:1].isspace() else indentation + body
+    return _first_lines(following), _first_lines(ends + given)
+
+
+def _first_lines(text: str) -> str:
+    """The rest of the cue's line, and the lines asked for."""
+    return "\n".join(text.split("\n")[: CHAT_LINES + 1]).rstrip()
 
 
 def code_context(material: Material, length: int, count: int, rng: random.Random) -> Context:
@@ -100,7 +128,7 @@ def _candidates(documents: Documents, seen: Counter[str]) -> Iterator[Question]:
 def _question(path: str, line: int, text: str, following: str, place: float) -> Question:
     return Question(
         ask="Continue the text above after this line, word for word, with nothing else and no code fence; write the "
-        f"next 6 lines:\n{text}",
+        f"next {CHAT_LINES} lines:\n{text}",
         cues=(text,),
         answers=(following,),
         max_tokens=ANSWER_TOKENS,
