@@ -20,7 +20,7 @@ from foveal.cli.main import app
 from foveal.evals.bench import Bench
 from foveal.evals.errors import EvalError
 from foveal.evals.results import FILE, Key, Results, Row
-from foveal.evals.runner import Plan
+from foveal.evals.runner import Plan, Runner
 from foveal.evals.scoring import holds_all, interval, likeness, tokens_right
 from foveal.evals.tasks import TASKS
 
@@ -252,3 +252,75 @@ def test_a_plot_names_the_extra_that_brings_matplotlib(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = CliRunner().invoke(app, ["eval", "recall", "--plot", "a.png"])
     assert result.exit_code == 1 and "foveal[evals]" in result.stderr
+
+
+def test_a_text_that_cannot_be_made_does_not_stop_the_others(model: Path, source: Path, tmp_path: Path) -> None:
+    more = ("--length", "2k,256k", "--out", str(tmp_path))
+    result = run(model, source, "recall,single_2", *more)
+    assert result.exit_code == 1 and result.stdout.count("2,048") == 2 and "262,144" not in result.stdout
+    assert "recall at 262,144: 1 text could not be made" in result.stderr and "--source" in result.stderr
+
+
+def test_json_names_what_could_not_be_made(model: Path, source: Path) -> None:
+    result = run(model, source, "recall,single_2", "--length", "2k,256k", "--json")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 1 and not document["complete"]
+    assert {(row["task"], row["length"]) for row in document["results"]} == {("recall", 2048), ("single_2", 2048)}
+    assert [(one["task"], one["length"], one["context"]) for one in document["problems"]] == [
+        ("recall", 1 << 18, 0),
+        ("single_2", 1 << 18, 0),
+    ]
+    assert "--source" in document["problems"][0]["message"]
+
+
+def test_fewer_questions_of_a_text_are_another_text(model: Path, source: Path, tmp_path: Path) -> None:
+    for samples in ("3", "4"):
+        more = ("--samples", samples, "--contexts", "2", "--out", str(tmp_path), "--json")
+        document = json.loads(run(model, source, "multikey_2", *more).stdout)
+        assert document["complete"] and document["n"] == document["planned"] == int(samples)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_damaged_sample_is_measured_again(model: Path, source: Path, tmp_path: Path, before: bool) -> None:
+    more = ("--samples", "5", "--out", str(tmp_path), "--json")
+    whole = json.loads(run(model, source, "multikey_2", *more).stdout)
+    file = tmp_path / FILE
+    lines = file.read_bytes().splitlines(keepends=True)
+    if before:  # as it was written before the number of samples was
+        lines = [line.replace(b',"samples":5', b"") for line in lines]
+    lines[2] = lines[2][:40] + b"\xff" + lines[2][41:]
+    file.write_bytes(b"".join(lines))
+    result = run(model, source, "multikey_2", *more)
+    again = json.loads(result.stdout)
+    assert "1 damaged line of" in result.stderr and again["complete"] and again["n"] == 5
+    assert again["results"] == whole["results"] and again["read"]["tokens"] == 0
+
+
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    for text in ("dear diary\n", "dear diary", "1\n2\n", '{"run": 1}\n'):
+        (tmp_path / FILE).write_text(text)
+        for _ in range(2):  # and it is not locked either
+            with pytest.raises(EvalError, match="something else than results"):
+                Results(tmp_path)
+        assert (tmp_path / FILE).read_text() == text
+    (tmp_path / FILE).write_text('{"run":"half a li')
+    with Results(tmp_path) as results:
+        assert len(results) == results.damaged == 0
+
+
+def test_interrupted_before_the_first_sample(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Runner) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", interrupt)
+    result = run(model, source, "recall", "--out", str(tmp_path))
+    assert result.exit_code == 130 and "run the same command again" in result.stderr
+    assert "nothing was measured" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--model", "--source"])
+def test_a_mistake_leaves_no_folder(model: Path, source: Path, tmp_path: Path, option: str) -> None:
+    result = run(model, source, "recall", option, "/nowhere", "--out", str(tmp_path / "new"))
+    assert result.exit_code == 1 and not (tmp_path / "new").exists()

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,18 @@ import typer
 
 from foveal.cli.benching import stopping
 from foveal.cli.options import Json, Threads
-from foveal.cli.output import INTERRUPTED, UserError, note, notes, parse_count, print_json, results, show_seconds, table
+from foveal.cli.output import (
+    FAILED,
+    INTERRUPTED,
+    UserError,
+    note,
+    notes,
+    parse_count,
+    print_json,
+    results,
+    show_seconds,
+    table,
+)
 from foveal.cli.progress import LINE_EVERY
 from foveal.cli.progress import describe as describe_reading
 
@@ -61,6 +73,7 @@ def evaluate(
 ) -> None:
     """Measure recall of long texts by the tasks of docs/evals.md. Ctrl-C keeps what was measured."""
     from foveal.evals.plot import plot as draw
+    from foveal.evals.results import FILE
     from foveal.evals.session import Session
     from foveal.measure.plot import check_plot
 
@@ -94,28 +107,50 @@ def evaluate(
                 on_reading=status.reading,
             )
         )
-        interrupted = _run(session.runner)
+        if damaged := session.runner.results.damaged:
+            lines = f"{damaged} damaged line{'s' * (damaged > 1)} of {folder / FILE}"
+            note(f"{lines} passed over; what was there is measured again")
+        stopped = _run(session.runner)
         document = session.document()
         status.stop()
         if plot is not None and document["results"]:
             draw(document, plot)
         if json:
             print_json(document)
-        else:
+        elif document["results"]:
             _print(document, session)
-    if interrupted:
-        where = "run the same command again to go on" if out is not None else "give --out to be able to go on"
+    where = "run the same command again to go on" if out is not None else "give --out to be able to go on"
+    if isinstance(stopped, KeyboardInterrupt):
         note(f"interrupted; {where}")
         raise typer.Exit(INTERRUPTED)
+    _tell_problems(document, stopped, where)
 
 
-def _run(runner: Runner) -> bool:
-    """Whether it was interrupted."""
+def _run(runner: Runner) -> BaseException | None:
+    """What ended it early, if something did."""
     try:
         runner.run()
-    except KeyboardInterrupt:
-        return True
-    return False
+    except (KeyboardInterrupt, Exception) as stopped:
+        return stopped
+    return None
+
+
+def _tell_problems(document: dict[str, Any], stopped: BaseException | None, where: str) -> None:
+    """What could not be done and why, on stderr; nothing when all was done. Raises what stopped the run."""
+    if stopped is not None:
+        if document["results"]:
+            note(f"stopped by an error; {where}")
+        raise stopped
+    texts = Counter((each["message"], each["task"], each["length"]) for each in document["problems"])
+    if not texts and not document["results"]:
+        raise UserError("nothing was measured")
+    messages = {message for message, _, _ in texts}
+    if not document["results"] and len(messages) == 1:
+        raise UserError(messages.pop())
+    for (message, task, length), count in texts.items():
+        note(f"{task} at {length:,}: {count} text{'s' * (count > 1)} could not be made: {message}")
+    if texts:
+        raise typer.Exit(FAILED)
 
 
 # ---------------------------------------------------------------------- while it runs
@@ -167,8 +202,6 @@ def _print(document: dict[str, Any], session: Session) -> None:
     from foveal.evals.report import summaries
 
     found = summaries(session.runner)
-    if not found:
-        raise UserError("nothing was measured")
     about = document["model"]
     results().print(
         f"{about['name']}, {document['form']} form, seed {document['seed']}, texts from {document['source']['path']}\n",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
@@ -105,7 +105,8 @@ def document(runner: Runner, about: dict[str, Any]) -> dict[str, Any]:
     complete = all(runner.results.finished(key) for job in runner.jobs() for key in runner.keys(job))
     asked = [row for row in rows if row["system"] not in ("search", "full_context")]
     top = asked[0] if len(asked) == 1 else {}
-    return {**about, **top, "complete": complete, "results": rows}
+    problems = [asdict(problem) for problem in runner.problems]
+    return {**about, **top, "complete": complete, "problems": problems, "results": rows}
 
 
 def _rounded(value: float) -> float | None:

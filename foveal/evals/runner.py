@@ -70,6 +70,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """One text that could not be made, or measured. `message` says why."""
+
+    task: str
+    length: int
+    context: int
+    message: str
+
+
+@dataclass(frozen=True)
 class Told:
     """How far a run is: what is done now, samples that are there, samples there will be, seconds left if known."""
 
@@ -99,6 +109,8 @@ class Runner:
         self._progress = progress
         self._left = _Left()
         self._doing = ""
+        self.problems: list[Problem] = []
+        """What this run could not do."""
 
     def jobs(self) -> Iterator[Job]:
         """Everything there is to do, shorter texts first."""
@@ -134,27 +146,43 @@ class Runner:
         return Key(run, job.task.name, job.length, system, job.number)
 
     def run(self) -> None:
-        """Do what is not done yet. Ctrl-C goes through; what was done is kept."""
+        """Do what is not done yet. A text that cannot be made is one of `problems`, and the run goes on without it;
+        what a system raises goes through after it became one, and so does Ctrl-C. What was done is kept."""
         todo = [(job, [key for key in self.keys(job) if not self.results.finished(key)]) for job in self.jobs()]
         self._left.plan([(job, len(keys)) for job, keys in todo])
         for job, keys in todo:
             if keys:
                 self._run(job, keys)
 
+    def _problem(self, job: Job, error: Exception) -> None:
+        self.problems.append(Problem(job.task.name, job.length, job.number, str(error)))
+
     def _run(self, job: Job, keys: Sequence[Key]) -> None:
         self._say(job, "making the text")
-        context = job.task.build(
-            self.material, job.length, job.questions, job.task.dice(self.plan.seed, job.length, job.number)
-        )
+        try:
+            context = job.task.build(
+                self.material, job.length, job.questions, job.task.dice(self.plan.seed, job.length, job.number)
+            )
+        except EvalError as error:
+            self._problem(job, error)
+            self._left.skipped(job, len(keys))
+            return
         for key in keys:
             began = time.monotonic()
-            if isinstance(job.task, Measuring):
-                self._measure(job, job.task, context, key)
-            elif isinstance(job.task, Asking):
-                system = next(system for system in self.systems if system.name == key.system)
-                self._ask(job, job.task, context, key, system)
+            try:
+                self._put(job, context, key)
+            except Exception as error:
+                self._problem(job, error)
+                raise
             self.results.finish(key)
             self._left.passed(job, time.monotonic() - began)
+
+    def _put(self, job: Job, context: Context, key: Key) -> None:
+        if isinstance(job.task, Measuring):
+            self._measure(job, job.task, context, key)
+        elif isinstance(job.task, Asking):
+            system = next(system for system in self.systems if system.name == key.system)
+            self._ask(job, job.task, context, key, system)
 
     def _measure(self, job: Job, task: Measuring, context: Context, key: Key) -> None:
         self._say(job, "measuring")
@@ -203,6 +231,10 @@ class _Left:
         self._tokens_left -= job.length
         self._tokens_done += job.length
         self._seconds += seconds
+
+    def skipped(self, job: Job, count: int) -> None:
+        self.done += count
+        self._tokens_left -= count * job.length
 
     def seconds(self) -> float | None:
         return self._seconds / self._tokens_done * self._tokens_left if self._tokens_done else None

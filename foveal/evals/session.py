@@ -63,23 +63,23 @@ class Session:
         self._endpoint = None if endpoint is None else {"name": endpoint_model, "endpoint": endpoint}
         self.bench: Bench | None = None
         try:
-            results = self._stack.enter_context(Results(folder if keep else None))
+            tokenizer = Tokenizer.from_file(model_folder(model))
+            # Nothing is written before all that is to be read is there.
+            material = Material.read(source, tokenizer)
             systems: list[System] = []
             if endpoint is not None and endpoint_model is not None:
-                tokenizer = Tokenizer.from_file(model_folder(model))
                 systems.append(EndpointSystem(endpoint, endpoint_model, form_, seed=seed, key=endpoint_key))
                 if all(isinstance(task, Measuring) for task in wanted):
                     raise EvalError(f"{tasks} looks inside the running network, which an endpoint does not show")
             else:
                 self.bench = Bench(model, folder / "store", threads=threads, on_reading=on_reading)
                 self._stack.enter_context(self.bench)
-                tokenizer = self.bench.engine.tokenizer
                 systems.append(MemorySystem(self.bench, form_))
                 if full_up_to:
                     entries = -(-max(lengths) // CSA_RATIO)
                     systems.append(MemorySystem(self.bench, form_, name="full_context", topk=entries, up_to=full_up_to))
             systems.append(SearchSystem())
-            material = Material.read(source, tokenizer)
+            results = self._stack.enter_context(Results(folder if keep else None))
             self.runner = Runner(plan, material, systems, self.bench, results, progress=progress)
         except BaseException:
             self._stack.close()
