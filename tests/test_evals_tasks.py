@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from evals_support import documents, material
 
 from foveal.evals.errors import EvalError
-from foveal.evals.material import Material, lines_of, tolerance, whole_text
+from foveal.evals.material import Documents, Material, lines_of, tolerance, whole_text
 from foveal.evals.names import coined_words, key_words, letters, numbers, uuids
 from foveal.evals.systems import SearchSystem
 from foveal.evals.task import Answer, Asking, Context
 from foveal.evals.tasks import TASKS, chosen
-from foveal.evals.tasks.citations import dropped
+from foveal.evals.tasks.citations import Citations, dropped
 from foveal.evals.tasks.needles import SHAPES, Needles
 from foveal.evals.tasks.recall import ANSWER_TOKENS, MIN_CUE_TOKENS, Recall
+from foveal.memory import Citation
 from foveal.sources import Document
 
 MATERIAL = material(9)
@@ -306,3 +310,68 @@ def test_a_chat_answer_has_room_for_the_whole_piece() -> None:
     task = TASKS["mrcr_2"]
     for question in task.build(dense, 8192, 2, task.dice(0, 8192, 0)).questions:
         assert question.chat_budget > len(MATERIAL.tokenizer.encode(f"{question.facts['mark']} {question.expected}"))
+
+
+class _Remembers:
+    """Stands in for a bench: its answers are what follows the cue, and they cite so many lines."""
+
+    def __init__(self, cites: int) -> None:
+        self.cites, self.documents = cites, []  # type: ignore[var-annotated]
+
+    @contextmanager
+    def memory(self, texts: Documents) -> Iterator[_Remembers]:
+        self.documents.append(texts)
+        self.sizes = [sum(len(lines_of(d.text)) for d in each) for each in self.documents]
+        yield self
+
+    def recall(self, cue: str, **_: object) -> SimpleNamespace:
+        document = next((d for d in self.documents[-1] if cue + "\n" in d.text), None)
+        if document is None:
+            return SimpleNamespace(text="", tokens=(), healed=0, citations=())
+        before, _, after = document.text.partition(cue + "\n")
+        line = before.count("\n") + 1
+        cited = (Citation(document.path, line, line + self.cites - 1, 1.0),)
+        return SimpleNamespace(text=after[:40], tokens=(), healed=0, citations=cited)
+
+
+def test_the_control_of_the_causal_check_drops_as_many_lines() -> None:
+    task = Citations()
+    for count, cites, possible in ((2, 4, True), (12, 6, True), (20, 60, False)):
+        context = build("citations", count=count)
+        bench = _Remembers(cites)
+        samples = list(task.measure(bench, context, LENGTH, 0))  # type: ignore[arg-type]
+        whole, without, *control = bench.sizes
+        assert bool(control) == possible == all("kept_without_random" in sample.metrics for sample in samples)
+        for sample in samples:
+            assert sample.detail["dropped_random"] == (whole - control[0] if possible else 0)
+            assert sample.detail["dropped_cited"] >= whole - without > 0
+        if possible:
+            assert control == [without]
+
+
+def test_no_constant_answer_finds_two_definitions() -> None:
+    task = TASKS["lookup"]
+    assert isinstance(task, Asking)
+    text = "".join(
+        f"class Thing{n}(Base):\n    def method_{n}(self):\n        return {n}\n\n    def other_{n}(self, part_{n}):\n"
+        f"        return part_{n} * {n}\n\n"
+        for n in range(200)
+    )
+    plain = Material([Document("a.py", text)], MATERIAL.tokenizer)
+    questions = task.build(plain, LENGTH, 100, task.dice(0, LENGTH, 0)).questions
+    assert len(questions) > 5
+    for one in questions:
+        assert sum(task.score(plain, each, [Answer(one.answers[0])])["accuracy"] for each in questions) == 1
+        whole = f"{one.places[0].path}: {one.cues[0]}{one.answers[0]}"
+        assert task.score(plain, one, [Answer(whole, chat=True)]) == {"accuracy": 1, "file_accuracy": 1}
+        assert task.score(plain, one, [Answer(one.answers[0], chat=True)])["accuracy"] == 0
+        assert task.score(plain, one, [Answer(str(one.facts["name"]), chat=True)])["accuracy"] == 0
+
+
+@pytest.mark.parametrize(("length", "common", "other"), [(2048, 6, 1), (4095, 6, 1), (4096, 30, 3), (8192, 30, 3)])
+def test_common_words_stand_as_often_as_in_ruler(length: int, common: int, other: int) -> None:
+    context = build("cwe", length=length)
+    counts = Counter(line.split()[1] for line in context.documents[0].text.splitlines())
+    wanted = set(context.questions[0].answers)
+    assert {counts[word] for word in wanted} == {common}
+    assert {count for word, count in counts.items() if word not in wanted} == {other}

@@ -242,6 +242,7 @@ class _Left:
 
 def _detail(question: Question, answers: Sequence[Answer]) -> dict[str, object]:
     cited = [str(answer.citations[0]) if answer.citations else "" for answer in answers]
+    reasons = [answer.finish_reason for answer in answers]
     counted = [answer.prompt_tokens for answer in answers if answer.prompt_tokens is not None]
     return {
         "place": round(question.place, 4),
@@ -250,6 +251,7 @@ def _detail(question: Question, answers: Sequence[Answer]) -> dict[str, object]:
         "got": [answer.text[:_KEPT] for answer in answers[:8]],
         "cited": cited[:8],
         **({"prompt_tokens": max(counted)} if counted else {}),
+        **({"finish_reasons": reasons[:8]} if any(reasons) else {}),
     }
 
 

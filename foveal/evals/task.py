@@ -86,6 +86,8 @@ class Answer:
     prompt_tokens: int | None = None
     chat: bool = False
     """Whether the chat form was answered."""
+    finish_reason: str | None = None
+    """Why it ends, as an endpoint says."""
 
 
 Metrics = dict[str, float]

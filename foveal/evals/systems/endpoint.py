@@ -7,9 +7,11 @@ A refusal that may pass (429, 5xx, no connection) is tried again a few times; an
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +34,16 @@ class EndpointSystem:
     name = "endpoint"
 
     def __init__(self, url: str, model: str, form: Form, *, seed: int, key: str | None = None, pause: float = PAUSE):
-        """Raises `EndpointError` when `url` is not one of HTTP."""
+        """Raises `EndpointError` when `url` is not one of HTTP, or no header can hold the key."""
+        try:
+            urllib.parse.urlsplit(url).port  # noqa: B018
+        except ValueError as error:
+            raise EndpointError(f"{url!r} is not the address of an endpoint: {error}") from None
         if not url.startswith(("http://", "https://")):
             raise EndpointError(f"{url!r} is not the address of an endpoint; write one like http://localhost:8000/v1")
+        key = (key or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise EndpointError("the endpoint's key has characters that no header can have; look at OPENAI_API_KEY")
         self._url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self._model, self._form, self._seed, self._key, self._pause = model, form, seed, key, pause
 
@@ -60,14 +69,22 @@ class EndpointSystem:
     def chat(self, prompt: str, question: Question) -> Answer:
         """Answer `prompt` as the user's turn."""
         settings = {"messages": [{"role": "user", "content": prompt}], "max_tokens": question.chat_budget}
-        return self._answer(self._post("chat/completions", settings), lambda choice: choice["message"]["content"] or "")
+        return self._answer(self._post("chat/completions", settings), lambda choice: choice["message"]["content"])
 
     def _answer(self, answer: Any, text: Any) -> Answer:
         try:
             counted = (answer.get("usage") or {}).get("prompt_tokens")
-            return Answer(str(text(answer["choices"][0])), prompt_tokens=counted, chat=self._form == "chat")
+            choice = answer["choices"][0]
+            said, reason = text(choice), choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
             raise EndpointError(f"{self._url} answered with something else than the OpenAI protocol says") from None
+        if said is None and reason == "length":
+            raise EndpointError(
+                f"{self._url} used up the tokens of an answer before any text of it; switch the model's thinking off"
+            )
+        if not isinstance(said, str):
+            raise EndpointError(f"{self._url} answered without a text (finish_reason {reason!r})")
+        return Answer(said, prompt_tokens=counted, chat=self._form == "chat", finish_reason=reason)
 
     def _post(self, path: str, settings: dict[str, Any]) -> Any:
         body = {"model": self._model, "temperature": 0, "seed": self._seed, **settings}
@@ -79,18 +96,25 @@ class EndpointSystem:
         for attempt in range(TRIES):
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-                    return json.loads(reply.read())
+                    return self._decoded(reply.read(), path)
             except urllib.error.HTTPError as error:
                 if attempt == TRIES - 1 or (error.code != 429 and error.code < 500):
                     said = error.read(2000).decode("utf-8", "replace")[:300]
                     raise EndpointError(f"{self._url}/{path} refused with {error.code}: {said}") from None
-            except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            except http.client.InvalidURL as error:
+                raise EndpointError(f"{self._url!r} is not the address of an endpoint: {error}") from None
+            except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
                 if attempt == TRIES - 1:
-                    raise EndpointError(f"{self._url} cannot be reached: {getattr(error, 'reason', error)}") from None
-            except ValueError:
-                raise EndpointError(f"{self._url}/{path} did not answer with JSON") from None
+                    why = getattr(error, "reason", None) or str(error) or type(error).__name__
+                    raise EndpointError(f"{self._url} cannot be reached: {why}") from None
             time.sleep(self._pause * 2**attempt)
         raise AssertionError("unreachable")
+
+    def _decoded(self, body: bytes, path: str) -> Any:
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise EndpointError(f"{self._url}/{path} did not answer with JSON") from None
 
 
 class EndpointReader:

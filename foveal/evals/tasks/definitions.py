@@ -3,7 +3,8 @@
 What is special here: descriptions are the functions' own docstrings, taken out of the text that is read, so nothing but
 the code says which function is meant. A model that only continues text cannot follow a description: for it there is
 ``lookup``, whose cue is the beginning of a definition (``def name(``, ``class Name``, ``NAME =``); the rest of the line
-must come back, and the first citation must name the file and the line.
+must come back, and the first citation must name the file and the line. Only definitions whose rest is no other's, nor
+part of it, are asked for: else ``self):`` would be right time and again without a look at the text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from foveal.evals.errors import EvalError
 from foveal.evals.material import Documents, Material, lines_of
 from foveal.evals.scoring import likeness
-from foveal.evals.task import Answer, Asking, Context, Metrics, Question, Where, cited
+from foveal.evals.task import Answer, Asking, Context, Form, Metrics, Question, Where, cited
 from foveal.evals.tasks.recall import CODE, MIN_DISTANCE
 from foveal.sources import Document
 
@@ -38,6 +39,9 @@ class Lookup(Asking):
     metric = "accuracy"
     family = CODE
 
+    def version(self, form: Form, length: int) -> int:
+        return 2
+
     def build(self, material: Material, length: int, count: int, rng: random.Random) -> Context:
         for _ in range(_TRIES):
             documents = material.stretch(length, rng)
@@ -50,11 +54,13 @@ class Lookup(Asking):
         return Context(documents, tuple(every[:count]))
 
     def score(self, material: Material, question: Question, answers: Sequence[Answer]) -> Metrics:
-        """``accuracy``: the line is right; ``file_accuracy``, ``citation_accuracy``: of the first citation. In the chat
-        form, ``file_accuracy`` is whether the file is named."""
+        """``accuracy``: the rest of the line is right; ``file_accuracy``, ``citation_accuracy``: of the first citation.
+        In the chat form the name must be there too, and ``file_accuracy`` is whether the file is named."""
         answer = answers[0]
-        metrics = {"accuracy": float(question.answers[0].strip() in " ".join(answer.text.splitlines()))}
+        said = " ".join(answer.text.splitlines())
+        metrics = {"accuracy": float(question.answers[0].strip() in said)}
         if answer.chat:
+            metrics["accuracy"] *= str(question.facts["name"]) in said
             return metrics | {"file_accuracy": float(question.places[0].path in answer.text)}
         if answer.citations is None:
             return metrics
@@ -63,9 +69,10 @@ class Lookup(Asking):
 
 
 def _definitions(documents: Documents) -> Iterator[Question]:
-    """Definitions whose beginning stands once, far enough from the end."""
+    """Definitions whose beginning stands once and whose rest is part of no other's, far enough from the end."""
     found = [(d, m) for d in documents if d.path.endswith(".py") for m in _DEFINITION.finditer(d.text)]
     begun = Counter(match[1].strip() for _, match in found)
+    rests = "\n".join(match[4].rstrip() for _, match in found)
     total, before = sum(len(d.text) for d in documents), {}
     passed = 0
     for document in documents:
@@ -74,7 +81,8 @@ def _definitions(documents: Documents) -> Iterator[Question]:
     for document, match in found:
         name, rest, at = match[2] or match[3], match[4].rstrip(), before[document.path] + match.start()
         far = total - at > 4 * MIN_DISTANCE
-        if begun[match[1].strip()] == 1 and far and len(rest.strip()) >= 4 and len(name) >= 4:
+        alone = begun[match[1].strip()] == 1 and far and len(rest.strip()) >= 4 and len(name) >= 4
+        if alone and rests.count(rest.strip()) == 1:
             line = document.text.count("\n", 0, match.start()) + 1
             yield Question(
                 ask=f"Where does the code above define {name}? Answer with the file and the whole line.",
@@ -85,6 +93,7 @@ def _definitions(documents: Documents) -> Iterator[Question]:
                 stop=("\n",),
                 search=f"{name} {match[1].split()[0]}",
                 place=at / total,
+                facts={"name": name},
             )
 
 

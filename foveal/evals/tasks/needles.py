@@ -1,4 +1,4 @@
-"""Needles in a haystack, as RULER defines them (Hsieh et al. 2024, section 3.1 and table of tasks).
+"""Needles in a haystack, after RULER (Hsieh et al. 2024, section 3.1; docs/evals.md says what differs).
 
 What is special here: a needle is the sentence ``One of the special magic numbers for KEY is: VALUE.`` on a line of its
 own. The completion form of a question repeats that sentence up to the value. RULER asks one question of each text;

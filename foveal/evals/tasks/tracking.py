@@ -1,4 +1,4 @@
-"""Variable tracking, as RULER defines it (section 3.2): one value goes from name to name through the text.
+"""Variable tracking, after RULER (section 3.2; docs/evals.md says what differs): one value goes from name to name.
 
 What is special here: a chain of `HOPS` assignments stands in repeated noise, in order; the question is which names hold
 the value in the end. The completion form begins the answer, as RULER's own answer prefix does; it names nothing that
