@@ -87,7 +87,7 @@ class Attempt:
     def __init__(
         self, engine: Engine, base: cache.Sequence, prompt: Prompt, params: SamplingParams, prefixes: Prefixes | None
     ) -> None:
-        self.prompt, self._base = prompt, base
+        self.prompt, self._source_tokens = prompt, base.length
         self.sampled: list[Sampled] = []
         self.origins: list[TokenOrigin] = []
         self.finish_reason: FinishReason | None = None
@@ -124,9 +124,9 @@ class Attempt:
                 raise event.error
             self.finish_reason = event.finish_reason
             if event.sampled is not None and event.is_output:
-                position = self._base.length + len(self.prompt.tokens) - 1 + len(self.origins)
+                position = self._source_tokens + len(self.prompt.tokens) - 1 + len(self.origins)
                 self.sampled.append(event.sampled)
-                self.origins.append(origin_of(event.trace, position, self._base.length))
+                self.origins.append(origin_of(event.trace, position, self._source_tokens))
             yield event
 
     def events(self) -> Iterator[Event]:
@@ -145,7 +145,7 @@ class Attempt:
         best = 0
         for start, _ in self.origins[0].cells:
             first = max(0, start - len(cue))
-            text = self._base.token_range(first, min(start + CELL_TOKENS, self._base.length)).tolist()
+            text = self.sequence.token_range(first, min(start + CELL_TOKENS, self._source_tokens)).tolist()
             places = [place for place in range(start - first, len(text)) if text[place] == token]
             best = max([best, *(_agreeing(cue, text[:place]) for place in places)])
         return best
