@@ -65,14 +65,11 @@ def summaries(runner: Runner) -> list[Summary]:
             groups.setdefault(group, []).append(key)
             planned[group] = planned.get(group, 0) + job.questions
     found = []
-    for group, keys in groups.items():
-        rows = runner.results.of(keys)
+    for (name, length, system), keys in groups.items():
+        task, rows = tasks[name], runner.results.of(keys)
         if rows:
-            found.append(
-                _summary(
-                    tasks[group[0]], group[1], group[2], runner.plan.form_of(tasks[group[0]]), rows, planned[group]
-                )
-            )
+            form = runner.plan.form_of(task)
+            found.append(_summary(task, length, system, form, rows, planned[name, length, system]))
     return found
 
 
