@@ -25,6 +25,7 @@ from foveal.memory.errors import CorruptMemory, MemoryNotFound, StoreError
 from foveal.memory.store import contexts, gc, loading, saving, transfer
 from foveal.memory.store.about import ABOUT, ABOUT_COPY
 from foveal.memory.store.objects import Context
+from foveal.memory.store.repairs import REPAIRS
 from foveal.memory.store.store import INDEX, LOCK, RESERVE, Durability, Store
 from foveal.memory.store.verify import Report, verify
 
@@ -33,7 +34,7 @@ LONGEST = 1500
 NAMES = 3
 """Contexts of each writer."""
 SEEDS = 3
-FILES = {ABOUT, ABOUT_COPY, LOCK, INDEX, RESERVE, f"{INDEX}-wal", f"{INDEX}-shm"}
+FILES = {ABOUT, ABOUT_COPY, LOCK, INDEX, RESERVE, REPAIRS, f"{INDEX}-wal", f"{INDEX}-shm"}
 
 Recipe = list[list[int]]
 """Pairs of a text's number and how many of its tokens."""

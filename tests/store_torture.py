@@ -228,7 +228,7 @@ class Torture:
             rows = store.look(
                 lambda index: (
                     [place for entry in index.objects() if entry.pack for place in entry.places]
-                    + [row.place for row in index.contexts()]
+                    + [place for row in index.contexts() for place in row.places]
                 )
             )
             for place in rows:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cache_support import CONFIG
+from store_damage import flip
 from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal import cache
@@ -22,6 +23,7 @@ from foveal.memory.store.files import exclusive
 from foveal.memory.store.index import Index
 from foveal.memory.store.loading import Loaded
 from foveal.memory.store.objects import Context
+from foveal.memory.store.packs import Place
 from foveal.memory.store.prefix import find_prefix, load_prefix
 from foveal.memory.store.records import Kind
 from foveal.memory.store.store import LOCK, Store
@@ -169,7 +171,7 @@ def test_fork_touches_no_page_and_lives_on_its_own(store: Store, runner: Runner)
     before = store.packs.written
     fork = contexts.fork(store, "a", "b")
     contexts.fork(store, "b", "c")
-    assert store.packs.written - before < 3000
+    assert store.packs.written - before < 6500
     assert (fork.parent, fork.forked_at) == ("a", 3000)
     contexts.fork(store, "a", "d", at=1300)
     contexts.delete(store, "a")
@@ -247,20 +249,22 @@ def test_the_way_to_a_fork_is_proved_and_not_believed(store: Store, runner: Runn
         )
     )
     contexts.fork(store, "a", "b", at=900)
-    assert is_right(store, "b", tokens[:900]) and store.damaged, "the index was made again"
-    entry = store.look(lambda index: index.find(Kind.NODE, path[3][0]))
-    assert entry is not None
-    for number, (place, right) in enumerate(zip(entry.places, (True, False), strict=True)):
-        with store.packs.path(place.pack).open("r+b") as file:
-            file.seek(place.offset + records.HEADER_BYTES + 3)
-            byte = file.read(1)
-            file.seek(-1, os.SEEK_CUR)
-            file.write(bytes([byte[0] ^ 1]))
-        if right:
-            contexts.fork(store, "a", f"c{number}", at=900)
-            assert is_right(store, f"c{number}", tokens[:900])
+    assert is_right(store, "b", tokens[:900]) and store.repairs.told(), "the index was made again"
+    for number in range(2):  # the copy that was damaged is written again: there are always two
+        for place in _places(store, path[3][0])[:1]:
+            flip(store.packs.path(place.pack), place.offset + records.HEADER_BYTES + 3, 0)
+        contexts.fork(store, "a", f"c{number}", at=900)
+        assert is_right(store, f"c{number}", tokens[:900])
+    for place in _places(store, path[3][0]):
+        flip(store.packs.path(place.pack), place.offset + records.HEADER_BYTES + 3, 0)
     with pytest.raises(CorruptMemory, match="both copies"):
         contexts.fork(store, "a", "d", at=900)
+
+
+def _places(store: Store, node: bytes) -> list[Place]:
+    entry = store.look(lambda index: index.find(Kind.NODE, node))
+    assert entry is not None and len(entry.places) == 2
+    return entry.places
 
 
 def test_fork_is_refused_where_it_makes_no_sense(store: Store, runner: Runner) -> None:

@@ -195,7 +195,7 @@ def test_deleting_does_not_wait_for_who_reads(store: Store, runner: Runner) -> N
     save(store, "a", TOKENS, runner)
     save(store, "b", TOKENS[:300], runner)
     with Store(store.folder) as reader:
-        index = reader._open_index()
+        index = reader.index
         index.execute("BEGIN")
         index.contexts()
         started = time.monotonic()
@@ -238,7 +238,8 @@ def test_a_damaged_row_does_not_replace_a_sound_record(store: Store, runner: Run
     store.index.execute("UPDATE contexts SET record = ? WHERE id = ?", (bytes(bad), row.id))
     assert not verify(store).sound
     compact(store)
-    assert verify(store).sound
+    assert [problem.mended for problem in verify(store).problems] == [True], "what was mended is told"
+    assert verify(store).sound, "once"
     assert store.context("a").length == 300
 
 

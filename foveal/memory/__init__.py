@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from foveal.memory.errors import ReadError as ReadError
     from foveal.memory.errors import StoreBusy as StoreBusy
     from foveal.memory.errors import StoreError as StoreError
+    from foveal.memory.errors import StoreUnavailable as StoreUnavailable
     from foveal.memory.memory import Memory as Memory
     from foveal.memory.names import MemoryInfo as MemoryInfo
     from foveal.memory.names import delete_memory as delete_memory
@@ -57,6 +58,7 @@ _HOMES = {
     "MemoryNotFound": "foveal.memory.errors",
     "ReadError": "foveal.memory.errors",
     "StoreBusy": "foveal.memory.errors",
+    "StoreUnavailable": "foveal.memory.errors",
     "StoreError": "foveal.memory.errors",
     "Memory": "foveal.memory.memory",
     "MemoryInfo": "foveal.memory.names",

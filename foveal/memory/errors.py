@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class StoreError(Exception):
     """A memory could not be found, read or written. Nothing was changed, and nothing half loaded remains."""
@@ -38,6 +40,16 @@ class ReadError(StoreError):
     """A source gave nothing to read, or cannot be read on from where it was left."""
 
 
+class StoreUnavailable(StoreError):
+    """The system refuses to open, list, map or read something of the store just now. Nothing is known to be damaged,
+    and nothing was changed: it works again when the cause is gone."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        said = getattr(error, "strerror", None) or error
+        super().__init__(f"cannot read {path} just now ({said}); nothing was changed, mend that and try again")
+        self.path = path
+
+
 class StoreBusy(StoreError):
     """Another process is writing to the store, and went on for longer than one was willing to wait."""
 
@@ -65,3 +77,7 @@ class IndexDamaged(StoreError):
 
 class IndexBehind(IndexDamaged):
     """The packs hold changes that the index has not: their writer died before entering them, or the log is gone."""
+
+
+class IndexOutdated(IndexDamaged):
+    """The index has the form that another version of Foveal writes. Nothing is wrong with it."""

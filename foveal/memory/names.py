@@ -7,6 +7,7 @@ key of an encrypted one is given to `open_store`, or stands in ``FOVEAL_STORE_KE
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveal.memory.errors import InvalidName, MemoryNotFound, StoreError
+from foveal.memory.errors import InvalidName, MemoryNotFound, StoreError, StoreUnavailable
 from foveal.memory.store import contexts, gc
 from foveal.memory.store.about import ABOUT, read_about
 from foveal.memory.store.cipher import key_file, key_from
@@ -166,4 +167,5 @@ def delete_memory(name: str, root: Root = None) -> None:
     """Delete a memory; what others share with it stays. Raises `InvalidName`, `MemoryNotFound`, or `StoreError`."""
     store, name = find(check_name(name), root, create=False)
     contexts.delete(store, name)
-    gc.collect(store, threshold=0.5)
+    with contextlib.suppress(StoreUnavailable):  # it is deleted; its space is given back another time
+        gc.collect(store, threshold=0.5)

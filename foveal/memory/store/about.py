@@ -1,6 +1,6 @@
 """`store.json`: which store this is, and in which format; there twice.
 
-What is special here: a file that is not bit for bit as it was written is as good as none, and its copy counts.
+A file that is not bit for bit as it was written is as good as none, and its copy counts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from foveal.memory.errors import FormatError
 from foveal.memory.store.cipher import Cipher
+from foveal.memory.store.files import Disk
 from foveal.memory.store.names import checksum
 
 FORMAT = 1
@@ -24,15 +25,15 @@ def about_bytes(about: dict[str, Any]) -> bytes:
     return json.dumps({**bare, "checksum": checksum(plain).hex()}, sort_keys=True, indent=1).encode() + b"\n"
 
 
-def read_about(path: Path) -> dict[str, Any] | None:
-    """None when it is missing or not as it was written. Raises `OSError` when it may not be read."""
+def read_about(path: Path, disk: Disk | None = None) -> dict[str, Any] | None:
+    """None when it is missing or not as it was written. Raises `OSError` when it cannot be read."""
+    data = (disk or Disk()).read_file(path)
     try:
-        data = path.read_bytes()
-        about = json.loads(data)
+        about = json.loads(data or b"")
         if isinstance(about, dict) and about_bytes(about) == data:
             about.pop("checksum")
             return about
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return None
 

@@ -1,14 +1,16 @@
-"""The only place where a store touches the disk, but for reads and SQLite's own files.
+"""The only place where a store touches the disk, but for what SQLite does with its own files.
 
-What is special here: every change is one call of a `Disk`, announced to `Disk.step` before it is made. The tests put a
-`Disk` of theirs in place that stops at the n-th step (for a write: after some of its bytes), and so walk through every
-point at which a process can die. Folders are 0700 and files 0600: what was read is the user's own.
+Every call to the system is one call of a `Disk`. It is announced before it is made: changes to `Disk.step`, everything
+else (opening, mapping, listing, locking, asking SQLite) to `Disk.look`. The tests put a `Disk` of theirs in place that
+dies at the n-th step, or fails at the n-th call, and so walk through every point at which a process can die or the
+system can refuse. Folders are 0700 and files 0600: what was read is the user's own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import sqlite3
 import time
@@ -19,18 +21,62 @@ from typing import Literal
 from foveal.memory.errors import StoreBusy
 
 Buffer = bytes | bytearray | memoryview
-Operation = Literal["create", "write", "sync", "truncate", "unlink", "rename", "mkdir", "sync folder", "commit"]
+Operation = Literal["create", "write", "sync", "truncate", "unlink", "rename", "link", "mkdir", "sync folder", "commit"]
+Look = Literal["open", "map", "stat", "list", "read", "lock", "query"]
 
 _POLL = 0.02
 """Seconds between two looks at a lock that is taken."""
 
 
 class Disk:
-    """Changes to files. Every method raises `OSError` as the system does."""
+    """What the system does for a store. Every method raises `OSError` as the system does."""
 
     def step(self, operation: Operation, path: Path, size: int = 0) -> int:
         """Called before each change; returns how many of `size` bytes may be written. For tests to override."""
         return size
+
+    def look(self, operation: Look, path: Path) -> None:
+        """Called before each call that changes nothing. For tests to override."""
+
+    # ------------------------------------------------------------------ looking
+
+    def open(self, path: Path) -> int:
+        """A descriptor for reading."""
+        self.look("open", path)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def map(self, descriptor: int, path: Path, size: int) -> mmap.mmap:
+        """A private map of the first `size` bytes of an open file."""
+        self.look("map", path)
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
+
+    def stat(self, path: Path) -> os.stat_result | None:
+        """None when there is no such file."""
+        self.look("stat", path)
+        try:
+            return os.stat(path)
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, folder: Path) -> dict[str, int]:
+        """Name -> bytes, of the files in a folder."""
+        self.look("list", folder)
+        found = {}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # it went while we looked
+                    found[entry.name] = entry.stat().st_size
+        return found
+
+    def read_file(self, path: Path) -> bytes | None:
+        """The bytes of a small file; None when there is no such file."""
+        self.look("read", path)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    # ------------------------------------------------------------------ changing
 
     def create(self, path: Path) -> int:
         """A new empty file of mode 0600; returns its descriptor, open for reading and writing."""
@@ -51,6 +97,15 @@ class Disk:
             self.stop()
         return size
 
+    def append(self, path: Path, data: bytes) -> None:
+        """Write `data` behind what a file has, in one call."""
+        self.step("write", path, len(data))
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+
     def stop(self) -> None:
         """Called after a write that `step` cut short."""
 
@@ -70,6 +125,11 @@ class Disk:
     def rename(self, old: Path, new: Path) -> None:
         self.step("rename", new)
         os.replace(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        """A second name for a file."""
+        self.step("link", new)
+        os.link(old, new)
 
     def make_folder(self, folder: Path) -> None:
         """Make `folder` and its missing parents with mode 0700."""
@@ -112,12 +172,13 @@ class Disk:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, wait: float, doing: str = "") -> Iterator[None]:
+def exclusive(path: Path, wait: float, doing: str = "", disk: Disk | None = None) -> Iterator[None]:
     """Hold the lock file `path` for oneself; the system lets go of it when the process ends, however it ends.
 
     Raises `StoreBusy` when another holds it for longer than `wait` seconds, naming its process where that is known and
-    what it is `doing` (default: writing to the store that `path` lies in).
+    what it is `doing` (default: writing to the store that `path` lies in); `OSError` when the system refuses.
     """
+    (disk or Disk()).look("lock", path)
     doing = doing or f"has been writing to the store {path.parent} for more than {wait:g} seconds"
     descriptor = _take(path, time.monotonic() + wait, doing)
     try:
@@ -181,8 +242,10 @@ class Presence:
         """Whether anybody holds a `Presence` at `path`."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError:  # we cannot tell
+            return True
         try:
             return not _locked(descriptor, fcntl.LOCK_EX)
         finally:

@@ -1,9 +1,12 @@
 """Space: compaction, and eviction under a limit.
 
-What is special here: compaction copies what lives out of packs with much dead space, one pack in one transaction, and
-never touches a pack in place. Eviction forgets bytes and never tokens: an evicted context is still there, and is
-computed again when it is used. Least valuable first: pages of few contexts before those of many, then what was used
-longest ago, and ends before beginnings.
+Compaction copies what lives out of packs with much dead space, one pack in one transaction, and never touches a pack in
+place. What it relies on it reads first: both copies of what is there twice come out whole. A pack of which something
+could not be saved goes into the folder `lost`; it is not deleted.
+
+Eviction forgets bytes and never tokens: an evicted context is still there, and is computed again when it is used. So
+pages are forgotten only where all tokens up to their end were read and are whole. Least valuable first: pages of few
+contexts before those of many, then what was used longest ago, and ends before beginnings.
 """
 
 from __future__ import annotations
@@ -12,12 +15,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from foveal.config import PAGE_TOKENS
-from foveal.memory.errors import StoreError
+from foveal.memory.errors import StoreError, StoreUnavailable
+from foveal.memory.store import copies
 from foveal.memory.store.files import Presence
 from foveal.memory.store.index import ContextRow, Entry, Index
-from foveal.memory.store.packs import PACK_HEADER_BYTES, Place
+from foveal.memory.store.packs import PACK_HEADER_BYTES
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import LIVE, Store, is_full
+from foveal.memory.store.index_file import is_full
+from foveal.memory.store.store import LIVE, Store
 from foveal.memory.store.writer import Writer
 
 SLACK = 4096
@@ -26,10 +31,11 @@ SLACK = 4096
 
 @dataclass(frozen=True)
 class Collected:
-    """`packs` were rewritten, and `freed` bytes given back."""
+    """`packs` were rewritten, and `freed` bytes given back. `kept` says of what space was not given back, and why."""
 
     packs: int
     freed: int
+    kept: tuple[str, ...] = ()
 
 
 def collect(store: Store, *, threshold: float = 0.25) -> Collected:
@@ -37,11 +43,17 @@ def collect(store: Store, *, threshold: float = 0.25) -> Collected:
 
     The index is checked first, and made again if it is not sound: nothing is thrown away on the word of a damaged one.
     Copying needs room for what lives in a pack (256 MiB at most); packs for which there is none are left as they are.
+    So is everything while a context cannot be read at all, for nobody knows what belongs to it.
+
+    Raises `StoreUnavailable` when a pack cannot be read now; nothing is lost then.
     """
     if not store.look(is_sound):
         store.repair()
+    unreadable = unreadable_contexts(store)
+    if unreadable:
+        return Collected(0, 0, tuple(f"the record of context {label} is damaged" for label in unreadable))
     before = disk_bytes(store)
-    packs = 0
+    packs, kept = 0, []
     for pack in _wasteful(store, threshold):
         try:
             store.transact(lambda tx, pack=pack: _rewrite(tx, pack), frees=True)  # type: ignore[misc]
@@ -49,12 +61,44 @@ def collect(store: Store, *, threshold: float = 0.25) -> Collected:
         except StoreError as error:
             if not is_full(error):
                 raise
+            kept.append(f"there is no room to copy what lives in {store.packs.path(pack).name}")
     if packs and store.look(lambda index: not _dead(index)):
         store.transact(_drop_tombstones)
     if packs:
         store.vacuum()
     store.tidy()
-    return Collected(packs, before - disk_bytes(store))
+    return Collected(packs, before - disk_bytes(store), tuple(kept))
+
+
+def unreadable_contexts(store: Store) -> list[str]:
+    """The labels (hexadecimal, shortened) of contexts of which no copy of the record is whole."""
+
+    def find(index: Index) -> list[str]:
+        return [row.label.hex()[:12] for row in index.contexts() if not store.is_readable(row)]
+
+    return store.look(find)
+
+
+def lost_bytes(store: Store) -> dict[str, int]:
+    """Name -> bytes, of what lies in the folder `lost`. Raises `StoreUnavailable`."""
+    try:
+        return store.disk.sizes(store.packs.lost)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise StoreUnavailable(store.packs.lost, error) from error
+
+
+def empty_lost(store: Store) -> int:
+    """Delete what lies in the folder `lost`, for good; returns its bytes. Raises `StoreError`."""
+    found = lost_bytes(store)
+
+    def work(tx: Writer) -> None:
+        for name in found:
+            store.disk.unlink(store.packs.lost / name)
+
+    store.transact(work)
+    return sum(found.values())
 
 
 def disk_bytes(store: Store) -> int:
@@ -88,47 +132,41 @@ def _wasteful(store: Store, threshold: float) -> list[int]:
 
 
 def _rewrite(tx: Writer, pack: int) -> None:
-    """Copy what lives in `pack` to another one, and delete it."""
+    """Copy what lives in `pack` to another one, and delete it; or keep it in `lost`, if anything was damaged."""
     if pack not in tx.packs.sizes:
         return
     tx.changed = True
+    damaged = bool(tx.packs.gaps(pack, tx.packs.sizes[pack]))
     tx.packs.drop(pack)
     for entry in tx.index.lying_in(pack):
-        _move(tx, entry, pack)
+        damaged = not _move(tx, entry, pack) or damaged
         tx.packs.passed(entry.span)
     for row in tx.index.contexts():
-        if row.pack == pack:
-            _move_context(tx, row)
-    for label, _, place in tx.index.gone():
-        if place.pack == pack:
-            tx.put_gone(label)
+        if any(place.pack == pack for place in row.places):
+            damaged = bool(copies.make_context_whole(tx, row, leaving=pack)) or damaged
+    for gone in tx.index.gone():
+        if any(place.pack == pack for place in gone.places):
+            damaged = bool(copies.make_gone_whole(tx, gone, leaving=pack)) or damaged
+    if damaged:
+        tx.packs.give_up(pack)
     tx.unlink.append(pack)
 
 
-def _move_context(tx: Writer, row: ContextRow) -> None:
-    """Copy the record of a context, which lies in the index too: either may have been damaged."""
-    raw = next((raw for raw in tx.store.records_of(row) if tx.store.parse_context(raw) is not None), row.record)
-    place = tx.packs.copy(raw)
-    sql = "UPDATE contexts SET record=?, pack=?, offset=?, span=? WHERE id=?"
-    tx.index.execute(sql, (bytes(raw), *place, row.id))
-
-
-def _move(tx: Writer, entry: Entry, pack: int) -> None:
-    kind = Kind(entry.kind)
-    good = next((raw for place in entry.places if (raw := _whole(tx, place, kind, entry.key)) is not None), None)
-    if good is None:  # damaged in all copies: it is a miss, and computed again when it is needed
+def _move(tx: Writer, entry: Entry, pack: int) -> bool:
+    """Copy an object out of `pack`; whether all its copies were whole."""
+    kind, found = Kind(entry.kind), copies.whole(tx.packs, entry)
+    if not found.good:  # damaged in all copies: it is a miss, and computed again when it is needed
         if kind is Kind.PAGE:
             tx.index.remove([entry.id])
         else:
             tx.index.forget(entry.id)
-        return
-    places = [tx.packs.copy(good) if place.pack == pack else place for place in entry.places]
-    tx.index.move(entry.id, places[0], places[1] if len(places) == 2 else None)
-
-
-def _whole(tx: Writer, place: Place, kind: Kind, key: bytes) -> memoryview | None:
-    """All bytes of a record, if it is sound."""
-    return tx.packs.raw(place) if tx.packs.read(place, kind, key) is not None else None
+        return False
+    raw = tx.packs.raw(found.good[0])
+    assert raw is not None
+    kept = [place for place in found.good if place.pack != pack]
+    places = [*kept, *(tx.packs.copy(raw) for _ in range(entry.copies - len(kept)))]
+    tx.index.move(entry.id, *places)
+    return not found.bad
 
 
 def _drop_tombstones(tx: Writer) -> None:
@@ -204,6 +242,8 @@ def evict(store: Store, limit: int) -> Evicted:
         raise StoreError(f"a store's limit is {limit} bytes; it must be 0 or more")
     if store.look(lambda index: sum(index.live_bytes().values())) <= limit:
         return Evicted(0, 0, True)
+    if unreadable_contexts(store):  # nobody knows what they are made of
+        return Evicted(0, 0, False)
     result = store.transact(lambda tx: _Eviction(store, tx, limit).run(), frees=True)
     collect(store, threshold=0.0)
     return result
@@ -224,9 +264,12 @@ class _Eviction:
             self._note(row)
         live = sum(self.index.live_bytes().values())
         pages = tails = 0
+        provable = self._provable()
         for node in sorted(self._candidates(), key=self._value):
             if live <= self.limit:
                 break
+            if node not in provable:
+                continue
             page = self.pages.pop(self.nodes[node].key)
             self.index.remove([page.id])
             live -= page.span
@@ -238,11 +281,23 @@ class _Eviction:
         for tail in sorted(self._loose_tails(), key=lambda entry: entry.position, reverse=True):
             if live <= self.limit:
                 break
+            if tail.parent not in provable:
+                continue
             self.index.forget(tail.id)
             live -= tail.span
             tails += 1
-        self.tx.changed = bool(pages or tails)
+        self.tx.changed = self.tx.changed or bool(pages or tails)
         return Evicted(pages, tails, live <= self.limit)
+
+    def _provable(self) -> set[int]:
+        """The nodes whose tokens, and all before them, are there in a whole copy; a second one is written where it was
+        damaged. Without its tokens a page could never be computed again."""
+        provable = {0}
+        for number, node in sorted(self.nodes.items(), key=lambda item: item[1].position):
+            copies.make_object_whole(self.tx, node)
+            if node.parent in provable and self.store.read_object(node) is not None:
+                provable.add(number)
+        return provable
 
     def _note(self, row: ContextRow) -> None:
         """Count a context's pages as shared by it, and keep them if it is pinned or in use."""

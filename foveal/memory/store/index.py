@@ -1,8 +1,11 @@
 """The index: where everything lies and who refers to whom. SQLite in WAL mode.
 
-What is special here: the index holds no content, only places, names and references, and all of it can be made again
-from the packs (`foveal.memory.store.rebuild`). The commit of its transaction is the moment at which a save, a fork or a
-deletion has happened. What it says is never trusted: a record that does not lie where the index says is a miss.
+The index holds no content, only places, names and references, and all of it can be made again from the packs
+(`foveal.memory.store.rebuild`). The commit of its transaction is the moment at which a save, a fork or a deletion has
+happened. What it says is never trusted: a record that does not lie where the index says is a miss.
+
+Only a file that SQLite could read and found wrong is damaged. One that cannot be opened or read, or whose log cannot,
+is `StoreUnavailable`, and stays as it is.
 
 An object is referred to by the contexts that use it (`uses`) and, if it is a node, by its children (`parent`). What
 nobody refers to is deleted in the same transaction.
@@ -15,11 +18,11 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from foveal.memory.errors import IndexDamaged, StoreError
+from foveal.memory.errors import IndexDamaged, IndexOutdated, StoreError, StoreUnavailable
 from foveal.memory.store.files import Disk
 from foveal.memory.store.names import checksum
 from foveal.memory.store.packs import Place
@@ -37,12 +40,16 @@ CREATE INDEX objects_name ON objects(kind, name);
 CREATE INDEX objects_parent ON objects(parent, kind);
 CREATE TABLE contexts(
   id INTEGER PRIMARY KEY, label BLOB NOT NULL UNIQUE, tenant BLOB NOT NULL, serial INTEGER NOT NULL,
-  record BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL, span INTEGER NOT NULL, used REAL NOT NULL);
+  record BLOB NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL, span INTEGER NOT NULL,
+  pack2 INTEGER NOT NULL, offset2 INTEGER NOT NULL, used REAL NOT NULL);
 CREATE TABLE uses(context INTEGER NOT NULL, object INTEGER NOT NULL, PRIMARY KEY(context, object)) WITHOUT ROWID;
 CREATE INDEX uses_object ON uses(object);
 CREATE TABLE gone(label BLOB PRIMARY KEY, serial INTEGER NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
-  span INTEGER NOT NULL) WITHOUT ROWID;
+  span INTEGER NOT NULL, pack2 INTEGER NOT NULL, offset2 INTEGER NOT NULL) WITHOUT ROWID;
 """
+SCHEMA_VERSION = 2
+"""SQLite's `user_version` (0 before there were two copies of the records of contexts). An index of another one is made
+again from the packs."""
 LOG_BYTES = 1 << 20
 """What SQLite's log may keep on the disk when it is not in use."""
 _OBJECT = "id, kind, key, name, parent, position, pack, offset, span, pack2, offset2"
@@ -66,8 +73,14 @@ SELECT key, pack, offset, span FROM path
 """
 
 
-_OUTSIDE = ("is full", "locked", "busy", "I/O error", "unable to open", "interrupted")
-"""What SQLite says when the cause lies outside the file. Whatever else it says, the file is not to be trusted."""
+_FULL_OR_TAKEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_OUTSIDE = (
+    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_ABORT, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_NOLFS),
+    sqlite3.SQLITE_AUTH,
+)
+"""What SQLite says when the cause lies outside the file. Whatever else it says, it has read the file, which is not
+sound: our own questions are always answered by a sound one."""
 
 
 class Entry(NamedTuple):
@@ -92,15 +105,19 @@ class Entry(NamedTuple):
     @property
     def places(self) -> list[Place]:
         """Where the record lies, and where its copy does."""
-        first = [Place(self.pack, self.offset, self.span)]
-        return [*first, Place(self.pack2, self.offset2, self.span)] if self.pack2 else first
+        return _places(self.pack, self.offset, self.span, self.pack2, self.offset2)
+
+    @property
+    def copies(self) -> int:
+        """How many there should be: what cannot be computed again is there twice."""
+        return 2 if self.kind in (Kind.NODE, Kind.MAP) else 1
 
 
 _KINDS = {int(kind) for kind in (Kind.NODE, Kind.PAGE, Kind.TAIL, Kind.MAP)}
 
 
 class ContextRow(NamedTuple):
-    """`record` is the context's record as it lies in its pack as well."""
+    """`record` is the context's record as it lies twice in the packs as well."""
 
     id: int
     label: bytes
@@ -110,20 +127,47 @@ class ContextRow(NamedTuple):
     pack: int
     offset: int
     span: int
+    pack2: int
+    offset2: int
     used: float
 
     @property
-    def place(self) -> Place:
-        return Place(self.pack, self.offset, self.span)
+    def places(self) -> list[Place]:
+        """Where the record lies, and where its copy does."""
+        return _places(self.pack, self.offset, self.span, self.pack2, self.offset2)
+
+
+_CONTEXT = ", ".join(ContextRow._fields)
+
+
+class GoneRow(NamedTuple):
+    """A deletion that is remembered, of the context `label`."""
+
+    label: bytes
+    serial: int
+    pack: int
+    offset: int
+    span: int
+    pack2: int
+    offset2: int
+
+    @property
+    def places(self) -> list[Place]:
+        """Where its record lies, and where its copy does."""
+        return _places(self.pack, self.offset, self.span, self.pack2, self.offset2)
+
+
+def _places(pack: int, offset: int, span: int, pack2: int, offset2: int) -> list[Place]:
+    first = [Place(pack, offset, span)]
+    return [*first, Place(pack2, offset2, span)] if pack2 else first
 
 
 class Legacy(NamedTuple):
-    """What an index knew before transaction `serial`: contexts, whose records prove themselves, and of the deleted ones
-    label, serial and place."""
+    """What an index knew before transaction `serial`: contexts, whose records prove themselves, and deletions."""
 
     serial: int
     contexts: list[ContextRow]
-    gone: list[tuple[bytes, int, Place]]
+    gone: list[GoneRow]
 
 
 class State(NamedTuple):
@@ -132,10 +176,20 @@ class State(NamedTuple):
     sizes: dict[int, int]
     next_pack: int
     serial: int
+    complete: bool = True
+    """Off when the index was made again, and what is kept twice has not been completed since."""
 
     def to_bytes(self) -> bytes:
         data = {"sizes": sorted(self.sizes.items()), "next_pack": self.next_pack, "serial": self.serial}
+        if not self.complete:
+            data["complete"] = 0
         return json.dumps(data, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> State:
+        found = json.loads(data)
+        sizes = {int(pack): int(size) for pack, size in found["sizes"]}
+        return cls(sizes, found["next_pack"], found["serial"], bool(found.get("complete", 1)))
 
 
 class Index:
@@ -170,31 +224,63 @@ class Index:
             connection.close()
 
     def _connect(self, wait: float) -> sqlite3.Connection:
-        """Opened for writing, or for reading where the file system allows no more."""
-        problem: Exception | None = None
-        self.read_only = ""
+        """Opened for writing, or for reading where the file system allows no more.
+
+        Raises `IndexDamaged` for an index that is missing or not sound, `StoreUnavailable` for one that cannot be read.
+        """
+        if not self._exists(self.path):
+            raise IndexDamaged(f"{self.path} is missing")
+        writable = os.access(self.path.parent, os.W_OK)
+        self.read_only = "" if writable else "read-only"
+        problem: StoreError | None = None
         for options in ("mode=rw", "mode=ro", "mode=ro&immutable=1"):
-            uri = f"{self.path.absolute().as_uri()}?{options}"
+            if "immutable" in options and (writable or self._has_log()):
+                break  # it would pass over what only the log holds
             connection = None
             try:
+                self.disk.look("query", self.path)
                 connection = sqlite3.connect(
-                    uri, uri=True, timeout=wait, isolation_level=None, check_same_thread=False, cached_statements=64
+                    f"{self.path.absolute().as_uri()}?{options}",
+                    uri=True,
+                    timeout=wait,
+                    isolation_level=None,
+                    check_same_thread=False,
+                    cached_statements=64,
                 )
-                connection.execute("SELECT 1 FROM state").fetchone()
-                if options != "mode=rw" or not os.access(self.path.parent, os.W_OK):
-                    self.read_only = "read-only" if problem is None or "readonly" in str(problem) else str(problem)
+                self._check_schema(connection)
+                if options != "mode=rw" and writable:
+                    self.read_only = "read-only"
                 return connection
-            except (sqlite3.Error, UnicodeDecodeError) as error:  # its messages quote what is damaged
+            except (*_SQL_ERRORS, IndexDamaged) as error:
                 if connection is not None:
                     connection.close()
-                problem = error
-                if not isinstance(error, sqlite3.OperationalError):
-                    break
-                if "no such table" in str(error) or "locked" in str(error):
+                problem = translate(error, self.path)
+                if isinstance(problem, IndexDamaged) or _code(error) in _FULL_OR_TAKEN:
                     break  # with less it would be no better
-        if "locked" in str(problem):
-            raise StoreError(f"the index {self.path} is locked: {problem}")
-        raise IndexDamaged(f"{self.path}: {problem}")
+        raise problem or AssertionError("not reached")
+
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        connection.execute("SELECT 1 FROM state").fetchone()
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            raise IndexOutdated(f"{self.path} has an older form")
+        if version != SCHEMA_VERSION:
+            raise IndexDamaged(f"{self.path} has the form {version}, and this version writes {SCHEMA_VERSION}")
+
+    def _exists(self, path: Path) -> bool:
+        try:
+            return self.disk.stat(path) is not None
+        except OSError as error:
+            raise StoreUnavailable(path, error) from error
+
+    def _has_log(self) -> bool:
+        """Whether there is a log that may hold what the index itself does not."""
+        path = Path(f"{self.path}-wal")
+        try:
+            found = self.disk.stat(path)
+        except OSError as error:
+            raise StoreUnavailable(path, error) from error
+        return found is not None and found.st_size > 0
 
     @staticmethod
     def create(path: Path, disk: Disk) -> None:
@@ -205,7 +291,7 @@ class Index:
         connection = sqlite3.connect(temporary, isolation_level=None)
         try:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            connection.executescript("BEGIN;" + SCHEMA)
+            connection.executescript(f"BEGIN; PRAGMA user_version={SCHEMA_VERSION};" + SCHEMA)
             data = State({}, 1, 1).to_bytes()
             connection.execute("INSERT INTO state VALUES(1, ?, ?)", (data, checksum(data)))
             disk.commit(connection, temporary)
@@ -226,7 +312,7 @@ class Index:
                     Path(f"{file}{end}").unlink(missing_ok=True)
 
     def replaced(self) -> bool:
-        """Whether another process has made the index anew."""
+        """Whether another process has made the index anew. Raises `StoreUnavailable`."""
         return _inode(self.path) != self._inode
 
     def stamp(self) -> tuple[int, int]:
@@ -245,20 +331,23 @@ class Index:
 
     def execute(self, sql: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
         try:
+            self.disk.look("query", self.path)
             return self._connection.execute(sql, tuple(values))
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except _SQL_ERRORS as error:
             raise translate(error, self.path) from error
 
     def _execute_all(self, sql: str, values: list[tuple[object, ...]]) -> None:
         try:
+            self.disk.look("query", self.path)
             self._connection.executemany(sql, values)
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except _SQL_ERRORS as error:
             raise translate(error, self.path) from error
 
     def rows(self, sql: str, values: Iterable[object] = ()) -> list[tuple[object, ...]]:
         try:
+            self.disk.look("query", self.path)
             return self._connection.execute(sql, tuple(values)).fetchall()
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except _SQL_ERRORS as error:
             raise translate(error, self.path) from error
 
     def begin(self) -> None:
@@ -269,20 +358,20 @@ class Index:
         self.execute("UPDATE state SET data = ?, checksum = ?", (data, checksum(data)))
         try:
             self.disk.commit(self._connection, self.path)
-        except (sqlite3.Error, UnicodeDecodeError) as error:
+        except _SQL_ERRORS as error:
             raise translate(error, self.path) from error
 
     def rollback(self) -> None:
         if self._connection.in_transaction:
-            self.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):  # SQLite has rolled it back itself
+                self._connection.execute("ROLLBACK")
 
     def state(self) -> State:
         """Raises `IndexDamaged` when it is not as it was written."""
         rows = self.rows("SELECT data, checksum FROM state")
         if len(rows) != 1 or not isinstance(rows[0][0], bytes) or checksum(rows[0][0]) != rows[0][1]:
             raise IndexDamaged(f"{self.path}: its state is damaged")
-        data = json.loads(rows[0][0])
-        return State({int(pack): int(size) for pack, size in data["sizes"]}, data["next_pack"], data["serial"])
+        return State.from_bytes(rows[0][0])
 
     def shrink(self) -> None:
         """Give back the space of deleted rows, and the log. Does not wait for those who read."""
@@ -315,6 +404,17 @@ class Index:
         sql = f"SELECT {_OBJECT} FROM objects WHERE pack = ?1 OR pack2 = ?1"
         return [_entry(row) for row in self.rows(sql, (pack,))]
 
+    def singles(self) -> list[tuple[Kind, bytes]]:
+        """Kind and key (of contexts and deletions: the label) of what is to be there twice and is entered once."""
+        rows = self.rows(
+            f"SELECT kind, key FROM objects WHERE kind IN ({int(Kind.NODE)}, {int(Kind.MAP)}) AND pack != 0 AND pack2 = 0"
+            f" UNION ALL SELECT {int(Kind.CONTEXT)}, label FROM contexts WHERE pack2 = 0"
+            f" UNION ALL SELECT {int(Kind.GONE)}, label FROM gone WHERE pack2 = 0"
+        )
+        for row in rows:
+            _check_types(row, (int, bytes))
+        return [(Kind(kind), key) for kind, key in rows]  # type: ignore[arg-type, misc]
+
     def chain(self, node: int, depth: int) -> list[tuple[Entry, Entry | None]]:
         """The node numbered `node` and its ancestors, at most `depth` of them, the first page's first; with each its
         page, or None where that was evicted."""
@@ -344,7 +444,7 @@ class Index:
         """The object lies nowhere: neither copy was whole."""
         self.execute("UPDATE objects SET pack = 0, offset = 0, pack2 = 0, offset2 = 0 WHERE id = ?", (number,))
 
-    def move(self, number: int, place: Place, copy: Place | None) -> None:
+    def move(self, number: int, place: Place, copy: Place | None = None) -> None:
         """The object lies elsewhere now."""
         second = (copy.pack, copy.offset) if copy is not None else (0, 0)
         self.execute(
@@ -381,7 +481,7 @@ class Index:
             raise IndexDamaged(f"{self.path}: its list of contexts is not sound")
 
     def context(self, label: bytes) -> ContextRow | None:
-        found = self.rows("SELECT * FROM contexts WHERE label = ?", (label,))
+        found = self.rows(f"SELECT {_CONTEXT} FROM contexts WHERE label = ?", (label,))
         return _context(found[0]) if found else None
 
     def seek(self, label: bytes) -> ContextRow | None:
@@ -392,17 +492,18 @@ class Index:
         return row
 
     def contexts(self) -> list[ContextRow]:
-        return [_context(row) for row in self.rows("SELECT * FROM contexts ORDER BY id")]
+        return [_context(row) for row in self.rows(f"SELECT {_CONTEXT} FROM contexts ORDER BY id")]
 
-    def gone(self) -> list[tuple[bytes, int, Place]]:
-        """Label, serial and place of the deletions that are remembered."""
-        rows = self.rows("SELECT label, serial, pack, offset, span FROM gone")
+    def gone(self) -> list[GoneRow]:
+        """The deletions that are remembered."""
+        rows = self.rows(f"SELECT {', '.join(GoneRow._fields)} FROM gone")
         for row in rows:
-            _check_types(row, (bytes, int, int, int, int))
-        return [(row[0], row[1], Place(*row[2:])) for row in rows]  # type: ignore[misc, arg-type]
+            _check_types(row, (bytes, *[int] * 6))
+        return [GoneRow(*row) for row in rows]  # type: ignore[arg-type]
 
-    def put_gone(self, label: bytes, serial: int, place: Place) -> None:
-        self.execute("INSERT OR REPLACE INTO gone VALUES(?,?,?,?,?)", (label, serial, *place))
+    def put_gone(self, label: bytes, serial: int, places: Sequence[Place]) -> None:
+        """Remember a deletion. `places`: where its record lies, and where its copy does, if there is one."""
+        self.execute("INSERT OR REPLACE INTO gone VALUES(?,?,?,?,?,?,?)", (label, serial, *_six(places)))
 
     def legacy(self) -> Legacy | None:
         """What an index that is to be made again leaves to the next one; None when it cannot be read."""
@@ -412,19 +513,31 @@ class Index:
             return None
 
     def put_context(
-        self, label: bytes, tenant: bytes, serial: int, record: bytes, place: Place, used: float, objects: Iterable[int]
+        self,
+        label: bytes,
+        tenant: bytes,
+        serial: int,
+        record: bytes,
+        places: Sequence[Place],
+        used: float,
+        objects: Iterable[int],
     ) -> None:
-        """Enter a context in place of one of the same label, and what it uses; then drop what nobody refers to."""
+        """Enter a context in place of one of the same label, and what it uses; then drop what nobody refers to.
+        `places`: where its record lies, and where its copy does, if there is one."""
         before = self._unlink(label)
         self.execute("DELETE FROM gone WHERE label = ?", (label,))
-        row = (label, tenant, serial, record, *place, used)
-        cursor = self.execute(
-            "INSERT INTO contexts(label, tenant, serial, record, pack, offset, span, used) VALUES(?,?,?,?,?,?,?,?)", row
-        )
+        row = (label, tenant, serial, record, *_six(places), used)
+        columns = ", ".join(ContextRow._fields[1:])
+        cursor = self.execute(f"INSERT INTO contexts({columns}) VALUES(?,?,?,?,?,?,?,?,?,?)", row)
         self._execute_all(
             "INSERT INTO uses VALUES(?, ?)", [(cursor.lastrowid, number) for number in sorted(set(objects))]
         )
         self.collect(before)
+
+    def move_context(self, number: int, record: bytes, places: Sequence[Place]) -> None:
+        """A context's record lies elsewhere now."""
+        sql = "UPDATE contexts SET record=?, pack=?, offset=?, span=?, pack2=?, offset2=? WHERE id=?"
+        self.execute(sql, (record, *_six(places), number))
 
     def drop_context(self, label: bytes) -> None:
         """Delete a context and what nobody else refers to."""
@@ -513,16 +626,26 @@ class Index:
         rows = self.rows(
             "SELECT pack, sum(span) FROM (SELECT pack, span FROM objects WHERE pack != 0"
             " UNION ALL SELECT pack2, span FROM objects WHERE pack2 != 0 UNION ALL SELECT pack, span FROM contexts"
-            " UNION ALL SELECT pack, span FROM gone) GROUP BY pack"
+            " UNION ALL SELECT pack2, span FROM contexts UNION ALL SELECT pack, span FROM gone"
+            " UNION ALL SELECT pack2, span FROM gone) WHERE pack != 0 GROUP BY pack"
         )
         return {int(pack): int(size) for pack, size in rows}  # type: ignore[call-overload]
 
 
+def _six(places: Sequence[Place]) -> tuple[int, int, int, int, int]:
+    """The columns pack, offset, span, pack2 and offset2 of one or two places."""
+    second = (places[1].pack, places[1].offset) if len(places) > 1 else (0, 0)
+    return (*places[0], *second)
+
+
 def _inode(path: Path) -> int | None:
+    """None when there is no such file. Raises `StoreUnavailable`."""
     try:
         return os.stat(path).st_ino
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StoreUnavailable(path, error) from error
 
 
 def _unfinished(path: Path) -> Path:
@@ -539,7 +662,7 @@ def _entry(row: tuple[object, ...]) -> Entry:
 
 
 def _context(row: tuple[object, ...]) -> ContextRow:
-    _check_types(row, (int, bytes, bytes, int, bytes, int, int, int, float))
+    _check_types(row, (int, bytes, bytes, int, bytes, *[int] * 5, float))
     return ContextRow(*row)  # type: ignore[arg-type]
 
 
@@ -548,9 +671,47 @@ def _check_types(row: tuple[object, ...], types: tuple[type, ...]) -> None:
         raise IndexDamaged("a row holds values of other types than it should")
 
 
+def salvage(path: Path) -> Legacy | None:
+    """What can still be read of an index that is outdated or not sound. What cannot leaves None."""
+    columns = _CONTEXT
+    connection = None
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        data, proof = connection.execute("SELECT data, checksum FROM state").fetchone()
+        if checksum(data) != proof:
+            return None
+        have = {row[1] for row in connection.execute("PRAGMA table_info(contexts)")}
+        absent = "pack2" not in have
+        columns = columns.replace("pack2, offset2", "0, 0") if absent else columns
+        gone = ", ".join(GoneRow._fields)
+        gone = gone.replace("pack2, offset2", "0, 0") if absent else gone
+        contexts = [_context(row) for row in connection.execute(f"SELECT {columns} FROM contexts ORDER BY id")]
+        deleted = [GoneRow(*row) for row in connection.execute(f"SELECT {gone} FROM gone")]
+        return Legacy(State.from_bytes(data).serial, contexts, deleted)
+    except (*_SQL_ERRORS, StoreError, TypeError, ValueError):
+        return None
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+_SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
+"""What asking SQLite may raise: it quotes what is damaged in its messages, which need not be UTF-8."""
+
+
 def translate(error: Exception, path: Path) -> StoreError:
-    """What a failure of SQLite means for the store."""
-    text = str(error)
-    if isinstance(error, sqlite3.OperationalError) and any(said in text for said in _OUTSIDE):
-        return StoreError(f"cannot write the index {path}: {text}")
-    return IndexDamaged(f"{path}: {text}")
+    """What a failure of SQLite means for the store: `IndexDamaged` only where it has read the file and found it wrong."""
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, UnicodeDecodeError):
+        return IndexDamaged(f"{path}: {error}")
+    code = _code(error)
+    if code in _FULL_OR_TAKEN:
+        return StoreError(f"cannot write the index {path}: {error}")
+    return StoreUnavailable(path, error) if code is None or code in _OUTSIDE else IndexDamaged(f"{path}: {error}")
+
+
+def _code(error: Exception) -> int | None:
+    """SQLite's primary result code; None for an error that is not SQLite's."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF

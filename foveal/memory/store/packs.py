@@ -1,15 +1,21 @@
 """Packs: append-only files of records.
 
-What is special here: a pack only ever grows, and only its committed length counts. What lies behind that was written
-by somebody who died before it was acknowledged; the next writer cuts it off. Packs are read through memory maps, so a
-page of the cache is a piece of the file, brought in by the system when it is touched and dropped when memory is short.
-A pack is never overwritten: when much of it is dead, what lives is copied into another pack and the file is unlinked,
-which leaves whoever has it mapped undisturbed.
+A pack only ever grows, and only its committed length counts. What lies behind that was written by somebody who died
+before it was acknowledged; the next writer cuts it off. Packs are read through memory maps, so a page of the cache is a
+piece of the file, brought in by the system when it is touched and dropped when memory is short. A pack is never
+overwritten: when much of it is dead, what lives is copied into another pack and the file is unlinked, which leaves
+whoever has it mapped undisturbed.
+
+Two answers are kept apart everywhere: bytes that were read and are not what was written (None: they are damaged), and
+bytes that the system does not let us read now (`StoreUnavailable`). Only the first may ever lead to giving them up; and
+what is given up, and might hold more than we can read of it, is moved into the folder `lost`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import mmap
 import os
 import re
@@ -21,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from foveal.cache.mapped import let_go_of
+from foveal.memory.errors import StoreUnavailable
 from foveal.memory.store import records
 from foveal.memory.store.cipher import Cipher
 from foveal.memory.store.files import Buffer, Disk
@@ -35,12 +42,15 @@ PACK_HEADER_BYTES = 64
 PACK_BYTES = 256 << 20
 """A pack that has reached this size is not appended to any more."""
 
+LOST = "lost"
 LET_GO_BYTES = 256 << 20
 """Who reads a whole store holds no more of it in memory at a time."""
 
 _HEADER = struct.Struct("<8sI4xQ16s8x")
 _NAME = re.compile(r"([0-9]{10})\.pack")
 VERSION = 1
+_LAST = (Kind.CONTEXT, Kind.GONE)
+"""A transaction that changes a context writes one of these behind all else."""
 
 
 class Place(NamedTuple):
@@ -56,6 +66,8 @@ class Packs:
 
     def __init__(self, folder: Path, store: bytes, disk: Disk, cipher: Cipher | None) -> None:
         self.folder, self.store, self.disk, self.cipher = folder, store, disk, cipher
+        self.lost = folder.with_name(LOST)
+        """Where packs go of which something was given up that might have been more than we could read."""
         self.sizes: dict[int, int] = {}
         self.next_pack = 1
         self.pack_bytes = PACK_BYTES
@@ -73,14 +85,12 @@ class Packs:
         return self.folder / f"{pack:010}.pack"
 
     def files(self) -> dict[int, int]:
-        """Pack number -> bytes, of the files there are."""
-        found = {}
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                if match := _NAME.fullmatch(entry.name):
-                    with contextlib.suppress(FileNotFoundError):
-                        found[int(match[1])] = entry.stat().st_size
-        return found
+        """Pack number -> bytes, of the files there are. Raises `StoreUnavailable`, as all reading of packs does."""
+        try:
+            found = self.disk.sizes(self.folder)
+        except OSError as error:
+            raise StoreUnavailable(self.folder, error) from error
+        return {int(match[1]): size for name, size in found.items() if (match := _NAME.fullmatch(name))}
 
     # ------------------------------------------------------------------ reading
 
@@ -103,6 +113,11 @@ class Packs:
         """All bytes of a record, padding included, unverified."""
         return self._view(place.pack, place.offset, place.offset + place.span)
 
+    def is_padded(self, place: Place) -> bool:
+        """Whether what fills a record up to its span is zeros."""
+        raw = self.raw(place)
+        return raw is not None and not any(raw[HEADER_BYTES + records.size_in(raw) :])
+
     def beginnings(self, places: list[Place], size: int) -> Iterator[bytes]:
         """The first `size` bytes of each record, unverified; none of what is not there. Quick for many of them: a pack
         is looked up once."""
@@ -114,7 +129,7 @@ class Packs:
         return (views[pack][offset : offset + size].tobytes() for pack, offset, _ in places)
 
     def scan(self, pack: int, start: int = PACK_HEADER_BYTES) -> Iterator[tuple[Place, Header]]:
-        """All records of a pack whose headers are sound, in order; damaged stretches are passed over."""
+        """All records of a pack whose headers are sound, in order; damaged stretches (`gaps`) are passed over."""
         self._maps.pop(pack, None)  # it may have grown since
         mapped = self._map(pack, PACK_HEADER_BYTES)
         offset = start
@@ -125,6 +140,17 @@ class Packs:
                 offset += header.span
                 continue
             offset = mapped.find(records.RECORD_MAGIC, offset + 1)
+
+    def gaps(self, pack: int, end: int) -> list[tuple[int, int]]:
+        """First and last byte + 1 of the stretches before `end` that are no record: their headers are damaged."""
+        found, expected = [], PACK_HEADER_BYTES
+        for place, _ in self.scan(pack):
+            if place.offset >= end:
+                break
+            if place.offset > expected:
+                found.append((expected, place.offset))
+            expected = place.offset + place.span
+        return [*found, (expected, end)] if expected < end else found
 
     def holds_more(self, sizes: dict[int, int]) -> bool:
         """Whether whole transactions lie behind `sizes`: then whoever says that these are the sizes is behind.
@@ -142,7 +168,7 @@ class Packs:
                 if self.read(place, header.kind, header.key) is None:
                     torn = True
                     break
-                ended = ended or header.kind in (Kind.CONTEXT, Kind.GONE)
+                ended = ended or header.kind in _LAST
             if torn:
                 break
         return ended
@@ -201,14 +227,17 @@ class Packs:
         return None if mapped is None or start < 0 else mapped.view[start:end]
 
     def _map(self, pack: int, end: int) -> _Map | None:
-        """A map of the pack that reaches to `end`, or None when the file does not."""
+        """A map of the pack that reaches to `end`, or None when the file does not, or is gone."""
         mapped = self._maps.get(pack)
         if mapped is not None and end <= mapped.size and mapped.serves(end):
             return mapped
+        path = self.path(pack)
         try:
-            mapped = _Map(self.path(pack))
-        except (OSError, ValueError):  # gone, unreadable, or empty
+            mapped = _Map(path, self.disk)
+        except (FileNotFoundError, _Empty):
             return None
+        except OSError as error:
+            raise StoreUnavailable(path, error) from error
         with self._listing:
             self._living.add(mapped.map)
             pagers = list(self._pagers)
@@ -219,16 +248,65 @@ class Packs:
 
     # ------------------------------------------------------------------ writing
 
-    def begin(self, sizes: dict[int, int], next_pack: int, files: dict[int, int]) -> None:
-        """Start appending behind `sizes`; cut off, or delete, whatever is not in them. `files`: what `files` said."""
+    def begin(self, sizes: dict[int, int], next_pack: int, files: dict[int, int], *, own: bool = False) -> None:
+        """Start appending behind `sizes`; cut off, or delete, whatever is not in them. `files`: what `files` said;
+        `own`: what is to be cut off was written by this process, and failed."""
         self.abandon()
         self.sizes, self.next_pack = dict(sizes), next_pack
         for pack, size in files.items():
-            if pack not in sizes:
-                self.disk.unlink(self.path(pack))
+            if pack < next_pack and pack not in sizes:  # a compaction was committed, and died before it deleted this
+                self.unlink(pack)
+            elif pack not in sizes:
+                self._cut(pack, 0, own)
                 self.next_pack = max(self.next_pack, pack + 1)
             elif size > sizes[pack]:
-                self.disk.truncate(self.path(pack), sizes[pack])
+                self._cut(pack, sizes[pack], own)
+
+    def _cut(self, pack: int, size: int, own: bool) -> None:
+        """Cut a pack off behind `size` bytes (0: delete it). What may hold a change that was acknowledged, and can only
+        not be told from a torn one because something before it is damaged, is kept in `lost`."""
+        path = self.path(pack)
+        behind = self.scan(pack, max(size, PACK_HEADER_BYTES))
+        finished = not own and any(header.kind in _LAST for _, header in behind)
+        self._maps.pop(pack, None)
+        if size == 0:
+            if finished:
+                self.set_apart(pack)
+            else:
+                self.disk.unlink(path)
+            return
+        if finished:
+            self._keep_end(path, size)
+        self.disk.truncate(path, size)
+
+    def _keep_end(self, path: Path, start: int) -> None:
+        """Write what lies behind `start` into a file of its own in `lost`."""
+        with open(self.disk.open(path), "rb") as file:
+            file.seek(start)
+            self.disk.write_file(self.aside(f"{path.name}.from-{start}"), file.read(), sync=True)
+
+    def set_apart(self, pack: int) -> None:
+        """Move a pack into `lost`."""
+        self._maps.pop(pack, None)
+        self.disk.rename(self.path(pack), self.aside(self.path(pack).name))
+        self.disk.sync_folder(self.lost)
+
+    def give_up(self, pack: int) -> None:
+        """Keep a pack in `lost`, under a second name there; its own goes with `unlink`. Where a file can have only one
+        name it is copied."""
+        path = self.path(pack)
+        try:
+            self.disk.link(path, self.aside(path.name))
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+            self._keep_end(path, 0)
+        self.disk.sync_folder(self.lost)
+
+    def aside(self, name: str) -> Path:
+        """A free name in the folder `lost`, which is made if need be."""
+        self.disk.make_folder(self.lost)
+        return next(path for n in itertools.count() if not (path := self.lost / (f"{name}.{n}" if n else name)).exists())
 
     def append(self, kind: Kind, key: bytes, payload: Buffer, serial: int, digest: bytes = b"") -> Place:
         """Write a record behind the last one. Raises `OSError`; what was written then does not count."""
@@ -305,15 +383,21 @@ class Packs:
         self._new.clear()
 
 
+class _Empty(Exception):
+    """A file of no bytes cannot be mapped."""
+
+
 class _Map:
     """A private map of a file as long as it is now. Nobody writes into it; it is writable for the sake of tensors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = disk.open(path)
         try:
             self.size = os.fstat(self._descriptor).st_size
-            self.map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_COPY)
+            if not self.size:
+                raise _Empty
+            self.map = disk.map(self._descriptor, path, self.size)
         except BaseException:
             os.close(self._descriptor)
             raise

@@ -1,8 +1,9 @@
 """The index made again from the packs.
 
-What is special here: packs are a log. Of each context the record with the highest serial counts, unless a deletion came
-after it; of the other objects, those that the surviving contexts refer to. So what is found is what had been committed,
-or, after a crash, at most a transaction that was wholly written but not yet acknowledged.
+Packs are a log. Of each context the record with the highest serial counts, unless a deletion came after it; of the
+other objects, those that the surviving contexts refer to. So what is found is what had been committed, or, after a
+crash, at most a transaction that was wholly written but not yet acknowledged. A context whose latest record can be
+seen, and not read in any copy, is entered as what it is, damaged: never as an older version of itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from foveal.memory.store.files import Disk
 from foveal.memory.store.index import ContextRow, Index, Legacy, State
 from foveal.memory.store.objects import Context, Node, tail_position
 from foveal.memory.store.packs import PACK_HEADER_BYTES, Packs, Place
-from foveal.memory.store.records import HEADER_BYTES, Header, Kind, parse
+from foveal.memory.store.records import ALIGN, HEADER_BYTES, SAID, Header, Kind, key_in, parse, serial_in, size_in, span_of
+
+
+@dataclass
+class _Latest:
+    """The latest record of a label: its serial, and where it lies."""
+
+    serial: int
+    places: list[Place]
 
 
 @dataclass
@@ -27,24 +36,31 @@ class _Found:
 
     places: dict[tuple[Kind, bytes], list[Place]] = field(default_factory=dict)
     nodes: dict[bytes, Node] = field(default_factory=dict)
-    contexts: dict[bytes, tuple[int, Place]] = field(default_factory=dict)
-    gone: dict[bytes, tuple[int, Place]] = field(default_factory=dict)
+    contexts: dict[bytes, _Latest] = field(default_factory=dict)
+    gone: dict[bytes, _Latest] = field(default_factory=dict)
+    broken: dict[bytes, _Latest] = field(default_factory=dict)
+    """Records of contexts that say whose they are, and of which nothing else is to be believed."""
     records: dict[bytes, bytes] = field(default_factory=dict)
     """Of contexts whose record lies in no pack any more."""
+    gaps: list[Place] = field(default_factory=list)
+    """What is no record, and was not left by a torn write."""
+    hurt: list[tuple[str, str]] = field(default_factory=list)
+    """What was found damaged, in words: of which kind, and where."""
     sizes: dict[int, int] = field(default_factory=dict)
     serial: int = 0
 
 
-def build(packs: Packs, path: Path, disk: Disk, known: Legacy | None = None) -> None:
-    """Make a sound index at `path` from all packs. Raises `StoreError`, and leaves nothing, when it cannot.
+def build(packs: Packs, path: Path, disk: Disk, known: Legacy | None = None) -> list[tuple[str, str]]:
+    """Make a sound index at `path` from all packs; returns what of them was found damaged, in words. Raises
+    `StoreError`, and leaves nothing, when it cannot.
 
     `known` is what the index before it knew. Where a pack has lost the latest record of a context, an older one must
     not take its place: the one that the index had does.
     """
     found = _scan(packs)
     if known is not None and known.serial > found.serial:  # otherwise it is behind the packs
-        for label, serial, place in known.gone:
-            found.gone[label] = max(found.gone.get(label, (0, place)), (serial, place))
+        for gone in known.gone:
+            _keep_latest(found.gone, gone.label, gone.serial, gone.places)
         for row in known.contexts:
             _remember(packs, found, row)
     try:
@@ -54,7 +70,7 @@ def build(packs: Packs, path: Path, disk: Disk, known: Legacy | None = None) -> 
             index.begin()
             _Entering(packs, found, index).run()
             next_pack = max(packs.files(), default=0) + 1
-            index.commit(State(found.sizes, next_pack, found.serial + 1))
+            index.commit(State(found.sizes, next_pack, found.serial + 1, complete=False))
             index.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             index.close()
@@ -63,6 +79,7 @@ def build(packs: Packs, path: Path, disk: Disk, known: Legacy | None = None) -> 
         if isinstance(error, sqlite3.Error):
             raise StoreError(f"cannot make the index {path}: {error}") from error
         raise
+    return found.hurt
 
 
 def _remember(packs: Packs, found: _Found, row: ContextRow) -> None:
@@ -70,39 +87,90 @@ def _remember(packs: Packs, found: _Found, row: ContextRow) -> None:
     if whole is None or whole[0].kind is not Kind.CONTEXT or whole[0].key != row.label:
         return
     serial = whole[0].serial
-    if serial > max(latest.get(row.label, (0, row.place))[0] for latest in (found.contexts, found.gone)):
-        found.contexts[row.label] = (serial, row.place)
+    if serial > max(_serial(latest, row.label) for latest in (found.contexts, found.gone)):
+        found.contexts[row.label] = _Latest(serial, row.places)
         found.records[row.label] = row.record
+
+
+def _serial(latest: dict[bytes, _Latest], label: bytes) -> int:
+    return latest[label].serial if label in latest else 0
+
+
+def _keep_latest(latest: dict[bytes, _Latest], label: bytes, serial: int, places: list[Place]) -> None:
+    """Of several records of a label the latest counts; of the same one, all places."""
+    if serial > _serial(latest, label):
+        latest[label] = _Latest(serial, places)
+    elif serial == _serial(latest, label):
+        latest[label].places += [place for place in places if place not in latest[label].places]
 
 
 def _scan(packs: Packs) -> _Found:
     found = _Found()
-    for pack in sorted(packs.files()):
-        end = PACK_HEADER_BYTES if packs.sound(pack) else 0
+    for pack, size in sorted(packs.files().items()):
+        end, expected = PACK_HEADER_BYTES if packs.sound(pack) else 0, PACK_HEADER_BYTES
         for place, header in packs.scan(pack):
-            end = place.offset + place.span
+            if place.offset > expected:
+                found.gaps.append(Place(pack, expected, place.offset - expected))
+            end = expected = place.offset + place.span
             found.serial = max(found.serial, header.serial)
             _note(packs, found, place, header)
             packs.passed(place.span)
+        damaged = _damaged_end(packs, Place(pack, expected, size - expected))
+        if damaged:
+            found.gaps.append(Place(pack, expected, damaged))
+            end = expected + damaged
         if end:  # otherwise it was cut off in its first bytes
             found.sizes[pack] = end
+    for gap in found.gaps:
+        found.hurt.append(("pack", f"{packs.path(gap.pack).name}: {gap.span} bytes at {gap.offset} are no record"))
+        _look_into(packs, found, gap)
     return found
 
 
+def _damaged_end(packs: Packs, rest: Place) -> int:
+    """Bytes of what was one record or more at the end of a pack; what a write left that was torn is none."""
+    size = 0
+    while rest.span - size >= HEADER_BYTES:
+        raw = packs.raw(Place(rest.pack, rest.offset + size, HEADER_BYTES))
+        span = 0 if raw is None else span_of(size_in(raw))
+        if not any(raw or b"") or size + span > rest.span:
+            break
+        size += span
+    return size
+
+
+def _look_into(packs: Packs, found: _Found, gap: Place) -> None:
+    """What is no record may have been one of a context that is known, by the label where its key would be."""
+    for offset in range(gap.offset, gap.offset + gap.span - HEADER_BYTES, ALIGN):
+        raw = packs.raw(Place(gap.pack, offset, HEADER_BYTES))
+        label = key_in(raw) if raw is not None else b""
+        if raw is not None and (label in found.contexts or label in found.gone):
+            _keep_latest(found.broken, label, serial_in(raw), [Place(gap.pack, offset, HEADER_BYTES)])
+
+
 def _note(packs: Packs, found: _Found, place: Place, header: Header) -> None:
-    latest = found.contexts if header.kind is Kind.CONTEXT else found.gone
     if header.kind in (Kind.CONTEXT, Kind.GONE):
-        payload = packs.read(place, header.kind, header.key)
-        if payload is not None and header.serial >= latest.get(header.key, (0, place))[0]:
-            latest[header.key] = (header.serial, place)
+        sound = packs.read(place, header.kind, header.key) is not None
+        if not sound:
+            found.hurt.append(_damage(packs, place, header.kind))
+        latest = found.contexts if header.kind is Kind.CONTEXT else found.gone
+        _keep_latest(latest if sound else found.broken, header.key, header.serial, [place])
         return
     if header.kind is Kind.NODE:
         payload = packs.read(place, header.kind, header.key)
         node = None if payload is None else Node.from_bytes(payload)
         if node is None:
+            found.hurt.append(_damage(packs, place, header.kind))
             return
         found.nodes[header.key] = replace(node, tokens=b"")  # they are many, and not needed here
+    if header.kind is Kind.MAP and packs.read(place, header.kind, header.key) is None:
+        found.hurt.append(_damage(packs, place, header.kind))
+        return
     found.places.setdefault((header.kind, header.key), []).insert(0, place)
+
+
+def _damage(packs: Packs, place: Place, kind: Kind) -> tuple[str, str]:
+    return SAID[kind], f"{packs.path(place.pack).name} at {place.offset} was damaged when the index was made again"
 
 
 class _Entering:
@@ -113,21 +181,28 @@ class _Entering:
         self.numbers: dict[tuple[Kind, bytes], int] = {}
 
     def run(self) -> None:
-        for label, (serial, place) in sorted(self.found.contexts.items(), key=lambda item: item[1][0]):
-            if serial < self.found.gone.get(label, (0, place))[0]:
-                continue
-            raw = self.found.records.get(label) or self.packs.raw(place)
-            whole = None if raw is None else parse(raw, self.packs.cipher)
-            if raw is None or whole is None:
-                continue
-            payload = whole[1]
-            context = Context.from_bytes(payload)
-            tenant = context.tenant if context is not None else _tenant(payload)
-            objects = self._objects(context) if context is not None else []
-            self.index.put_context(label, tenant, serial, bytes(raw), place, time.time(), objects)
-        for label, (serial, place) in self.found.gone.items():
-            if serial >= self.found.contexts.get(label, (0, place))[0]:
-                self.index.put_gone(label, serial, place)
+        for label, latest in sorted(self.found.contexts.items(), key=lambda item: item[1].serial):
+            if latest.serial >= _serial(self.found.gone, label):
+                self._context(label, latest)
+        for label, latest in self.found.gone.items():
+            if latest.serial >= _serial(self.found.contexts, label):
+                self.index.put_gone(label, latest.serial, latest.places[:2])
+
+    def _context(self, label: bytes, latest: _Latest) -> None:
+        raw = self.found.records.get(label) or self.packs.raw(latest.places[0])
+        whole = None if raw is None else parse(raw, self.packs.cipher)
+        if raw is None or whole is None:
+            return
+        payload = whole[1]
+        context = Context.from_bytes(payload)
+        tenant = context.tenant if context is not None else _tenant(payload)
+        objects = self._objects(context) if context is not None else []
+        places = _two_of(latest.places)
+        broken = self.found.broken.get(label)
+        if broken is not None and broken.serial > latest.serial:
+            # What it refers to is kept for as long as it is not deleted, and so are those bytes.
+            raw, places = self.packs.raw(broken.places[0]) or b"", broken.places[:1]
+        self.index.put_context(label, tenant, latest.serial, bytes(raw), places, time.time(), objects)
 
     def _objects(self, context: Context) -> list[int]:
         numbers = [self._nodes(context.head)] if context.pages else []
@@ -172,12 +247,15 @@ class _Entering:
         places = self.found.places.get((kind, key), [])
         if not places:
             return 0
-        copy = next((place for place in places[1:] if place.span == places[0].span), None)
-        if kind in (Kind.PAGE, Kind.TAIL):
-            copy = None
-        number = self.index.add(kind, key, places[0], copy, name=name, parent=parent, position=position)
+        copy = _two_of(places)[1:] if kind in (Kind.NODE, Kind.MAP) else []
+        number = self.index.add(kind, key, places[0], *copy, name=name, parent=parent, position=position)
         self.numbers[kind, key] = number
         return number
+
+
+def _two_of(places: list[Place]) -> list[Place]:
+    """The first place, and another one of the same size."""
+    return [places[0], *(place for place in places[1:] if place.span == places[0].span)][:2]
 
 
 def _tenant(payload: memoryview) -> bytes:

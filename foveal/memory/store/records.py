@@ -1,6 +1,6 @@
 """A record: one object in a pack, with a header that says what it is and checksums over all of it.
 
-What is special here: records describe themselves. Packs alone, without the index, say everything there is to know, so
+Records describe themselves. Packs alone, without the index, say everything there is to know, so
 the index can be made again from them; and a place in a pack that does not hold exactly the record that is looked for
 is a miss, whatever it holds. The bytes stand in docs/store.md.
 """
@@ -38,6 +38,16 @@ class Kind(enum.IntEnum):
     GONE = 6
     """Says that a context was deleted."""
 
+
+SAID = {
+    Kind.NODE: "tokens",
+    Kind.PAGE: "page",
+    Kind.TAIL: "tail",
+    Kind.MAP: "source map",
+    Kind.CONTEXT: "record",
+    Kind.GONE: "record",
+}
+"""What a record is called in messages."""
 
 _KINDS = frozenset(int(kind) for kind in Kind)
 
@@ -81,6 +91,16 @@ class Header:
 def key_in(raw: Buffer) -> bytes:
     """The key in a record's bytes, of which nothing is verified."""
     return bytes(raw[24 + 8 : 24 + 8 + NAME_BYTES])
+
+
+def serial_in(raw: Buffer) -> int:
+    """The serial in a record's bytes, of which nothing is verified."""
+    return int.from_bytes(raw[24:32], "little")
+
+
+def size_in(raw: Buffer) -> int:
+    """The bytes of the payload as a record's bytes say, of which nothing is verified."""
+    return int.from_bytes(raw[16:24], "little")
 
 
 def span_of(size: int) -> int:

@@ -1,18 +1,18 @@
 """A store: one folder, its transactions, and the contexts in it.
 
-What is special here: there is one way to change a store, `transact`. It takes the writer's lock, cuts off what a dead
-writer left, appends to the packs, syncs them, and commits the index; only then is anything acknowledged, and anything
-that goes wrong on the way leaves the store as it was. Reading takes no lock. An index that is damaged, or gone, is made
-again from the packs on the spot.
+There is one way to change a store, `transact`. It takes the writer's lock, cuts off what a dead writer left, appends to
+the packs, syncs them, and commits the index; only then is anything acknowledged, and anything that goes wrong on the
+way leaves the store as it was. Reading takes no lock. An index that is damaged, or gone, is made again from the packs
+on the spot. A record that is kept twice, and of which reading found one copy damaged, is made whole by the next
+transaction.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
 import os
-import tempfile
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,25 +21,28 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from foveal.memory.errors import FormatError, IndexBehind, IndexDamaged, MemoryNotFound, StoreBusy, StoreError
-from foveal.memory.store import rebuild, records
+from foveal.memory.store import copies, records
 from foveal.memory.store.about import ABOUT, ABOUT_COPY, FORMAT, about_bytes, open_cipher, read_about
 from foveal.memory.store.cipher import Cipher
 from foveal.memory.store.files import Buffer, Disk, Presence, exclusive
 from foveal.memory.store.index import ContextRow, Entry, Index, State
+from foveal.memory.store.index_file import DAMAGED, ENDS, INDEX, LOCK, REBUILT, IndexFile, is_full
 from foveal.memory.store.known import KnownPages
 from foveal.memory.store.names import Names
 from foveal.memory.store.objects import Context
-from foveal.memory.store.packs import Packs
+from foveal.memory.store.packs import LOST, Packs
 from foveal.memory.store.records import Kind
+from foveal.memory.store.repairs import REPAIRS, Repairs
 from foveal.memory.store.writer import Writer
 
 Durability = Literal["full", "normal", "off"]
 DURABILITIES: tuple[Durability, ...] = ("full", "normal", "off")
 
-INDEX, LOCK, LIVE = "index.sqlite", "lock", "live"
-_REBUILT, _DAMAGED = "index.rebuilt.sqlite", "index.damaged.sqlite"
-_UNFINISHED = (_REBUILT, _DAMAGED, *(f".{name}.new" for name in (ABOUT, ABOUT_COPY, INDEX, _REBUILT)))
+LIVE = "live"
+_UNFINISHED = (REBUILT, DAMAGED, *(f".{name}.new" for name in (ABOUT, ABOUT_COPY, INDEX, REBUILT)))
 """What a process that dies may leave, and nobody looks at."""
+_OWN = {ABOUT, ABOUT_COPY, INDEX, LOCK, LIVE, "packs", "reserve", LOST, REPAIRS, *_UNFINISHED}
+"""What may lie in the folder of a store."""
 RESERVE, RESERVE_BYTES = "reserve", 256 << 10
 """A file of zeros that is given up when the disk is full and something is to be deleted."""
 WAIT = 60.0
@@ -77,26 +80,28 @@ class Store:
         if durability not in DURABILITIES:
             raise StoreError(f"durability is {durability!r}; it must be one of {', '.join(DURABILITIES)}")
         self.folder = Path(folder).expanduser().absolute()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise StoreError(f"{self.folder} is a file, and a store is a folder; name another one")
         self.durability, self.wait, self.disk = durability, wait, disk or Disk()
         self.known = KnownPages()
+        self.repairs = Repairs(self.folder, self.disk)
+        """What was mended and `verify` has not told yet."""
         self._lock = threading.RLock()
-        self._index: Index | None = None
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._last_parsed: tuple[bytes, Context | None] = (b"", None)
         """A record, and the context in it."""
-        self.damaged = ""
-        """What was wrong with the index when it had to be made again. `verify` tells it, once."""
+        self._hurt: set[tuple[Kind, bytes]] = set()
+        """What is kept twice and was read from its second copy (of contexts: the label)."""
         try:
+            self._check_folder()
             about = self._about(key, create)
             self.id = bytes.fromhex(about["store"])
             self.cipher = open_cipher(about, key, self.folder)
             secret = self.cipher.secret(self.id) if self.cipher else blake2b(self.id, person=b"foveal-secret").digest()
             self.names = Names(secret[:32], tenant)
             self.packs = Packs(self.folder / "packs", self.id, self.disk, self.cipher)
+            self._file = IndexFile(
+                self.folder, self.packs, self.disk, durability, wait, self.repairs, lambda: self._attempt(_nothing)
+            )
             with self._lock:
-                self._open_index()
+                self._file.current()
                 self._recover()
         except OSError as error:
             raise StoreError(f"cannot open the store {self.folder}: {error}") from error
@@ -113,13 +118,8 @@ class Store:
     def close(self) -> None:
         """Close its files. Pages that were loaded from it stay valid."""
         with self._lock:
-            if self._index is not None:
-                self._index.close()
-                self._index = None
+            self._file.close()
             self.packs.close()
-            if self._scratch is not None:
-                self._scratch.cleanup()
-                self._scratch = None
 
     # ------------------------------------------------------------------ transactions
 
@@ -129,16 +129,19 @@ class Store:
 
         Raises `StoreBusy`, `StoreError` when the disk refuses, and whatever `work` raises; the store is then as it was.
         """
+        return self._transact(work, wait=self.wait, frees=frees)
+
+    def _transact(self, work: Callable[[Writer], T], *, wait: float, frees: bool) -> T:
         with self._lock:
             try:
-                with exclusive(self.folder / LOCK, self.wait):
+                with exclusive(self.folder / LOCK, wait, disk=self.disk):
                     for last in (False, True):
                         try:
                             return self._attempt(work)
                         except IndexDamaged as error:
                             if last:
                                 raise
-                            self._rebuild(error)
+                            self._file.rebuild(error)
                         except (OSError, StoreError) as error:
                             if last or not is_full(error):
                                 raise
@@ -149,7 +152,7 @@ class Store:
 
     def check_writable(self) -> None:
         """Raises `StoreError` when this store can only be read."""
-        index = self._open_index()
+        index = self._file.current()
         if index.read_only:
             raise StoreError(f"the store {self.folder} cannot be written to ({index.read_only})")
 
@@ -162,12 +165,19 @@ class Store:
                 self.disk.sync_folder(self.folder)
                 _await_room(self.folder)
 
+    def mend_reserve(self) -> None:
+        """Make the reserve again if it does not hold zeros. Raises `OSError`."""
+        path = self.folder / RESERVE
+        if any(self.disk.read_file(path) or b""):
+            self.disk.unlink(path)
+            self._keep_reserve()
+
     def _keep_reserve(self) -> None:
         """Room without which nothing could be deleted from a store on a full disk."""
         path = self.folder / RESERVE
-        if path.exists():
-            return
         with contextlib.suppress(OSError):
+            if self.disk.stat(path) is not None:
+                return
             descriptor = self.disk.create(path)
             try:
                 self.disk.write(descriptor, path, [bytes(RESERVE_BYTES)], 0)
@@ -177,13 +187,14 @@ class Store:
                 os.close(descriptor)
 
     def _attempt(self, work: Callable[[Writer], T]) -> T:
-        index = self._open_index()
+        index = self._file.current()
         self.check_writable()
         index.begin()
         try:
             state = index.state()
             self._settle(state)
             writer = Writer(self, index, state.serial)
+            mended = self._make_whole(writer, everything=not state.complete)
             result = work(writer)
             if writer.changed:
                 if self.durability != "off":
@@ -199,6 +210,8 @@ class Store:
             self._trim()
             raise
         self._keep_reserve()
+        for what, where in mended:
+            self.repairs.add(what, where)
         for page, key, name in writer.learned:
             self.known.add(page, key, name)
         for pack in writer.unlink:
@@ -206,23 +219,42 @@ class Store:
                 self.packs.unlink(pack)
         return result
 
+    def _make_whole(self, writer: Writer, *, everything: bool) -> list[tuple[str, str]]:
+        """Write a second copy again of what is kept twice and was found with one; returns what was damaged. With
+        `everything`, of all there is only one copy of: so it is when the index was made again."""
+        mended = []
+        hurt, self._hurt = self._hurt, set()
+        for kind, key in sorted(hurt):
+            mended += copies.make_whole(writer, kind, key)
+        if everything:
+            writer.changed = True
+            for kind, key in writer.index.singles():
+                copies.make_whole(writer, kind, key)
+        return mended
+
+    def mend(self) -> None:
+        """Make whole again what reading found damaged in one of its copies, if this store can be written to just now."""
+        if self._hurt:
+            with contextlib.suppress(StoreError):
+                self._transact(_nothing, wait=0, frees=False)
+
     def _trim(self) -> None:
         """Give the space of a failed transaction back at once, if the disk lets us; the next writer does it anyway."""
         with contextlib.suppress(OSError, StoreError):
-            state = self._open_index().state()
-            self.packs.begin(state.sizes, state.next_pack, self.packs.files())
+            state = self._file.current().state()
+            self.packs.begin(state.sizes, state.next_pack, self.packs.files(), own=True)
 
     def _recover(self) -> None:
         """Cut off what a dead writer left, unless somebody is writing just now or we may not."""
-        index = self._open_index()
+        index = self._file.current()
         files = self.packs.files()
         if files == index.state().sizes or index.read_only:
             return
-        with contextlib.suppress(StoreBusy, OSError), exclusive(self.folder / LOCK, 0):
+        with contextlib.suppress(StoreBusy, OSError), exclusive(self.folder / LOCK, 0, disk=self.disk):
             try:
                 self._settle(index.state())
             except IndexDamaged as error:
-                self._rebuild(error)
+                self._file.rebuild(error)
             self.packs.abandon()
 
     def _settle(self, state: State) -> None:
@@ -236,15 +268,20 @@ class Store:
             raise IndexBehind(f"{self.folder / INDEX} is behind the packs")
         self.packs.begin(state.sizes, state.next_pack, files)
 
+    @property
+    def index(self) -> Index:
+        """The index that is open. Raises `StoreError` when none is."""
+        return self._file.opened()
+
     def look(self, work: Callable[[Index], T]) -> T:
         """Do `work` on one consistent view of the index: within a transaction, on that of the transaction. It may be
         done twice, as in `transact`."""
         with self._lock:
-            if self._index is not None and self._index.in_transaction:
-                return work(self._index)
+            if self._file.open is not None and self._file.open.in_transaction:
+                return work(self._file.open)
             for last in (False, True):
                 try:
-                    index = self._open_index()
+                    index = self._file.current()
                     index.execute("BEGIN")
                     try:
                         return work(index)
@@ -259,17 +296,17 @@ class Store:
     def vacuum(self) -> None:
         """Give back the space of rows that were deleted from the index, as far as nobody is reading it."""
         with self._lock, contextlib.suppress(StoreError):
-            self._open_index().shrink()
+            self._file.current().shrink()
 
     def tidy(self) -> None:
         """Delete what processes that died left behind, and what said that deleted contexts were in use."""
         labels = self.look(lambda index: {row.label.hex() for row in index.contexts()})
-        with contextlib.suppress(OSError), exclusive(self.folder / LOCK, self.wait):
+        with contextlib.suppress(OSError), exclusive(self.folder / LOCK, self.wait, disk=self.disk):
             for path in (self.folder / LIVE).glob("*"):
                 if path.name not in labels:
                     Presence.sweep(path)
             for name in _UNFINISHED:
-                for end in ("", "-wal", "-shm", "-journal"):
+                for end in ENDS:
                     (self.folder / f"{name}{end}").unlink(missing_ok=True)
 
     def repair(self, problem: IndexDamaged | None = None) -> None:
@@ -278,22 +315,18 @@ class Store:
         Within a transaction it raises `IndexDamaged`, for `transact` to make the index again and begin anew.
         """
         with self._lock:
-            if self._index is not None and self._index.in_transaction:
+            if self._file.open is not None and self._file.open.in_transaction:
                 raise problem or IndexDamaged(f"{self.folder / INDEX} does not lead to what was saved")
-            try:
-                with exclusive(self.folder / LOCK, self.wait):
-                    self._rebuild(problem)
-            except (OSError, StoreError) as error:  # we cannot write here: an index of our own will do
-                self._rebuild_elsewhere(error)
+            self._file.repair(problem)
 
     # ------------------------------------------------------------------ opening
 
     def _about(self, key: bytes | None, create: bool) -> dict[str, Any]:
         """What `store.json` says; made anew, or from its copy, when it is not there."""
-        found = [read_about(self.folder / name) for name in (ABOUT, ABOUT_COPY)]
+        found = [read_about(self.folder / name, self.disk) for name in (ABOUT, ABOUT_COPY)]
         about = found[0] or found[1]
         if about is None:
-            if any(path.stat().st_size for path in (self.folder / "packs").glob("*.pack")):
+            if self._has_packs():
                 raise StoreError(f"{self.folder / ABOUT} and its copy are damaged; put one of them back from a backup")
             if not create and not (self.folder / LOCK).exists():
                 raise MemoryNotFound(f"there is no store at {self.folder}; `foveal read PATH --name NAME` makes one")
@@ -309,19 +342,46 @@ class Store:
                 self.mend_about(0)
         return about
 
+    def _has_packs(self) -> bool:
+        try:
+            return any(self.disk.sizes(self.folder / "packs").values())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _check_folder(self) -> None:
+        """What a store holds is its owner's alone: a folder that others may look into is closed to them."""
+        found = self.disk.stat(self.folder)
+        if found is None:
+            return
+        if not stat.S_ISDIR(found.st_mode):
+            raise StoreError(f"{self.folder} is a file, and a store is a folder; name another one")
+        if found.st_mode & 0o077:
+            # A store that cannot be closed is read all the same: it may lie where nothing can be changed.
+            others = sorted(set(self.disk.sizes(self.folder)) - _OWN)
+            others = [name for name in others if not name.startswith(INDEX)]
+            if others and self.disk.stat(self.folder / ABOUT) is None:
+                raise StoreError(
+                    f"{self.folder} holds other files ({others[0]}) and may be read by others; a store wants a folder "
+                    "of its own: name one that is empty, or not there yet"
+                )
+            with contextlib.suppress(PermissionError, OSError):
+                os.chmod(self.folder, 0o700)
+
     def mend_about(self, wait: float | None = None) -> None:
         """Write `store.json` and its copy again where they are not as they should be. Raises `OSError`, and `StoreBusy`
         after `wait` seconds (default: the store's)."""
-        with exclusive(self.folder / LOCK, self.wait if wait is None else wait):
+        with exclusive(self.folder / LOCK, self.wait if wait is None else wait, disk=self.disk):
             for path in (self.folder / ABOUT, self.folder / ABOUT_COPY):
-                if not path.exists() or path.read_bytes() != self._about_data:
+                if self.disk.read_file(path) != self._about_data:
                     self.disk.write_file(path, self._about_data, sync=self.durability != "off")
+                    if self.disk.stat(self.folder / INDEX) is not None:  # else it was never there: its maker died
+                        self.repairs.add("about", f"{path.name} was damaged or missing; it was written from its copy")
 
     def _create(self, key: bytes | None) -> dict[str, Any]:
         self.disk.make_folder(self.folder / "packs")
         sync = self.durability != "off"
-        with exclusive(self.folder / LOCK, self.wait):
-            about = read_about(self.folder / ABOUT) or read_about(self.folder / ABOUT_COPY)
+        with exclusive(self.folder / LOCK, self.wait, disk=self.disk):
+            about = read_about(self.folder / ABOUT, self.disk) or read_about(self.folder / ABOUT_COPY, self.disk)
             if about is None:
                 salt = os.urandom(16)
                 check = Cipher(key).check_value(salt) if key is not None else None
@@ -331,76 +391,6 @@ class Store:
                 self.disk.write_file(self.folder / ABOUT, about_bytes(about), sync=sync)
         return about
 
-    def _open_index(self) -> Index:
-        """The index, opened again when another process has made it anew, made again when it cannot be used."""
-        if self._index is not None and (self._scratch is not None or not self._index.replaced()):
-            return self._index
-        if self._index is not None:
-            self._index.close()
-            self._index = None
-        path = self.folder / INDEX
-        if self._open(path) is None:
-            return self.index
-        try:
-            with exclusive(self.folder / LOCK, self.wait):
-                if (problem := self._open(path)) is not None:
-                    self._rebuild(problem if path.exists() else None)
-        except (OSError, StoreError) as error:
-            self._rebuild_elsewhere(error)
-        return self.index
-
-    @property
-    def index(self) -> Index:
-        """The index that is open. Raises `StoreError` when none is."""
-        if self._index is None:
-            raise StoreError(f"the store {self.folder} is closed")
-        return self._index
-
-    def _open(self, path: Path) -> IndexDamaged | None:
-        """Open the index, or say why it cannot be used."""
-        try:
-            self._index = Index(path, self.disk, self.durability, wait=self.wait)
-            return None
-        except IndexDamaged as error:
-            return error
-
-    def _rebuild(self, problem: IndexDamaged | None = None) -> None:
-        """With the lock held. `problem` is what was wrong with the index, if it was."""
-        if problem is not None and not isinstance(problem, IndexBehind):
-            self.damaged = str(problem)
-        known = self._index.legacy() if self._index is not None else None
-        if self._index is not None:
-            self._index.close()
-            self._index = None
-        self.disk.make_folder(self.folder / "packs")
-        path = self.folder / INDEX
-        fresh = self.folder / _REBUILT
-        rebuild.build(self.packs, fresh, self.disk, known)
-        # While the new index has no name yet there is none, and whoever comes makes it again: an old index without its
-        # log would be a step back in time.
-        if path.exists():
-            self.disk.rename(path, self.folder / _DAMAGED)
-        for end in ("-wal", "-shm"):
-            self.disk.unlink(Path(f"{path}{end}"))
-        self.disk.rename(fresh, path)
-        self.disk.sync_folder(self.folder)
-        self.disk.unlink(self.folder / _DAMAGED)
-        self._index = Index(path, self.disk, self.durability, wait=self.wait)
-
-    def _rebuild_elsewhere(self, problem: Exception) -> None:
-        """An index for this process alone, where the store's folder cannot be written to. Raises `problem` when it is
-        another."""
-        if isinstance(problem, StoreError) and not is_full(problem):
-            raise problem
-        known = self._index.legacy() if self._index is not None else None
-        if self._index is not None:
-            self._index.close()
-        self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="foveal-index-")
-        path = Path(self._scratch.name) / INDEX
-        rebuild.build(self.packs, path, Disk(), known)
-        self._index = Index(path, self.disk, "off", wait=self.wait)
-        self._index.read_only = str(problem)
-
     # ------------------------------------------------------------------ reading
 
     def read_object(self, entry: Entry) -> memoryview | None:
@@ -408,6 +398,8 @@ class Store:
         for place in entry.places:
             found = self.packs.read(place, Kind(entry.kind), entry.key)
             if found is not None:
+                if place != entry.places[0] or len(entry.places) < entry.copies:
+                    self._hurt.add((Kind(entry.kind), entry.key))
                 return found
         return None
 
@@ -438,7 +430,7 @@ class Store:
         self.repair()
         found = attempt()
         if found is not None:
-            self.damaged = f"{self.folder / INDEX} did not lead to what was saved"
+            self.repairs.add("index", f"{self.folder / INDEX} did not lead to what was saved; it was made again")
         return found
 
     def context(self, name: str) -> Context:
@@ -463,6 +455,7 @@ class Store:
             except StoreError as error:
                 if row.tenant == self.names.tenant:
                     found.append(error)
+        self.mend()
         return sorted(found, key=lambda item: (isinstance(item, StoreError), getattr(item, "name", "")))
 
     def read_context(self, row: ContextRow) -> Context:
@@ -472,16 +465,26 @@ class Store:
             return context
         raise StoreError(f"the record of context {row.label.hex()[:12]} is damaged; `foveal verify` says more")
 
+    def is_readable(self, row: ContextRow) -> bool:
+        """Whether a copy of a context's record is whole."""
+        return self._readable(row) is not None
+
     def _readable(self, row: ContextRow) -> Context | None:
-        parsed = (self.parse_context(raw) for raw in self.records_of(row))
-        return next((context for context in parsed if context is not None), None)
+        for number, raw in enumerate(self.records_of(row)):
+            context = self.parse_context(raw)
+            if context is not None:
+                if number or len(row.places) < 2:
+                    self._hurt.add((Kind.CONTEXT, row.label))
+                return context
+        return None
 
     def records_of(self, row: ContextRow) -> Iterator[Buffer]:
-        """Both copies of a context's record, unverified; the second is read when it is asked for."""
+        """All copies of a context's record, unverified: the index's, and those in packs when they are asked for."""
         yield row.record
-        raw = self.packs.raw(row.place)
-        if raw is not None:
-            yield raw
+        for place in row.places:
+            raw = self.packs.raw(place)
+            if raw is not None:
+                yield raw
 
     def parse_context(self, raw: Buffer) -> Context | None:
         """The context in a record, if it is one, whole, and under its own label."""
@@ -501,15 +504,13 @@ class Store:
         return context if right else None
 
 
+def _nothing(writer: Writer) -> None:
+    """A transaction that only mends what needs mending."""
+
+
 def _all_contexts(index: Index) -> list[ContextRow]:
     index.check_contexts()
     return index.contexts()
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether the disk, or one's share of it, is used up."""
-    codes = {getattr(found, "errno", None) for found in (error, error.__cause__)}
-    return bool(codes & {errno.ENOSPC, errno.EDQUOT}) or "is full" in str(error)
 
 
 def _await_room(folder: Path, seconds: float = 3.0) -> None:

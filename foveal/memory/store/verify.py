@@ -1,7 +1,8 @@
 """Is everything as it was written? Every byte of a store is read and compared, and every reference counted anew.
 
-What is special here: nothing is changed unless that is asked for. A problem says which contexts it concerns and what
-will happen: a damaged copy is replaced by the other one, a damaged page or tail is computed again from its tokens.
+Nothing is changed unless that is asked for. A problem says which contexts it concerns and what will happen: a damaged
+copy is replaced by the other one, a damaged page or tail is computed again from its tokens. What was mended since the
+last time is told as well. What cannot be read just now is no problem of the store's: then there is no report.
 """
 
 from __future__ import annotations
@@ -15,51 +16,50 @@ from typing import NamedTuple
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import IndexDamaged, StoreError
+from foveal.memory.store import copies
 from foveal.memory.store.about import ABOUT, ABOUT_COPY, read_about
-from foveal.memory.store.gc import collect, is_sound
-from foveal.memory.store.index import ContextRow, Entry, Index, State
+from foveal.memory.store.gc import collect, is_sound, lost_bytes
+from foveal.memory.store.index import ContextRow, Entry, GoneRow, Index, State
+from foveal.memory.store.index_file import INDEX
 from foveal.memory.store.names import Names, checksum
 from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.packs import Place
-from foveal.memory.store.records import Kind
-from foveal.memory.store.store import INDEX, Store
+from foveal.memory.store.records import SAID, Kind
+from foveal.memory.store.store import RESERVE, Store
+from foveal.memory.store.wal import log_problems
 from foveal.memory.store.writer import Writer
 from foveal.sources import SourceMap, SourceMapError
 
 _ATTEMPTS = 3
 """How often a store that others change is checked before they are kept out."""
-_SAID = {
-    Kind.NODE: "tokens",
-    Kind.PAGE: "page",
-    Kind.TAIL: "tail",
-    Kind.MAP: "source map",
-    Kind.CONTEXT: "record",
-}
-
-
 @dataclass(frozen=True)
 class Problem:
-    """What was found wrong: `what` ("page", "tail", "tokens", "source map", "record", "index", "pack", "about"), where,
-    and which `contexts` it concerns. `lost` says that nothing in the store can make it good."""
+    """What was found wrong: `what` ("page", "tail", "tokens", "source map", "record", "index", "pack", "about",
+    "reserve"), where, and which `contexts` it concerns. `lost` says that nothing in the store can make it good,
+    `mended` that it was made good already."""
 
     what: str
     where: str
     contexts: tuple[str, ...] = ()
     lost: bool = False
+    mended: bool = False
 
     def __str__(self) -> str:
         of = f" of {', '.join(self.contexts)}" if self.contexts else ""
-        return f"{self.what}{of}: {self.where}{' (lost)' if self.lost else ''}"
+        end = " (lost)" if self.lost else " (mended)" if self.mended else ""
+        return f"{self.what}{of}: {self.where}{end}"
 
 
 @dataclass
 class Report:
-    """`objects` records of `nbytes` bytes were read, for `contexts` contexts."""
+    """`objects` records of `nbytes` bytes were read, for `contexts` contexts. `lost` are the files that were given up
+    and kept in the folder `lost`, with their bytes: no problem any more."""
 
     problems: list[Problem] = field(default_factory=list)
     contexts: int = 0
     objects: int = 0
     nbytes: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
 
     @property
     def sound(self) -> bool:
@@ -69,15 +69,20 @@ class Report:
 def verify(store: Store, names: Iterable[str] | None = None, *, repair: bool = False) -> Report:
     """Check the whole store, or the contexts called `names`. With `repair`, mend what can be mended.
 
-    Raises `MemoryNotFound` for a name that is not there.
+    Raises `MemoryNotFound` for a name that is not there, `StoreUnavailable` when something cannot be read just now.
     """
     wanted = None if names is None else set(names)
     for name in wanted or ():
         store.context(name)
     checked = _check(store, wanted)
+    if wanted is None:
+        told = [Problem(what, where, mended=True) for what, where in store.repairs.told()]
+        checked.report.problems[:0] = told
+        checked.report.lost = lost_bytes(store)
     if repair and not checked.report.sound:
         _repair(store, checked)
-    store.damaged = ""
+    if wanted is None:
+        store.repairs.forget()
     return checked.report
 
 
@@ -101,6 +106,7 @@ def _check(store: Store, wanted: set[str] | None) -> _Checked:
 def _repair(store: Store, checked: _Checked) -> None:
     """Mend what was found; then, if that was not all, make the index again, which brings back what only it had lost."""
     store.mend_about()
+    store.mend_reserve()
     for remake in (False, True):
         if remake:
             store.repair()
@@ -130,7 +136,7 @@ class _View(NamedTuple):
     sound: bool
     state: State
     contexts: list[ContextRow]
-    gone: list[tuple[bytes, int, Place]]
+    gone: list[GoneRow]
     objects: list[Entry]
     used: dict[int, set[int]]
     references: Counter[int]
@@ -173,12 +179,15 @@ class _Checking:
 
     def _check_files(self) -> None:
         for name in (ABOUT, ABOUT_COPY):
-            if read_about(self.store.folder / name) is None:
+            if read_about(self.store.folder / name, self.store.disk) is None:
                 self._problem("about", f"{name} is damaged or missing")
-        if self.store.damaged:
-            self._problem("index", f"{self.store.damaged}; it was made again from the packs")
         if not self.view.sound:
             self._problem("index", f"{INDEX} is not sound")
+        for problem in log_problems(self.store.folder / f"{INDEX}-wal", self.store.disk):
+            self._problem("index", problem)
+        reserve = self.store.disk.read_file(self.store.folder / RESERVE)
+        if any(reserve or b""):
+            self._problem("reserve", f"{RESERVE} does not hold zeros")
         files = self.store.packs.files()
         for pack, size in self.view.state.sizes.items():
             path = self.store.packs.path(pack)
@@ -201,9 +210,13 @@ class _Checking:
         if self.wanted is not None and context.name not in self.wanted:
             return
         self.report.contexts += 1
-        for raw in (row.record, self.store.packs.raw(row.place)):
-            if raw is None or bytes(raw) != row.record or self.store.parse_context(raw) is None:
-                self._problem("record", f"{self.store.packs.path(row.pack).name} at {row.offset}", [context.name])
+        if self.store.parse_context(row.record) is None:
+            self._problem("record", f"{INDEX} holds it damaged", [context.name])
+        for place in row.places:
+            raw = self.store.packs.raw(place)
+            if raw is None or not self._is_record(raw, row):
+                self._problem("record", self._where(place), [context.name])
+        self._check_count(len(row.places), 2, Kind.CONTEXT, row.places[0], [context.name])
         chain = self._nodes(context)
         if len(chain) != context.pages or (chain and not self._proves(context, chain)):
             self._problem("tokens", "they do not lead to its head", [context.name], lost=True)
@@ -216,7 +229,7 @@ class _Checking:
                 uses |= {entry.id} if kind is Kind.MAP else {entry.id} & used
                 self.users[entry.id].add(context.name)
             elif kind is Kind.MAP:  # a tail was evicted: an index that was made again does not know those
-                self._problem(_SAID[kind], "it is not in the index", [context.name], lost=True)
+                self._problem(SAID[kind], "it is not in the index", [context.name], lost=True)
         self.counts.update(uses)
         if uses != used:
             self._problem("index", "it does not list what the context is made of", [context.name])
@@ -225,6 +238,19 @@ class _Checking:
             page = self.by_key.get((int(Kind.PAGE), entry.key))
             if page is not None:
                 self.users[page.id].add(context.name)
+
+    def _is_record(self, raw: memoryview, row: ContextRow) -> bool:
+        """Whether this is the record that the index has, or, where that one is damaged, a whole one."""
+        whole = self.store.parse_context(row.record) is not None
+        return bytes(raw) == row.record if whole else self.store.parse_context(raw) is not None
+
+    def _where(self, place: Place) -> str:
+        return f"{self.store.packs.path(place.pack).name} at {place.offset}"
+
+    def _check_count(self, found: int, wanted: int, kind: Kind, place: Place, users: Iterable[str]) -> None:
+        """What is kept twice, and is there once, has lost a copy to damage (or comes from an older version)."""
+        if found < wanted:
+            self._problem(SAID[kind], f"there is one copy only, in {self._where(place)}", users)
 
     def _nodes(self, context: Context) -> list[Entry]:
         """The nodes from the first page to the head, as far as they are there."""
@@ -256,19 +282,22 @@ class _Checking:
         kind, good = Kind(entry.kind), 0
         if not entry.pack:  # evicted, or quarantined: a tail is computed again when it is needed
             if kind is not Kind.TAIL:
-                self._problem(_SAID[kind], "both copies were damaged", self.users[entry.id], lost=True)
+                self._problem(SAID[kind], "both copies were damaged", self.users[entry.id], lost=True)
             return
         for place in entry.places:
             payload = self.store.packs.read(place, kind, entry.key)
             self.report.objects += 1
             self.report.nbytes += place.span
             self.store.packs.passed(place.span)
-            if payload is not None and self._fits(entry, payload):
-                good += 1
+            if payload is None or not self._fits(entry, payload):
+                last = self._is_last(entry, place, good)
+                self._problem(SAID[kind], self._where(place), self.users[entry.id], lost=last)
+            elif not self.store.packs.is_padded(place):
+                self._problem(SAID[kind], f"{self._where(place)}: what fills it up is not zeros", self.users[entry.id])
             else:
-                where = f"{self.store.packs.path(place.pack).name} at {place.offset}"
-                self._problem(_SAID[kind], where, self.users[entry.id], lost=self._is_last(entry, place, good))
-        if good < len(entry.places):
+                good += 1
+        self._check_count(len(entry.places), entry.copies, kind, entry.places[0], self.users[entry.id])
+        if good < entry.copies:
             self.bad.append(entry)
 
     def _is_last(self, entry: Entry, place: Place, good: int) -> bool:
@@ -302,13 +331,15 @@ class _Checking:
             if entry.kind != Kind.PAGE and self.counts[number] != said:
                 self._problem("index", f"object {number} is referred to {self.counts[number]} times, it says {said}")
             if entry.kind != Kind.PAGE and not self.counts[number]:
-                self._problem("index", f"object {number} ({_SAID[Kind(entry.kind)]}) belongs to nothing")
+                self._problem("index", f"object {number} ({SAID[Kind(entry.kind)]}) belongs to nothing")
 
     def _check_deletions(self) -> None:
         """Without its record a deletion is forgotten when the index is made again."""
-        for label, _, place in self.view.gone:
-            if self.store.packs.read(place, Kind.GONE, label) is None:
-                self._problem("record", f"{self.store.packs.path(place.pack).name} at {place.offset}, of a deletion")
+        for row in self.view.gone:
+            for place in row.places:
+                if self.store.packs.read(place, Kind.GONE, row.label) is None:
+                    self._problem("record", f"{self._where(place)}, of a deletion")
+            self._check_count(len(row.places), 2, Kind.GONE, row.places[0], ())
 
 
 def _digest(context: Context) -> str:
@@ -321,29 +352,41 @@ def _digest(context: Context) -> str:
 def _mend(tx: Writer, bad: list[Entry]) -> None:
     """Write the whole copy of an object anew, or have it forgotten when there is none."""
     for entry in bad:
-        kind = Kind(entry.kind)
-        current = tx.index.find(kind, entry.key)
+        current = tx.index.find(Kind(entry.kind), entry.key)
         if current is None or current.places != entry.places:
             continue
-        good = tx.store.read_object(entry)
-        if good is not None and kind is not Kind.PAGE:
-            tx.rewrite(entry, bytes(good), copies=len(entry.places))
-        elif kind is Kind.PAGE:
-            tx.changed = True
-            tx.index.remove([entry.id])
-        else:
-            tx.changed = True
-            tx.index.forget(entry.id)
+        _mend_object(tx, current)
     for row in tx.index.contexts():
-        try:
-            context = tx.store.read_context(row)
-        except StoreError:
-            continue
-        kept = tuple((at, key) for at, key in context.tails if tx.index.find(Kind.TAIL, key) is not None)
-        raw, listed = tx.packs.raw(row.place), set(tx.index.used_by(row.id)) == set(tx.uses(context))
-        if raw is None or bytes(raw) != row.record or kept != context.tails or not listed:
-            context = context.replace(tails=kept)
-            tx.put_context(context, tx.uses(context))
-    for label, _, place in tx.index.gone():
-        if tx.packs.read(place, Kind.GONE, label) is None:
-            tx.put_gone(label)
+        _mend_context(tx, row)
+    for gone in tx.index.gone():
+        copies.make_gone_whole(tx, gone)
+
+
+def _mend_object(tx: Writer, entry: Entry) -> None:
+    kind = Kind(entry.kind)
+    payload = tx.store.read_object(entry)
+    if payload is not None and kind is not Kind.PAGE:
+        tx.rewrite(entry, bytes(payload), copies=entry.copies)
+    elif kind is Kind.PAGE:
+        tx.changed = True
+        tx.index.remove([entry.id])
+    else:
+        tx.changed = True
+        tx.index.forget(entry.id)
+
+
+def _mend_context(tx: Writer, row: ContextRow) -> None:
+    """Its record in all places, and in the index what it is made of. A record that is damaged everywhere is replaced by
+    the latest one before it that is whole, if the packs have one: no longer the newest, and so said (`_check_context`)."""
+    if not tx.store.is_readable(row):
+        older = copies.older_record(tx, row.label)
+        if older is None:
+            return
+        tx.put_context(older, tx.uses(older))
+        return
+    copies.make_context_whole(tx, row)
+    context = tx.store.read_context(row)
+    kept = tuple((at, key) for at, key in context.tails if tx.index.find(Kind.TAIL, key) is not None)
+    if kept != context.tails or set(tx.index.used_by(row.id)) != set(tx.uses(context)):
+        context = context.replace(tails=kept)
+        tx.put_context(context, tx.uses(context))

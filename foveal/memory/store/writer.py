@@ -1,7 +1,6 @@
 """What a transaction of a store can do; `Store.transact` makes it.
 
-What is special here: everything is put at most once. An object that the store has is found by its key, and its number
-is all there is to have.
+Everything is put at most once. An object that the store has is found by its key, and its number is all there is to have.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from foveal.memory.store.files import Buffer
 from foveal.memory.store.index import ContextRow, Entry, Index
 from foveal.memory.store.names import Names
 from foveal.memory.store.objects import Context
+from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class Writer:
         self.changed = True
         label = Names.of(context.tenant).label(context.name)
         raw = b"".join(records.make(Kind.CONTEXT, label, context.to_bytes(), self.serial, self.store.cipher))
-        place = self.packs.copy(raw)
-        self.index.put_context(label, context.tenant, self.serial, raw, place, time.time(), objects)
+        places = [self.packs.copy(raw), self.packs.copy(raw)]
+        self.index.put_context(label, context.tenant, self.serial, raw, places, time.time(), objects)
 
     def rewrite(self, entry: Entry, payload: Buffer, *, copies: int) -> None:
         """Write an object again, with the bytes that its key says, because its record was damaged."""
@@ -90,8 +90,13 @@ class Writer:
 
     def put_gone(self, label: bytes) -> None:
         """Say in the packs that there is no context of this label any more."""
+        places = [self.write(Kind.GONE, label, b"") for _ in range(2)]
+        self.index.put_gone(label, self.serial, places)
+
+    def write(self, kind: Kind, key: bytes, payload: Buffer, serial: int | None = None) -> Place:
+        """Write a record; where it lies. `serial`: that of the transaction it belongs to (default: this one)."""
         self.changed = True
-        self.index.put_gone(label, self.serial, self.packs.append(Kind.GONE, label, b"", self.serial))
+        return self.packs.append(kind, key, payload, self.serial if serial is None else serial)
 
     def uses(self, context: Context, like: ContextRow | None = None) -> list[int]:
         """The numbers of those objects of a context that are in the store. `like`: a context that has most of them, so
