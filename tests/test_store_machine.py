@@ -11,16 +11,18 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from store_damage import flip
 from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal.cache import Sequence
 from foveal.memory.store import contexts, gc, loading, saving
+from foveal.memory.store.about import ABOUT, ABOUT_COPY
 from foveal.memory.store.objects import Context
-from foveal.memory.store.packs import PACK_HEADER_BYTES
 from foveal.memory.store.prefix import find_prefix
-from foveal.memory.store.store import INDEX, Store
+from foveal.memory.store.store import INDEX, RESERVE, Store
 from foveal.memory.store.verify import verify
 
+REGIONS = ("packs", "packs", INDEX, f"{INDEX}-wal", ABOUT, ABOUT_COPY, RESERVE)
 NAMES = st.sampled_from("abcd")
 SIZES = st.sampled_from([1, 3, 4, 127, 128, 255, 256, 257, 300, 511, 512, 513])
 TEXT = [random_tokens(700, seed=seed) for seed in range(2)]
@@ -126,22 +128,18 @@ class StoreMachine(RuleBasedStateMachine):
             os.unlink(self.folder / "store" / INDEX)
         self.store = self.open()
 
-    @rule(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), index=st.booleans())
-    def corrupt(self, place: float, bit: int, index: bool) -> None:
+    @rule(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), region=st.sampled_from(REGIONS))
+    def corrupt(self, place: float, bit: int, region: str) -> None:
         if self.damaged:  # a second flip might hit the second copy
             verify(self.store, repair=True)
             assert verify(self.store).sound
         packs = sorted((self.folder / "store" / "packs").iterdir())
-        path = self.folder / "store" / INDEX if index or not packs else packs[int(place * 1e6) % len(packs)]
-        start = 0 if path.name == INDEX else PACK_HEADER_BYTES
-        with open(path, "r+b") as file:
-            where = start + int((os.path.getsize(path) - start) * place)
-            file.seek(where)
-            value = file.read(1)
-            if value:
-                file.seek(where)
-                file.write(bytes([value[0] ^ 1 << bit]))
-        self.damaged = True
+        path = self.folder / "store" / region
+        if region == "packs" and packs:
+            path = packs[int(place * 1e6) % len(packs)]
+        if path.is_file() and path.stat().st_size:
+            flip(path, int(path.stat().st_size * place), bit)
+            self.damaged = True
 
     # ------------------------------------------------------------------ what must hold
 

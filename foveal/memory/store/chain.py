@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from foveal.config import PAGE_TOKENS
 from foveal.memory.errors import CorruptMemory
-from foveal.memory.store.index import Entry, Index
+from foveal.memory.store.index import Index
 from foveal.memory.store.names import NAME_BYTES
 from foveal.memory.store.objects import Context, Node, pack_tokens, tail_position
 from foveal.memory.store.records import HEADER_BYTES, Kind, key_in
+from foveal.memory.store.rows import Entry
 from foveal.memory.store.store import Store
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foveal.memory.store.files import Buffer
-from foveal.memory.store.index import ContextRow, Entry, GoneRow
 from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import Packs, Place
 from foveal.memory.store.records import SAID, Kind
+from foveal.memory.store.rows import ContextRow, Entry, GoneRow
 from foveal.memory.store.writer import Writer
+
 
 @dataclass(frozen=True)
 class Copies:
@@ -89,7 +90,10 @@ def _is(raw: Buffer | None, right: bytes) -> bool:
 
 def _told(tx: Writer, kind: Kind, bad: list[Place]) -> list[tuple[str, str]]:
     return [
-        (SAID[kind], f"{tx.packs.path(place.pack).name} at {place.offset} was damaged; it was written again from its copy")
+        (
+            SAID[kind],
+            f"{tx.packs.path(place.pack).name} at {place.offset} was damaged; it was written again from its copy",
+        )
         for place in bad
     ]
 

@@ -18,10 +18,11 @@ from foveal.config import PAGE_TOKENS
 from foveal.memory.errors import StoreError, StoreUnavailable
 from foveal.memory.store import copies
 from foveal.memory.store.files import Presence
-from foveal.memory.store.index import ContextRow, Entry, Index
+from foveal.memory.store.index import Index
+from foveal.memory.store.index_file import is_full
 from foveal.memory.store.packs import PACK_HEADER_BYTES
 from foveal.memory.store.records import Kind
-from foveal.memory.store.index_file import is_full
+from foveal.memory.store.rows import ContextRow, Entry
 from foveal.memory.store.store import LIVE, Store
 from foveal.memory.store.writer import Writer
 

@@ -4,9 +4,6 @@ The index holds no content, only places, names and references, and all of it can
 (`foveal.memory.store.rebuild`). The commit of its transaction is the moment at which a save, a fork or a deletion has
 happened. What it says is never trusted: a record that does not lie where the index says is a miss.
 
-Only a file that SQLite could read and found wrong is damaged. One that cannot be opened or read, or whose log cannot,
-is `StoreUnavailable`, and stays as it is.
-
 An object is referred to by the contexts that use it (`uses`) and, if it is a node, by its children (`parent`). What
 nobody refers to is deleted in the same transaction.
 """
@@ -14,19 +11,30 @@ nobody refers to is deleted in the same transaction.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from foveal.memory.errors import IndexDamaged, IndexOutdated, StoreError, StoreUnavailable
+from foveal.memory.errors import IndexDamaged, StoreError
+from foveal.memory.store.connection import SCHEMA_VERSION, SQL_ERRORS, Connection
 from foveal.memory.store.files import Disk
 from foveal.memory.store.names import checksum
 from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
+from foveal.memory.store.rows import (
+    CONTEXT_COLUMNS,
+    ContextRow,
+    Entry,
+    GoneRow,
+    Legacy,
+    State,
+    check_types,
+    columns_of,
+    context_of,
+    entry_of,
+)
 
 SCHEMA = """
 CREATE TABLE state(id INTEGER PRIMARY KEY CHECK (id = 1), data BLOB NOT NULL, checksum BLOB NOT NULL);
@@ -47,14 +55,8 @@ CREATE INDEX uses_object ON uses(object);
 CREATE TABLE gone(label BLOB PRIMARY KEY, serial INTEGER NOT NULL, pack INTEGER NOT NULL, offset INTEGER NOT NULL,
   span INTEGER NOT NULL, pack2 INTEGER NOT NULL, offset2 INTEGER NOT NULL) WITHOUT ROWID;
 """
-SCHEMA_VERSION = 2
-"""SQLite's `user_version` (0 before there were two copies of the records of contexts). An index of another one is made
-again from the packs."""
-LOG_BYTES = 1 << 20
-"""What SQLite's log may keep on the disk when it is not in use."""
 _OBJECT = "id, kind, key, name, parent, position, pack, offset, span, pack2, offset2"
 _COLUMNS = _OBJECT.split(", ")
-_OBJECT_TYPES = (int, int, bytes, bytes, *[int] * 7)
 _CHAIN = f"""
 WITH RECURSIVE chain(id, parent) AS (
   SELECT id, parent FROM objects WHERE id = ? AND kind = 1
@@ -73,214 +75,9 @@ SELECT key, pack, offset, span FROM path
 """
 
 
-_FULL_OR_TAKEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_OUTSIDE = (
-    *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_ABORT, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT),
-    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_NOLFS),
-    sqlite3.SQLITE_AUTH,
-)
-"""What SQLite says when the cause lies outside the file. Whatever else it says, it has read the file, which is not
-sound: our own questions are always answered by a sound one."""
-
-
-class Entry(NamedTuple):
-    """One object.
-
-    `name` is a node's page name or a tail's place; `parent` a node's parent, or the node a tail stands behind (0 when
-    there is none); `position` the tokens up to its end. A second copy lies in `pack2` at `offset2` (0: there is none).
-    """
-
-    id: int
-    kind: int
-    key: bytes
-    name: bytes
-    parent: int
-    position: int
-    pack: int
-    offset: int
-    span: int
-    pack2: int
-    offset2: int
-
-    @property
-    def places(self) -> list[Place]:
-        """Where the record lies, and where its copy does."""
-        return _places(self.pack, self.offset, self.span, self.pack2, self.offset2)
-
-    @property
-    def copies(self) -> int:
-        """How many there should be: what cannot be computed again is there twice."""
-        return 2 if self.kind in (Kind.NODE, Kind.MAP) else 1
-
-
-_KINDS = {int(kind) for kind in (Kind.NODE, Kind.PAGE, Kind.TAIL, Kind.MAP)}
-
-
-class ContextRow(NamedTuple):
-    """`record` is the context's record as it lies twice in the packs as well."""
-
-    id: int
-    label: bytes
-    tenant: bytes
-    serial: int
-    record: bytes
-    pack: int
-    offset: int
-    span: int
-    pack2: int
-    offset2: int
-    used: float
-
-    @property
-    def places(self) -> list[Place]:
-        """Where the record lies, and where its copy does."""
-        return _places(self.pack, self.offset, self.span, self.pack2, self.offset2)
-
-
-_CONTEXT = ", ".join(ContextRow._fields)
-
-
-class GoneRow(NamedTuple):
-    """A deletion that is remembered, of the context `label`."""
-
-    label: bytes
-    serial: int
-    pack: int
-    offset: int
-    span: int
-    pack2: int
-    offset2: int
-
-    @property
-    def places(self) -> list[Place]:
-        """Where its record lies, and where its copy does."""
-        return _places(self.pack, self.offset, self.span, self.pack2, self.offset2)
-
-
-def _places(pack: int, offset: int, span: int, pack2: int, offset2: int) -> list[Place]:
-    first = [Place(pack, offset, span)]
-    return [*first, Place(pack2, offset2, span)] if pack2 else first
-
-
-class Legacy(NamedTuple):
-    """What an index knew before transaction `serial`: contexts, whose records prove themselves, and deletions."""
-
-    serial: int
-    contexts: list[ContextRow]
-    gone: list[GoneRow]
-
-
-class State(NamedTuple):
-    """What must be right before anything is cut off or deleted: committed size of each pack, next pack, next serial."""
-
-    sizes: dict[int, int]
-    next_pack: int
-    serial: int
-    complete: bool = True
-    """Off when the index was made again, and what is kept twice has not been completed since."""
-
-    def to_bytes(self) -> bytes:
-        data = {"sizes": sorted(self.sizes.items()), "next_pack": self.next_pack, "serial": self.serial}
-        if not self.complete:
-            data["complete"] = 0
-        return json.dumps(data, separators=(",", ":")).encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> State:
-        found = json.loads(data)
-        sizes = {int(pack): int(size) for pack, size in found["sizes"]}
-        return cls(sizes, found["next_pack"], found["serial"], bool(found.get("complete", 1)))
-
-
-class Index:
-    """One connection. Methods raise `IndexDamaged` when the file is not a sound index; see `translate`."""
-
-    def __init__(self, path: Path, disk: Disk, durability: str, *, wait: float) -> None:
-        self.path, self.disk = path, disk
-        self.read_only = ""
-        """Why it cannot be written to, when it cannot."""
-        self._connection, self._inode = self._connect_settled(wait)
-        try:
-            level = {"full": "FULL", "normal": "NORMAL", "off": "OFF"}[durability]
-            self.execute(f"PRAGMA synchronous={level}")
-            self.execute("PRAGMA cell_size_check=ON")
-            self.execute(f"PRAGMA journal_size_limit={LOG_BYTES}")
-            self.state()
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def _connect_settled(self, wait: float) -> tuple[sqlite3.Connection, int]:
-        """A connection, and the number of the file that it has open.
-
-        SQLite opens the file first and its log by name, later: when another process puts a new index in place just
-        then, one would have the old file with the new log. So whoever finds another file there begins again.
-        """
-        while True:
-            inode = _inode(self.path)
-            connection = self._connect(wait)
-            if inode is not None and inode == _inode(self.path):
-                return connection, inode
-            connection.close()
-
-    def _connect(self, wait: float) -> sqlite3.Connection:
-        """Opened for writing, or for reading where the file system allows no more.
-
-        Raises `IndexDamaged` for an index that is missing or not sound, `StoreUnavailable` for one that cannot be read.
-        """
-        if not self._exists(self.path):
-            raise IndexDamaged(f"{self.path} is missing")
-        writable = os.access(self.path.parent, os.W_OK)
-        self.read_only = "" if writable else "read-only"
-        problem: StoreError | None = None
-        for options in ("mode=rw", "mode=ro", "mode=ro&immutable=1"):
-            if "immutable" in options and (writable or self._has_log()):
-                break  # it would pass over what only the log holds
-            connection = None
-            try:
-                self.disk.look("query", self.path)
-                connection = sqlite3.connect(
-                    f"{self.path.absolute().as_uri()}?{options}",
-                    uri=True,
-                    timeout=wait,
-                    isolation_level=None,
-                    check_same_thread=False,
-                    cached_statements=64,
-                )
-                self._check_schema(connection)
-                if options != "mode=rw" and writable:
-                    self.read_only = "read-only"
-                return connection
-            except (*_SQL_ERRORS, IndexDamaged) as error:
-                if connection is not None:
-                    connection.close()
-                problem = translate(error, self.path)
-                if isinstance(problem, IndexDamaged) or _code(error) in _FULL_OR_TAKEN:
-                    break  # with less it would be no better
-        raise problem or AssertionError("not reached")
-
-    def _check_schema(self, connection: sqlite3.Connection) -> None:
-        connection.execute("SELECT 1 FROM state").fetchone()
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            raise IndexOutdated(f"{self.path} has an older form")
-        if version != SCHEMA_VERSION:
-            raise IndexDamaged(f"{self.path} has the form {version}, and this version writes {SCHEMA_VERSION}")
-
-    def _exists(self, path: Path) -> bool:
-        try:
-            return self.disk.stat(path) is not None
-        except OSError as error:
-            raise StoreUnavailable(path, error) from error
-
-    def _has_log(self) -> bool:
-        """Whether there is a log that may hold what the index itself does not."""
-        path = Path(f"{self.path}-wal")
-        try:
-            found = self.disk.stat(path)
-        except OSError as error:
-            raise StoreUnavailable(path, error) from error
-        return found is not None and found.st_size > 0
+class Index(Connection):
+    """Questions and changes. Methods raise `IndexDamaged` when the file is not a sound index, `StoreUnavailable` when
+    it cannot be read now; see `connection`."""
 
     @staticmethod
     def create(path: Path, disk: Disk) -> None:
@@ -311,108 +108,35 @@ class Index:
                 with contextlib.suppress(OSError):
                     Path(f"{file}{end}").unlink(missing_ok=True)
 
-    def replaced(self) -> bool:
-        """Whether another process has made the index anew. Raises `StoreUnavailable`."""
-        return _inode(self.path) != self._inode
-
-    def stamp(self) -> tuple[int, int]:
-        """Another one after every change of the store."""
-        return self._inode, self.state().serial
-
-    def close(self) -> None:
-        self._connection.close()
-
-    # ------------------------------------------------------------------ transactions
-
-    @property
-    def in_transaction(self) -> bool:
-        """Whether a transaction or a view was begun, and not ended."""
-        return self._connection.in_transaction
-
-    def execute(self, sql: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
-        try:
-            self.disk.look("query", self.path)
-            return self._connection.execute(sql, tuple(values))
-        except _SQL_ERRORS as error:
-            raise translate(error, self.path) from error
-
-    def _execute_all(self, sql: str, values: list[tuple[object, ...]]) -> None:
-        try:
-            self.disk.look("query", self.path)
-            self._connection.executemany(sql, values)
-        except _SQL_ERRORS as error:
-            raise translate(error, self.path) from error
-
-    def rows(self, sql: str, values: Iterable[object] = ()) -> list[tuple[object, ...]]:
-        try:
-            self.disk.look("query", self.path)
-            return self._connection.execute(sql, tuple(values)).fetchall()
-        except _SQL_ERRORS as error:
-            raise translate(error, self.path) from error
-
-    def begin(self) -> None:
-        self.execute("BEGIN IMMEDIATE")
-
-    def commit(self, state: State) -> None:
-        data = state.to_bytes()
-        self.execute("UPDATE state SET data = ?, checksum = ?", (data, checksum(data)))
-        try:
-            self.disk.commit(self._connection, self.path)
-        except _SQL_ERRORS as error:
-            raise translate(error, self.path) from error
-
-    def rollback(self) -> None:
-        if self._connection.in_transaction:
-            with contextlib.suppress(sqlite3.Error):  # SQLite has rolled it back itself
-                self._connection.execute("ROLLBACK")
-
-    def state(self) -> State:
-        """Raises `IndexDamaged` when it is not as it was written."""
-        rows = self.rows("SELECT data, checksum FROM state")
-        if len(rows) != 1 or not isinstance(rows[0][0], bytes) or checksum(rows[0][0]) != rows[0][1]:
-            raise IndexDamaged(f"{self.path}: its state is damaged")
-        return State.from_bytes(rows[0][0])
-
-    def shrink(self) -> None:
-        """Give back the space of deleted rows, and the log. Does not wait for those who read."""
-        wait = self.rows("PRAGMA busy_timeout")[0][0]
-        self.execute("PRAGMA busy_timeout=100")
-        try:
-            self.rows("PRAGMA incremental_vacuum")
-            self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
-            self.execute(f"PRAGMA busy_timeout={wait}")
-
-    # ------------------------------------------------------------------ objects
-
     def find(self, kind: Kind, key: bytes) -> Entry | None:
         found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE kind = ? AND key = ?", (int(kind), key))
-        return _entry(found[0]) if found else None
+        return entry_of(found[0]) if found else None
 
     def named(self, kind: Kind, name: bytes) -> list[Entry]:
         """Nodes of a page name, or tails at a place; oldest first."""
         found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE kind = ? AND name = ? ORDER BY id", (int(kind), name))
-        return [_entry(row) for row in found]
+        return [entry_of(row) for row in found]
 
     def objects(self, kind: Kind | None = None) -> list[Entry]:
         """All objects (of a kind)."""
         where, values = ("", ()) if kind is None else (" WHERE kind = ?", (int(kind),))
-        return [_entry(row) for row in self.rows(f"SELECT {_OBJECT} FROM objects{where}", values)]
+        return [entry_of(row) for row in self.rows(f"SELECT {_OBJECT} FROM objects{where}", values)]
 
     def lying_in(self, pack: int) -> list[Entry]:
         """All objects of which a copy lies in a pack."""
         sql = f"SELECT {_OBJECT} FROM objects WHERE pack = ?1 OR pack2 = ?1"
-        return [_entry(row) for row in self.rows(sql, (pack,))]
+        return [entry_of(row) for row in self.rows(sql, (pack,))]
 
     def singles(self) -> list[tuple[Kind, bytes]]:
         """Kind and key (of contexts and deletions: the label) of what is to be there twice and is entered once."""
         rows = self.rows(
-            f"SELECT kind, key FROM objects WHERE kind IN ({int(Kind.NODE)}, {int(Kind.MAP)}) AND pack != 0 AND pack2 = 0"
+            f"SELECT kind, key FROM objects WHERE kind IN ({int(Kind.NODE)}, {int(Kind.MAP)})"
+            " AND pack != 0 AND pack2 = 0"
             f" UNION ALL SELECT {int(Kind.CONTEXT)}, label FROM contexts WHERE pack2 = 0"
             f" UNION ALL SELECT {int(Kind.GONE)}, label FROM gone WHERE pack2 = 0"
         )
         for row in rows:
-            _check_types(row, (int, bytes))
+            check_types(row, (int, bytes))
         return [(Kind(kind), key) for kind, key in rows]  # type: ignore[arg-type, misc]
 
     def chain(self, node: int, depth: int) -> list[tuple[Entry, Entry | None]]:
@@ -421,8 +145,8 @@ class Index:
         found = []
         for row in self.rows(_CHAIN, (node, depth)):
             half = len(_COLUMNS)
-            page = None if row[half] is None else _entry(row[half:])
-            found.append((_entry(row[:half]), page))
+            page = None if row[half] is None else entry_of(row[half:])
+            found.append((entry_of(row[:half]), page))
         return sorted(found, key=lambda pair: pair[0].position)
 
     def way_up(self, key: bytes, position: int) -> list[tuple[bytes, Place]]:
@@ -433,7 +157,7 @@ class Index:
     def tails_behind(self, node: int) -> list[Entry]:
         """The tails that stand behind a node (0: before the first page), the furthest first."""
         sql = f"SELECT {_OBJECT} FROM objects WHERE kind = 3 AND parent = ? ORDER BY position DESC, id"
-        return [_entry(row) for row in self.rows(sql, (node,))]
+        return [entry_of(row) for row in self.rows(sql, (node,))]
 
     def kind(self, number: int) -> int:
         """The kind of an object; 0 when there is none of that number."""
@@ -481,8 +205,8 @@ class Index:
             raise IndexDamaged(f"{self.path}: its list of contexts is not sound")
 
     def context(self, label: bytes) -> ContextRow | None:
-        found = self.rows(f"SELECT {_CONTEXT} FROM contexts WHERE label = ?", (label,))
-        return _context(found[0]) if found else None
+        found = self.rows(f"SELECT {CONTEXT_COLUMNS} FROM contexts WHERE label = ?", (label,))
+        return context_of(found[0]) if found else None
 
     def seek(self, label: bytes) -> ContextRow | None:
         """The row of a context; that there is none is believed only if the index is sound."""
@@ -492,18 +216,18 @@ class Index:
         return row
 
     def contexts(self) -> list[ContextRow]:
-        return [_context(row) for row in self.rows(f"SELECT {_CONTEXT} FROM contexts ORDER BY id")]
+        return [context_of(row) for row in self.rows(f"SELECT {CONTEXT_COLUMNS} FROM contexts ORDER BY id")]
 
     def gone(self) -> list[GoneRow]:
         """The deletions that are remembered."""
         rows = self.rows(f"SELECT {', '.join(GoneRow._fields)} FROM gone")
         for row in rows:
-            _check_types(row, (bytes, *[int] * 6))
+            check_types(row, (bytes, *[int] * 6))
         return [GoneRow(*row) for row in rows]  # type: ignore[arg-type]
 
     def put_gone(self, label: bytes, serial: int, places: Sequence[Place]) -> None:
         """Remember a deletion. `places`: where its record lies, and where its copy does, if there is one."""
-        self.execute("INSERT OR REPLACE INTO gone VALUES(?,?,?,?,?,?,?)", (label, serial, *_six(places)))
+        self.execute("INSERT OR REPLACE INTO gone VALUES(?,?,?,?,?,?,?)", (label, serial, *columns_of(places)))
 
     def legacy(self) -> Legacy | None:
         """What an index that is to be made again leaves to the next one; None when it cannot be read."""
@@ -526,10 +250,10 @@ class Index:
         `places`: where its record lies, and where its copy does, if there is one."""
         before = self._unlink(label)
         self.execute("DELETE FROM gone WHERE label = ?", (label,))
-        row = (label, tenant, serial, record, *_six(places), used)
+        row = (label, tenant, serial, record, *columns_of(places), used)
         columns = ", ".join(ContextRow._fields[1:])
         cursor = self.execute(f"INSERT INTO contexts({columns}) VALUES(?,?,?,?,?,?,?,?,?,?)", row)
-        self._execute_all(
+        self.execute_all(
             "INSERT INTO uses VALUES(?, ?)", [(cursor.lastrowid, number) for number in sorted(set(objects))]
         )
         self.collect(before)
@@ -537,7 +261,7 @@ class Index:
     def move_context(self, number: int, record: bytes, places: Sequence[Place]) -> None:
         """A context's record lies elsewhere now."""
         sql = "UPDATE contexts SET record=?, pack=?, offset=?, span=?, pack2=?, offset2=? WHERE id=?"
-        self.execute(sql, (record, *_six(places), number))
+        self.execute(sql, (record, *columns_of(places), number))
 
     def drop_context(self, label: bytes) -> None:
         """Delete a context and what nobody else refers to."""
@@ -564,7 +288,7 @@ class Index:
             "SELECT o.kind, o.key, o.id FROM uses u JOIN objects o ON o.id = u.object WHERE u.context = ?", (context,)
         )
         for row in rows:
-            _check_types(row, (int, bytes, int))
+            check_types(row, (int, bytes, int))
         return {(kind, key): number for kind, key, number in rows}  # type: ignore[misc]
 
     def references(self, number: int) -> int:
@@ -594,7 +318,7 @@ class Index:
             found = self.rows(f"SELECT {_OBJECT} FROM objects WHERE id = ?", (number,))
             if not found or self.references(number):
                 continue
-            entry = _entry(found[0])
+            entry = entry_of(found[0])
             self.remove([number])
             if entry.kind == Kind.NODE:
                 self.execute("DELETE FROM objects WHERE kind = ? AND key = ?", (int(Kind.PAGE), entry.key))
@@ -609,7 +333,7 @@ class Index:
             "  AND NOT (o.kind = 1 AND EXISTS (SELECT 1 FROM objects c WHERE c.kind = 1 AND c.parent = o.id)))"
             " OR (o.kind = 2 AND NOT EXISTS (SELECT 1 FROM objects n WHERE n.kind = 1 AND n.key = o.key))"
         )
-        return [_entry(row) for row in rows]
+        return [entry_of(row) for row in rows]
 
     def dangling(self) -> int:
         """References to what is not there; there should never be any."""
@@ -632,48 +356,14 @@ class Index:
         return {int(pack): int(size) for pack, size in rows}  # type: ignore[call-overload]
 
 
-def _six(places: Sequence[Place]) -> tuple[int, int, int, int, int]:
-    """The columns pack, offset, span, pack2 and offset2 of one or two places."""
-    second = (places[1].pack, places[1].offset) if len(places) > 1 else (0, 0)
-    return (*places[0], *second)
-
-
-def _inode(path: Path) -> int | None:
-    """None when there is no such file. Raises `StoreUnavailable`."""
-    try:
-        return os.stat(path).st_ino
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreUnavailable(path, error) from error
-
-
 def _unfinished(path: Path) -> Path:
     """Where an index is made before it has its name."""
     return path.with_name(f".{path.name}.new")
 
 
-def _entry(row: tuple[object, ...]) -> Entry:
-    """An object's row. Raises `IndexDamaged` when a value has another type than was written."""
-    _check_types(row, _OBJECT_TYPES)
-    if row[1] not in _KINDS:
-        raise IndexDamaged(f"a row has the kind {row[1]}")
-    return Entry(*row)  # type: ignore[arg-type]
-
-
-def _context(row: tuple[object, ...]) -> ContextRow:
-    _check_types(row, (int, bytes, bytes, int, bytes, *[int] * 5, float))
-    return ContextRow(*row)  # type: ignore[arg-type]
-
-
-def _check_types(row: tuple[object, ...], types: tuple[type, ...]) -> None:
-    if tuple(map(type, row)) != types:
-        raise IndexDamaged("a row holds values of other types than it should")
-
-
 def salvage(path: Path) -> Legacy | None:
     """What can still be read of an index that is outdated or not sound. What cannot leaves None."""
-    columns = _CONTEXT
+    columns = CONTEXT_COLUMNS
     connection = None
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
@@ -685,33 +375,11 @@ def salvage(path: Path) -> Legacy | None:
         columns = columns.replace("pack2, offset2", "0, 0") if absent else columns
         gone = ", ".join(GoneRow._fields)
         gone = gone.replace("pack2, offset2", "0, 0") if absent else gone
-        contexts = [_context(row) for row in connection.execute(f"SELECT {columns} FROM contexts ORDER BY id")]
+        contexts = [context_of(row) for row in connection.execute(f"SELECT {columns} FROM contexts ORDER BY id")]
         deleted = [GoneRow(*row) for row in connection.execute(f"SELECT {gone} FROM gone")]
         return Legacy(State.from_bytes(data).serial, contexts, deleted)
-    except (*_SQL_ERRORS, StoreError, TypeError, ValueError):
+    except (*SQL_ERRORS, StoreError, TypeError, ValueError):
         return None
     finally:
         if connection is not None:
             connection.close()
-
-
-_SQL_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
-"""What asking SQLite may raise: it quotes what is damaged in its messages, which need not be UTF-8."""
-
-
-def translate(error: Exception, path: Path) -> StoreError:
-    """What a failure of SQLite means for the store: `IndexDamaged` only where it has read the file and found it wrong."""
-    if isinstance(error, StoreError):
-        return error
-    if isinstance(error, UnicodeDecodeError):
-        return IndexDamaged(f"{path}: {error}")
-    code = _code(error)
-    if code in _FULL_OR_TAKEN:
-        return StoreError(f"cannot write the index {path}: {error}")
-    return StoreUnavailable(path, error) if code is None or code in _OUTSIDE else IndexDamaged(f"{path}: {error}")
-
-
-def _code(error: Exception) -> int | None:
-    """SQLite's primary result code; None for an error that is not SQLite's."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF

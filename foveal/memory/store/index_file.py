@@ -18,9 +18,10 @@ from pathlib import Path
 from foveal.memory.errors import IndexBehind, IndexDamaged, IndexOutdated, StoreError, StoreUnavailable
 from foveal.memory.store import rebuild
 from foveal.memory.store.files import Disk, exclusive
-from foveal.memory.store.index import Index, Legacy, salvage
+from foveal.memory.store.index import Index, salvage
 from foveal.memory.store.packs import LOST, PACK_HEADER_BYTES, Packs
 from foveal.memory.store.repairs import Repairs
+from foveal.memory.store.rows import Legacy
 
 INDEX, LOCK = "index.sqlite", "lock"
 REBUILT, DAMAGED = "index.rebuilt.sqlite", "index.damaged.sqlite"
@@ -127,8 +128,8 @@ class IndexFile:
         return salvage(self.path) or salvage(self.folder / DAMAGED)
 
     def _replace(self, fresh: Path, *, keep: bool) -> None:
-        """Put `fresh` in its place. While it has no name yet there is no index, and whoever comes makes it again: an old
-        index without its log would be a step back in time."""
+        """Put `fresh` in its place. While it has no name yet there is no index, and whoever comes makes it again: an
+        old index without its log would be a step back in time."""
         damaged = self.folder / DAMAGED
         if self.disk.stat(self.path) is not None:
             self.disk.rename(self.path, damaged)

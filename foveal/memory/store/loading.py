@@ -24,11 +24,11 @@ from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
 from foveal.memory.store import contexts
 from foveal.memory.store.chain import Chain, read_chain
-from foveal.memory.store.index import Entry
 from foveal.memory.store.names import checksum
 from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
+from foveal.memory.store.rows import Entry
 from foveal.memory.store.saving import let_go_of, save_sequence
 from foveal.memory.store.store import Store
 from foveal.memory.store.tensors import pack_tensors, tensor_bytes, token_bytes, token_tensor, unpack_tensors

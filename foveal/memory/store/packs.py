@@ -306,7 +306,9 @@ class Packs:
     def aside(self, name: str) -> Path:
         """A free name in the folder `lost`, which is made if need be."""
         self.disk.make_folder(self.lost)
-        return next(path for n in itertools.count() if not (path := self.lost / (f"{name}.{n}" if n else name)).exists())
+        return next(
+            path for n in itertools.count() if not (path := self.lost / (f"{name}.{n}" if n else name)).exists()
+        )
 
     def append(self, kind: Kind, key: bytes, payload: Buffer, serial: int, digest: bytes = b"") -> Place:
         """Write a record behind the last one. Raises `OSError`; what was written then does not count."""

@@ -17,10 +17,11 @@ from foveal.cache.replay import OnReplay
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
-from foveal.memory.store.index import Entry, Index
+from foveal.memory.store.index import Index
 from foveal.memory.store.loading import Loaded, Runner, load_sequence, mend
 from foveal.memory.store.objects import Context
 from foveal.memory.store.records import Kind
+from foveal.memory.store.rows import Entry
 from foveal.memory.store.store import Store
 from foveal.memory.store.tensors import token_bytes
 

@@ -16,10 +16,22 @@ from pathlib import Path
 
 from foveal.memory.errors import StoreError
 from foveal.memory.store.files import Disk
-from foveal.memory.store.index import ContextRow, Index, Legacy, State
+from foveal.memory.store.index import Index
 from foveal.memory.store.objects import Context, Node, tail_position
 from foveal.memory.store.packs import PACK_HEADER_BYTES, Packs, Place
-from foveal.memory.store.records import ALIGN, HEADER_BYTES, SAID, Header, Kind, key_in, parse, serial_in, size_in, span_of
+from foveal.memory.store.records import (
+    ALIGN,
+    HEADER_BYTES,
+    SAID,
+    Header,
+    Kind,
+    key_in,
+    parse,
+    serial_in,
+    size_in,
+    span_of,
+)
+from foveal.memory.store.rows import ContextRow, Legacy, State
 
 
 @dataclass

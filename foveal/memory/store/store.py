@@ -25,7 +25,7 @@ from foveal.memory.store import copies, records
 from foveal.memory.store.about import ABOUT, ABOUT_COPY, FORMAT, about_bytes, open_cipher, read_about
 from foveal.memory.store.cipher import Cipher
 from foveal.memory.store.files import Buffer, Disk, Presence, exclusive
-from foveal.memory.store.index import ContextRow, Entry, Index, State
+from foveal.memory.store.index import Index
 from foveal.memory.store.index_file import DAMAGED, ENDS, INDEX, LOCK, REBUILT, IndexFile, is_full
 from foveal.memory.store.known import KnownPages
 from foveal.memory.store.names import Names
@@ -33,6 +33,7 @@ from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import LOST, Packs
 from foveal.memory.store.records import Kind
 from foveal.memory.store.repairs import REPAIRS, Repairs
+from foveal.memory.store.rows import ContextRow, Entry, State
 from foveal.memory.store.writer import Writer
 
 Durability = Literal["full", "normal", "off"]
@@ -233,7 +234,7 @@ class Store:
         return mended
 
     def mend(self) -> None:
-        """Make whole again what reading found damaged in one of its copies, if this store can be written to just now."""
+        """Make whole again what reading found damaged in one of its copies, if the store can be written to just now."""
         if self._hurt:
             with contextlib.suppress(StoreError):
                 self._transact(_nothing, wait=0, frees=False)

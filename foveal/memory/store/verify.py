@@ -19,12 +19,13 @@ from foveal.memory.errors import IndexDamaged, StoreError
 from foveal.memory.store import copies
 from foveal.memory.store.about import ABOUT, ABOUT_COPY, read_about
 from foveal.memory.store.gc import collect, is_sound, lost_bytes
-from foveal.memory.store.index import ContextRow, Entry, GoneRow, Index, State
+from foveal.memory.store.index import Index
 from foveal.memory.store.index_file import INDEX
 from foveal.memory.store.names import Names, checksum
 from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.packs import Place
 from foveal.memory.store.records import SAID, Kind
+from foveal.memory.store.rows import ContextRow, Entry, GoneRow, State
 from foveal.memory.store.store import RESERVE, Store
 from foveal.memory.store.wal import log_problems
 from foveal.memory.store.writer import Writer
@@ -32,6 +33,8 @@ from foveal.sources import SourceMap, SourceMapError
 
 _ATTEMPTS = 3
 """How often a store that others change is checked before they are kept out."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What was found wrong: `what` ("page", "tail", "tokens", "source map", "record", "index", "pack", "about",
@@ -376,8 +379,8 @@ def _mend_object(tx: Writer, entry: Entry) -> None:
 
 
 def _mend_context(tx: Writer, row: ContextRow) -> None:
-    """Its record in all places, and in the index what it is made of. A record that is damaged everywhere is replaced by
-    the latest one before it that is whole, if the packs have one: no longer the newest, and so said (`_check_context`)."""
+    """Its record in all places, and in the index what it is made of. A record that is damaged everywhere was told as
+    lost; then the latest one before it that is whole takes its place, if the packs have one."""
     if not tx.store.is_readable(row):
         older = copies.older_record(tx, row.label)
         if older is None:

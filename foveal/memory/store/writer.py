@@ -1,6 +1,6 @@
 """What a transaction of a store can do; `Store.transact` makes it.
 
-Everything is put at most once. An object that the store has is found by its key, and its number is all there is to have.
+Everything is put at most once. An object that the store has is found by its key: its number is all there is to have.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from foveal.memory.errors import MemoryNotFound
 from foveal.memory.store import records
 from foveal.memory.store.files import Buffer
-from foveal.memory.store.index import ContextRow, Entry, Index
+from foveal.memory.store.index import Index
 from foveal.memory.store.names import Names
 from foveal.memory.store.objects import Context
 from foveal.memory.store.packs import Place
 from foveal.memory.store.records import Kind
+from foveal.memory.store.rows import ContextRow, Entry
 
 if TYPE_CHECKING:
     from foveal.cache import Page
