@@ -10,23 +10,18 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from store_support import CHUNK, Runner, random_tokens, same
+from store_workload import OTHER, Expected, check, reference, workload
 
-from foveal.cache import Sequence
 from foveal.memory.errors import StoreError
 from foveal.memory.store import contexts, gc, loading, saving
 from foveal.memory.store.files import Disk
 from foveal.memory.store.objects import Context
 from foveal.memory.store.store import Store
 from foveal.memory.store.verify import verify
-
-TOKENS = random_tokens(1400)
-OTHER = random_tokens(600, seed=4)
 
 
 class Crash(BaseException):
@@ -66,31 +61,6 @@ class DyingDisk(Disk):
         self.step("sync folder", folder)
 
 
-Expected = dict[str, torch.Tensor]
-"""Name -> tokens."""
-
-
-def workload(store: Store, acknowledge: Callable[[Expected], None]) -> None:
-    """Every kind of change; after each, what there is."""
-    store.packs.pack_bytes, fingerprint = 150_000, Runner().fingerprint
-    saving.save(store, "a", reference(TOKENS[:600]), fingerprint)
-    acknowledge({"a": TOKENS[:600]})
-    contexts.fork(store, "a", "b")
-    acknowledge({"a": TOKENS[:600], "b": TOKENS[:600]})
-    saving.save(store, "other", reference(OTHER), fingerprint)
-    acknowledge({"a": TOKENS[:600], "b": TOKENS[:600], "other": OTHER})
-    saving.save(store, "a", reference(TOKENS), fingerprint)
-    acknowledge({"a": TOKENS, "b": TOKENS[:600], "other": OTHER})
-    contexts.delete(store, "other")
-    acknowledge({"a": TOKENS, "b": TOKENS[:600]})
-    gc.collect(store, threshold=0)
-    acknowledge({"a": TOKENS, "b": TOKENS[:600]})
-    store.repair()
-    acknowledge({"a": TOKENS, "b": TOKENS[:600]})
-    contexts.delete(store, "a")
-    acknowledge({"b": TOKENS[:600]})
-
-
 def run(folder: Path, disk: DyingDisk) -> tuple[list[Expected], bool]:
     """What was acknowledged, one after the other, and whether it died."""
     known: list[Expected] = [{}]
@@ -104,45 +74,6 @@ def run(folder: Path, disk: DyingDisk) -> tuple[list[Expected], bool]:
         if store is not None and not disk.dead:
             store.close()
     return known, False
-
-
-AFTER: list[Expected] = []
-"""All states that the workload goes through."""
-
-
-def check(folder: Path, known: list[Expected]) -> None:
-    """The last acknowledged state, or the one that was being made; whole, and nothing beside it."""
-    if not AFTER:
-        AFTER.append({})
-        with Store(folder.parent / "whole", durability="off") as store:
-            workload(store, AFTER.append)
-    with Store(folder, durability="off") as store:
-        listed = store.contexts()
-        assert all(isinstance(context, Context) for context in listed)
-        found = {context.name: context.length for context in listed if isinstance(context, Context)}
-        allowed = AFTER[len(known) - 1 : len(known) + 1]
-        state = next((s for s in allowed if found == {name: len(tokens) for name, tokens in s.items()}), None)
-        assert state is not None, f"{found} is neither what was acknowledged nor what came next"
-        for name, tokens in state.items():
-            engine = Runner()
-            loaded = loading.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
-            assert torch.equal(loaded.sequence.tokens, tokens.to(torch.int32)) and not loaded.replayed
-            assert same(loaded.sequence, reference(tokens))
-        report = verify(store)
-        assert report.sound, report.problems
-        assert store.packs.files() == store.look(lambda index: index.state().sizes), "torn space was given back"
-        saving.save(store, "new", reference(TOKENS[:300]), Runner().fingerprint)
-
-
-_references: dict[bytes, Sequence] = {}
-
-
-def reference(tokens: torch.Tensor) -> Sequence:
-    """What `tokens` leave; computed once."""
-    key = tokens.numpy().tobytes()
-    if key not in _references:
-        _references[key] = Runner().read(tokens)
-    return _references[key]
 
 
 def count_steps(tmp_path: Path) -> list[str]:

@@ -82,6 +82,11 @@ class IndexFile:
             self._rebuild_elsewhere(error)
         return self.opened()
 
+    def reopened(self) -> Index:
+        """The index, opened anew."""
+        self.close()
+        return self.current()
+
     def repair(self, problem: IndexDamaged | None) -> None:
         """Make it again from the packs. Raises `StoreError` when the disk refuses."""
         try:

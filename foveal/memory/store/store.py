@@ -154,6 +154,8 @@ class Store:
     def check_writable(self) -> None:
         """Raises `StoreError` when this store can only be read."""
         index = self._file.current()
+        if index.read_only and os.access(self.folder, os.W_OK):  # what kept us from writing may be over
+            index = self._file.reopened()
         if index.read_only:
             raise StoreError(f"the store {self.folder} cannot be written to ({index.read_only})")
 
@@ -188,8 +190,8 @@ class Store:
                 os.close(descriptor)
 
     def _attempt(self, work: Callable[[Writer], T]) -> T:
-        index = self._file.current()
         self.check_writable()
+        index = self._file.current()
         index.begin()
         try:
             state = index.state()
