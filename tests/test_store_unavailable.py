@@ -8,7 +8,6 @@ import io
 import os
 import random
 import shutil
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from store_support import CHUNK, Runner, made_up_places
 from store_workload import OTHER, TOKENS, Expected, check_states, reference
 
-from foveal.memory.errors import StoreError, StoreUnavailable
+from foveal.memory.errors import StoreError
 from foveal.memory.store import contexts, gc, loading, saving, transfer
 from foveal.memory.store.files import Disk
 from foveal.memory.store.store import Store
