@@ -74,7 +74,7 @@ def test_nothing_is_left_of_a_deleted_context(store: Store, runner: Runner) -> N
 
 
 def test_files_that_a_dead_process_did_not_finish_are_swept(store: Store) -> None:
-    for name in (".store.json.new", "index.damaged.sqlite", ".index.rebuilt.sqlite.new", "index.rebuilt.sqlite-wal"):
+    for name in (".store.json.new", "index.replaced.sqlite", ".index.rebuilt.sqlite.new", "index.rebuilt.sqlite-wal"):
         (store.folder / name).write_bytes(b"half")
     gc.collect(store)
     assert not [path for path in store.folder.iterdir() if "new" in path.name or "ed." in path.name]

@@ -85,17 +85,26 @@ def verify(
 
     report = check(opened(store), names or None, repair=repair)
     problems = [
-        {"what": problem.what, "where": problem.where, "memories": list(problem.contexts), "lost": problem.lost}
+        {
+            "what": problem.what,
+            "where": problem.where,
+            "memories": list(problem.contexts),
+            "lost": problem.lost,
+            "mended": problem.mended,
+        }
         for problem in report.problems
     ]
     if json:
         counts = {"memories": report.contexts, "objects": report.objects, "bytes": report.nbytes}
-        print_json({"sound": report.sound, **counts, "repaired": repair and not report.sound, "problems": problems})
+        kept = {"given_up_bytes": sum(report.lost.values())}
+        repaired = repair and not report.sound
+        print_json({"sound": report.sound, **counts, **kept, "repaired": repaired, "problems": problems})
     else:
         for problem in report.problems:
             results().print(str(problem), markup=False, soft_wrap=True)
         what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {report.contexts:,} memories"
         note(f"{what}: {'all as they were written' if report.sound else f'{len(problems)} problems'}")
+        _tell_lost(sum(report.lost.values()))
     if not report.sound:
         raise typer.Exit(FAILED)
 
@@ -141,45 +150,62 @@ def gc(
     limit: Annotated[
         str | None, typer.Option(help="Evict what is least valuable until so many bytes are left.")
     ] = None,
+    empty_lost: Annotated[
+        bool, typer.Option("--empty-lost", help="Delete for good what was damaged and kept in the folder lost.")
+    ] = False,
     store: StorePath = None,
     json: Json = False,
 ) -> None:
     """Give back the space of what was deleted. With --limit, evict as well; tokens stay, and evicted memories work."""
-    from foveal.memory.store.gc import Evicted, collect, disk_bytes, evict
+    from foveal.memory.store import gc as space
 
     into = opened(store)
-    before = disk_bytes(into)
-    evicted = Evicted(0, 0, True) if limit is None else evict(into, parse_count(limit))
-    collect(into, threshold=0.0)
-    after = disk_bytes(into)
+    before = space.disk_bytes(into)
+    evicted = space.Evicted(0, 0, True) if limit is None else space.evict(into, parse_count(limit))
+    kept = space.collect(into, threshold=0.0).kept
+    after = space.disk_bytes(into)
+    emptied = space.empty_lost(into) if empty_lost else 0
+    lost = sum(space.lost_bytes(into).values())
     if json:
         told = {"bytes": after, "freed": before - after, "evicted_pages": evicted.pages, "evicted_tails": evicted.tails}
-        print_json({**told, "within_limit": evicted.within})
+        given_up = {"given_up_bytes": lost, "given_up_freed": emptied}
+        print_json({**told, **given_up, "within_limit": evicted.within, "kept": list(kept)})
     else:
-        note(f"{show_bytes(before - after)} given back, {show_bytes(after)} in use")
+        note(f"{show_bytes(before - after + emptied)} given back, {show_bytes(after)} in use")
+        _tell_lost(lost)
+    if kept:
+        note(f"foveal: not all space could be given back: {'; '.join(kept)}")
     if not evicted.within:
         note(f"foveal: the limit of {limit} is not kept: what is left is pinned, in use, or tokens")
+    if kept or not evicted.within:
         raise typer.Exit(FAILED)
 
 
 def du(store: StorePath = None, json: Json = False) -> None:
     """Show the bytes of each memory: its own, and those it shares with others."""
-    from foveal.memory.store.gc import disk_bytes, usage
+    from foveal.memory.store.gc import disk_bytes, lost_bytes, usage
 
     into = opened(store)
-    used, total = usage(into), disk_bytes(into)
+    used, total, lost = usage(into), disk_bytes(into), sum(lost_bytes(into).values())
     if json:
         listed = [{"name": name, "own": use.own, "shared": use.shared} for name, use in sorted(used.items())]
-        print_json({"store": str(into.folder), "bytes": total, "memories": listed})
+        print_json({"store": str(into.folder), "bytes": total, "given_up_bytes": lost, "memories": listed})
         return
     shown = table("memory", "own>", "shared>")
     for name, use in sorted(used.items(), key=lambda item: -item[1].own):
         shown.add_row(name, show_bytes(use.own), show_bytes(use.shared))
     results().print(shown)
     note(f"{show_bytes(total)} in {into.folder}")
+    _tell_lost(lost)
 
 
 # ---------------------------------------------------------------------- inside
+
+
+def _tell_lost(nbytes: int) -> None:
+    """What the store has given up, and keeps for a person to look at."""
+    if nbytes:
+        note(f"{show_bytes(nbytes)} of damaged files lie in the folder lost; `foveal gc --empty-lost` deletes them")
 
 
 def _tree(store: Any, name: str) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from foveal.memory.store.index import Index, salvage
 from foveal.memory.store.packs import LOST, PACK_HEADER_BYTES, Packs
 from foveal.memory.store.repairs import Repairs
 from foveal.memory.store.rows import Legacy
+from foveal.memory.store.wal import log_problems
 
 INDEX, LOCK = "index.sqlite", "lock"
-REBUILT, DAMAGED = "index.rebuilt.sqlite", "index.damaged.sqlite"
+REBUILT, REPLACED = "index.rebuilt.sqlite", "index.replaced.sqlite"
 ENDS = ("", "-wal", "-shm", "-journal")
 """What SQLite adds to the name of a file for those it keeps beside it."""
 _CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
@@ -99,6 +100,7 @@ class IndexFile:
         """As `repair`, with the writer's lock held. `problem` is what was wrong with it, if it was."""
         known = self._known()
         fresh = self.folder / REBUILT
+        in_log = log_problems(Path(f"{self.path}-wal"), self.disk)
         hurt = rebuild.build(self.packs, fresh, self.disk, known)
         if self.open is not None:
             self.open.close()
@@ -108,7 +110,8 @@ class IndexFile:
         self._replace(fresh, keep=keep)
         self.open = Index(self.path, self.disk, self.durability, wait=self.wait)
         self._set_apart(self.open.state().sizes)
-        for what, where in [("index", f"{problem}; it was made again from the packs")] * keep + hurt:
+        reasons = [*in_log, *([str(problem)] if keep else [])]
+        for what, where in [*(("index", f"{reason}; it was made again from the packs") for reason in reasons), *hurt]:
             self.repairs.add(what, where)
         with contextlib.suppress(OSError, StoreError):
             self._complete()
@@ -130,21 +133,21 @@ class IndexFile:
     def _known(self) -> Legacy | None:
         if self.open is not None:
             return self.open.legacy()
-        return salvage(self.path) or salvage(self.folder / DAMAGED)
+        return salvage(self.path) or salvage(self.folder / REPLACED)
 
     def _replace(self, fresh: Path, *, keep: bool) -> None:
         """Put `fresh` in its place. While it has no name yet there is no index, and whoever comes makes it again: an
         old index without its log would be a step back in time."""
-        damaged = self.folder / DAMAGED
+        old = self.folder / REPLACED
         if self.disk.stat(self.path) is not None:
-            self.disk.rename(self.path, damaged)
+            self.disk.rename(self.path, old)
         for end in ("-wal", "-shm"):
             self.disk.unlink(Path(f"{self.path}{end}"))
         self.disk.rename(fresh, self.path)
         self.disk.sync_folder(self.folder)
-        if keep and self.disk.stat(damaged) is not None:
-            self.disk.rename(damaged, self.packs.aside(INDEX))
-        self.disk.unlink(damaged)
+        if keep and self.disk.stat(old) is not None:
+            self.disk.rename(old, self.packs.aside(INDEX))
+        self.disk.unlink(old)
 
     def _try_to_open(self) -> IndexDamaged | None:
         """Open the index, or say why it has to be made again. Raises `StoreUnavailable`."""

@@ -26,7 +26,7 @@ from foveal.memory.store.about import ABOUT, ABOUT_COPY, FORMAT, about_bytes, op
 from foveal.memory.store.cipher import Cipher
 from foveal.memory.store.files import Buffer, Disk, Presence, exclusive
 from foveal.memory.store.index import Index
-from foveal.memory.store.index_file import DAMAGED, ENDS, INDEX, LOCK, REBUILT, IndexFile, is_full
+from foveal.memory.store.index_file import ENDS, INDEX, LOCK, REBUILT, REPLACED, IndexFile, is_full
 from foveal.memory.store.known import KnownPages
 from foveal.memory.store.names import Names
 from foveal.memory.store.objects import Context
@@ -40,7 +40,7 @@ Durability = Literal["full", "normal", "off"]
 DURABILITIES: tuple[Durability, ...] = ("full", "normal", "off")
 
 LIVE = "live"
-_UNFINISHED = (REBUILT, DAMAGED, *(f".{name}.new" for name in (ABOUT, ABOUT_COPY, INDEX, REBUILT)))
+_UNFINISHED = (REBUILT, REPLACED, *(f".{name}.new" for name in (ABOUT, ABOUT_COPY, INDEX, REBUILT)))
 """What a process that dies may leave, and nobody looks at."""
 _OWN = {ABOUT, ABOUT_COPY, INDEX, LOCK, LIVE, "packs", "reserve", LOST, REPAIRS, *_UNFINISHED}
 """What may lie in the folder of a store."""
@@ -101,9 +101,11 @@ class Store:
             self._file = IndexFile(
                 self.folder, self.packs, self.disk, durability, wait, self.repairs, lambda: self._attempt(_nothing)
             )
-            with self._lock:
+            with self._lock, contextlib.ExitStack() as opening:
+                opening.callback(self.close)
                 self._file.current()
                 self._recover()
+                opening.pop_all()
         except OSError as error:
             raise StoreError(f"cannot open the store {self.folder}: {error}") from error
 
