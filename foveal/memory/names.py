@@ -67,11 +67,19 @@ def open_store(
     folder, key = store_root(root).absolute(), key or _key()
     with _lock:
         store = _open.get((folder, durability, tenant, key))
-        about = read_about(folder / ABOUT)
-        if store is None or about is None or about["store"] != store.id.hex():
+        if store is None or not _is_at(store, folder):
             store = Store(folder, durability=durability, tenant=tenant, key=key, create=create)
             _open[folder, durability, tenant, key] = store
         return store
+
+
+def _is_at(store: Store, folder: Path) -> bool:
+    """Whether an open store still is the one in `folder`."""
+    try:
+        about = read_about(folder / ABOUT)
+    except OSError:  # opening it says what is wrong
+        return False
+    return about is not None and about["store"] == store.id.hex()
 
 
 def store_at(root: Root) -> Store | None:
