@@ -6,6 +6,7 @@
 #   make sanitize run the native tests under the address and undefined-behaviour sanitizers
 #   make memcheck run every kernel under valgrind's memcheck
 #   make arm      run the portable kernels as 64-bit Arm, under qemu, against this machine's
+#   make soak     the tests that find more the longer they run (MINUTES=60)
 #   make clean    remove what the above made
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # What the installed package is built from. Python files are not: the install is editable.
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test lint format sanitize memcheck arm clean
+.PHONY: demo test lint format sanitize memcheck arm soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -49,6 +50,9 @@ memcheck: $(VENV)/.installed
 
 arm:
 	sh native/arm.sh build/arm
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python tests/soak.py --minutes $${MINUTES:-60}
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

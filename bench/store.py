@@ -79,15 +79,16 @@ def forget_files(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, str]]:
-    """Rows of what was done, seconds, bytes written."""
+def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, str, str]]:
+    """Rows of what was done, seconds, bytes of records written, bytes that the device was given."""
     rows = []
     with open_store(folder) as store:
 
         def written(what: str, work: Callable[[], T]) -> T:
-            before = store.packs.written
+            before, device = store.packs.written, _device_bytes()
             spent, result = timed(work)
-            rows.append((what, _seconds(spent), f"{store.packs.written - before:,}"))
+            reached = f"{_device_bytes() - device:,}"
+            rows.append((what, _seconds(spent), f"{store.packs.written - before:,}", reached))
             return result
 
         with made_up_memory(engine, tokens) as memory:
@@ -102,26 +103,26 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
             written("fork on disk near the beginning", lambda: contexts.fork(store, "base", "short", at=1001))
             spent, fork = timed(memory.fork)
             fork.free()
-            rows.append(("fork in memory", _seconds(spent), ""))
+            rows.append(("fork in memory", _seconds(spent), "", ""))
             spent, fork = timed(partial(memory.fork, tokens // 2 + 17))
             fork.free()
-            rows.append(("fork in memory in the middle", _seconds(spent), ""))
+            rows.append(("fork in memory in the middle", _seconds(spent), "", ""))
         for what, prepare in (("open, from the disk", lambda: forget_files(folder)), ("open, from the cache", list)):
             prepare()
             spent, opened = timed(lambda: Memory.load(engine, "base", root=store))
             opened.free()
-            rows.append((what, _seconds(spent), ""))
+            rows.append((what, _seconds(spent), "", ""))
         spent, report = timed(lambda: verify(store))
         assert report.sound, report.problems
-        rows.append(("verify everything", _seconds(spent), ""))
-        rows.append(("bytes by context (du)", _seconds(timed(lambda: gc.usage(store))[0]), ""))
-        rows.append(("make the index again", _seconds(timed(store.repair)[0]), ""))
+        rows.append(("verify everything", _seconds(spent), "", ""))
+        rows.append(("bytes by context (du)", _seconds(timed(lambda: gc.usage(store))[0]), "", ""))
+        rows.append(("make the index again", _seconds(timed(store.repair)[0]), "", ""))
         for name in ("copy", "half", "short"):
             contexts.delete(store, name)
-        rows.append(("delete", _seconds(timed(lambda: contexts.delete(store, "base"))[0]), ""))
-        rows.append(("give its space back", _seconds(timed(lambda: gc.collect(store))[0]), ""))
+        rows.append(("delete", _seconds(timed(lambda: contexts.delete(store, "base"))[0]), "", ""))
+        rows.append(("give its space back", _seconds(timed(lambda: gc.collect(store))[0]), "", ""))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    rows.append(("most memory held, mapped files included", show_bytes(peak * 1024), ""))
+    rows.append(("most memory held, mapped files included", show_bytes(peak * 1024), "", ""))
     return rows
 
 
@@ -146,6 +147,12 @@ def measure_tails(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, 
     return rows
 
 
+def _device_bytes() -> int:
+    """Bytes that this process has had written to storage, the index and its log included (Linux)."""
+    with open("/proc/self/io") as file:
+        return int(next(line.split()[1] for line in file if line.startswith("write_bytes")))
+
+
 def _seconds(spent: float) -> str:
     return f"{spent * 1000:,.1f} ms"
 
@@ -165,7 +172,7 @@ def main() -> None:
             columns: tuple[str, ...] = ("tails", "tails kept>", "bytes of them>", "open>", "go back 256 tokens>")
             rows: list[tuple[str, ...]] = measure_tails(engine, tokens, Path(folder))
         else:
-            columns = ("what", "time>", "bytes written>")
+            columns = ("what", "time>", "bytes written>", "of the device>")
             rows = [*measure(engine, tokens, Path(folder) / "store")]
     layout = engine.pool.layout
     title = f"{tokens:,} tokens, {layout.format}, {layout.page_bytes:,} bytes a page"

@@ -15,7 +15,8 @@ torch.set_num_threads(1)
 # A test finds nothing in the store of the person who runs it.
 os.environ["FOVEAL_STORE"] = str(Path(tempfile.gettempdir()) / "foveal-tests-have-no-store")
 
-# In CI the examples are the same in every run; a person's runs look for new ones.
-settings.register_profile("ci", derandomize=True, deadline=None)
-settings.register_profile("dev", deadline=None)
+# In CI most examples are the same in every run; the state machines draw new ones there, too, and a failure
+# prints what reproduces it. A person's runs look for new ones everywhere.
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("dev", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
