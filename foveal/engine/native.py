@@ -24,7 +24,7 @@ from foveal.model.finite import require_finite
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.transformer import Block
 from foveal.ops import Numerics
-from foveal.ops.cpu.dense import native_matrix
+from foveal.ops.cpu.dense import native_matrix, native_table
 
 
 class NativeNetwork:
@@ -233,9 +233,14 @@ def _layer(config: ModelConfig, block: Block) -> dict[str, Any]:
     return values
 
 
+def _embedding(model: Transformer) -> _native.Matrix:
+    table = model.embed.operand()
+    return native_table(table) if isinstance(table, Tensor) else native_matrix(table)
+
+
 def _ends(model: Transformer) -> dict[str, Any]:
     return {
-        "embedding": _matrix(model.embed),
+        "embedding": _embedding(model),
         "head": _matrix(model.head),
         "norm": _numbers(model.norm.weight),
         **{f"hc_head_{part}": _numbers(getattr(model, f"hc_head_{part}")) for part in ("fn", "base", "scale")},
