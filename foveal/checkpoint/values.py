@@ -85,7 +85,8 @@ def _outside(name: str, table: Tensor, rows: int) -> str | None:
         return None
     place = wrong.nonzero()[0].tolist()
     value = int(table[tuple(place)])
-    return f"{name}: {int(wrong.sum())} entries name no expert (0 to {rows - 1}), the first is {value} at {place}"
+    count = f"{int(wrong.sum())} of {table.numel()} entries"
+    return f"{name}: {count} name no expert (0 to {rows - 1}), the first is {value} at {place}"
 
 
 def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str | None:
