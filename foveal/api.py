@@ -1,7 +1,6 @@
-"""The public face of a model: open it, generate, read into a sequence.
+"""The public face of a model: the rooms below the memories (checkpoint, cache, engine, text) joined into one object.
 
-What is special here: this module joins the rooms below the memories (checkpoint, cache, engine, text) into one object
-and adds nothing of its own. A generation from an existing sequence runs on a fork, so that the base stays what it was.
+A generation from an existing sequence runs on a fork, so that the base stays what it was.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from foveal.engine.native import NativeNetwork
 from foveal.model import load_transformer
 from foveal.ops import Numerics, cpu
 from foveal.text import Tokenizer, TokenStream
+from foveal.text.fitting import check_tokenizer
 from foveal.text.healing import PrefixConstraint, heal
 from foveal.text.specials import RECALL_BLANKS
 
@@ -45,13 +45,8 @@ SHIPPED = ("nano",)
 
 Backend = Literal["native", "reference"]
 
-
 DEQUANTIZE_UP_TO = 1 << 28
 """Models up to so many parameters (1 GiB in fp32) are dequantised when opened: much faster on the reference backend."""
-
-
-class TokenizerMismatch(ValueError):
-    """A tokenizer and a network that do not belong together; the message names what differs."""
 
 
 class ModelNotFound(FileNotFoundError):
@@ -124,12 +119,9 @@ class Engine:
         """`weights` gives the content hash of the network's weights when it is first needed (it reads all of them);
         `numbers` names its arithmetic; `recall_blanks` is how many PAD tokens the model wants before a recall's cue;
         `pager` keeps the process under a limit of memory; `prefixes` is where prompts that begin like an earlier one
-        start from.
-
-        Ids that only the network has pad its vocabulary; they are never chosen. Raises `TokenizerMismatch` when the
-        tokenizer has ids that the network has not, or lacks the one that ends a text.
+        start from. Ids that only the network has are never chosen. Raises `TokenizerMismatch`.
         """
-        _check_tokenizer(tokenizer, network.config)
+        check_tokenizer(tokenizer, network.config)
         self.network = network
         self.config: ModelConfig = network.config
         self.tokenizer = tokenizer
@@ -168,16 +160,15 @@ class Engine:
         `prefixes`: where prompts that begin like an earlier one start from (`foveal.memory.StoredPrefixes`); it can be
         set later, too. `context_length`: tokens a sequence may have (default: the model's `max_position_embeddings`);
         the network was not made for more.
-        Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, `foveal.text.TokenizerError`, `TokenizerMismatch`,
-        `foveal.engine.ParameterError` for a `context_length` below 1; with a limit
-        `foveal.cache.LimitTooSmall`, here or at a first step, which names the least that works.
+        Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, `foveal.text.TokenizerError`, `ParameterError`,
+        `foveal.text.fitting.TokenizerMismatch`; with a limit `foveal.cache.LimitTooSmall`, here or at a first step.
         """
         if memory_limit is not None and backend != "native":
             raise ValueError("a memory limit needs the native backend: the reference works on decoded copies")
         folder = model_folder(model)
         tokenizer = Tokenizer.from_file(folder)
         checkpoint = open_checkpoint(folder)
-        _check_tokenizer(tokenizer, checkpoint.config)
+        check_tokenizer(tokenizer, checkpoint.config)
         numerics = numerics or Numerics()
         network = open_network(checkpoint, numerics, backend, threads)
         return cls(
@@ -221,8 +212,8 @@ class Engine:
         """Run `tokens` into `sequence`, chunk by chunk; returns how many were run.
 
         `progress(done, total)` is called after every chunk; `should_stop` is asked before every chunk. Whatever
-        interrupts it, the sequence holds the chunks that were completed. Raises `ParameterError` for an unknown id,
-        `ContextLengthError` before anything is run when the tokens do not all fit the context.
+        interrupts it, the sequence holds the chunks that were completed. Raises `ParameterError` for an unknown id, and
+        `ContextLengthError`, before anything is run, when the tokens do not all fit.
         """
         self.batch.check_length(sequence.length + len(tokens))
         done = 0
@@ -310,7 +301,7 @@ class Engine:
         """
         params = with_settings(params, **settings)
         tokens, remainder = self._prompt(prompt, heal_prompt)
-        self._check_room(tokens, base, params)
+        self.batch.check_room(len(tokens) + (base.length if base is not None else 0), params)
         start = self.start(tokens, base=base)
         yield from self._continue(start, tokens, remainder, params, trace)
 
@@ -350,9 +341,6 @@ class Engine:
                 return found
         return Start(base.fork() if base is not None else self.new_sequence())
 
-    def _check_room(self, tokens: Sequence[int], base: cache.Sequence | None, params: SamplingParams) -> None:
-        self.batch.check_room(len(tokens) + (0 if base is None else base.length), params)
-
     def _prompt(self, prompt: str | Sequence[int], heal_prompt: bool) -> tuple[list[int], bytes]:
         """Tokens to run, and bytes to be generated anew after them."""
         if not isinstance(prompt, str):
@@ -374,7 +362,7 @@ class Engine:
         params = with_settings(params, **settings)
         count = len(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         tokens, remainder = self._prompt(prompt, heal_prompt)
-        self._check_room(tokens, base, params)
+        self.batch.check_room(len(tokens) + (base.length if base is not None else 0), params)
         start = self.start(tokens, base=base)
         events = self._continue(start, tokens, remainder, params, trace=False)
         return collect(events, prompt_tokens=count, reused_tokens=start.reused)
@@ -400,19 +388,6 @@ def open_network(checkpoint: Checkpoint, numerics: Numerics, backend: Backend, t
         torch.set_num_threads(threads)
     small = sum(math.prod(weight.shape) for weight in weights.values()) <= DEQUANTIZE_UP_TO
     return load_transformer(config, weights, dtype=torch.float32 if small else None, numerics=numerics)
-
-
-def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    if tokenizer.vocab_size > config.vocab_size:
-        raise TokenizerMismatch(
-            f"the tokenizer has {tokenizer.vocab_size} ids but the network knows {config.vocab_size}; they do not "
-            "belong together"
-        )
-    if config.eos_token_id >= tokenizer.vocab_size:
-        raise TokenizerMismatch(
-            f"the network's eos_token_id is {config.eos_token_id}, but the tokenizer has {tokenizer.vocab_size} ids; "
-            "they do not belong together"
-        )
 
 
 def _batch_engine(network: Network, backend: Backend, context_length: int | None) -> BatchEngine:

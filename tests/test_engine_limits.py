@@ -14,7 +14,7 @@ from cli_support import SMALL, write_model
 from typer.testing import CliRunner
 
 from foveal import Memory
-from foveal.api import Backend, Engine, TokenizerMismatch
+from foveal.api import Backend, Engine
 from foveal.cache import CacheFormat, CacheLayout, PagePool, Sequence
 from foveal.checkpoint import load_model, values
 from foveal.cli.main import app
@@ -23,6 +23,7 @@ from foveal.engine.native import NativeNetwork
 from foveal.engine.tokens import token_ids
 from foveal.model import NotFiniteError, Segment
 from foveal.ops import cpu
+from foveal.text.fitting import TokenizerMismatch
 
 BACKENDS: tuple[Backend, ...] = ("native", "reference")
 IDS = 4096
