@@ -68,8 +68,9 @@ def main() -> None:
     parser.add_argument("--suffix", type=int, default=256, help="tokens each agent reads for itself")
     parser.add_argument("--dir", type=Path, help="where the store lies meanwhile")
     given = parser.parse_args()
-    engine = Engine.open("nano")
     tokens = parse_tokens(given.tokens)
+    # The agents go on behind a base that may fill the model's context.
+    engine = Engine.open("nano", context_length=tokens + given.suffix + 4096)
     with engine.new_sequence() as warm:
         work(engine, warm, given.suffix)
     with tempfile.TemporaryDirectory(dir=given.dir) as folder:

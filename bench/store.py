@@ -164,8 +164,8 @@ def main() -> None:
     parser.add_argument("--tails", metavar="TOKENS", help="measure tail policies at so many tokens, nothing else")
     parser.add_argument("--dir", type=Path, default=None, help="a folder on the disk to measure")
     given = parser.parse_args()
-    engine = Engine.open("nano")
     tokens = parse_tokens(given.tails or given.tokens)
+    engine = Engine.open("nano", context_length=2 * tokens + MORE)  # made-up contexts may be longer than the model's
     others = OtherWork()
     with tempfile.TemporaryDirectory(dir=given.dir) as folder:
         if given.tails:

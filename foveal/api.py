@@ -1,7 +1,6 @@
-"""The public face of a model: open it, generate, read into a sequence.
+"""The public face of a model: the rooms below the memories (checkpoint, cache, engine, text) joined into one object.
 
-What is special here: this module joins the rooms below the memories (checkpoint, cache, engine, text) into one object
-and adds nothing of its own. A generation from an existing sequence runs on a fork, so that the base stays what it was.
+A generation from an existing sequence runs on a fork, so that the base stays what it was.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from foveal.engine.native import NativeNetwork
 from foveal.model import load_transformer
 from foveal.ops import Numerics, cpu
 from foveal.text import Tokenizer, TokenStream
+from foveal.text.fitting import check_tokenizer
 from foveal.text.healing import PrefixConstraint, heal
 from foveal.text.specials import RECALL_BLANKS
 
@@ -44,7 +44,6 @@ SHIPPED = ("nano",)
 """Models inside the package."""
 
 Backend = Literal["native", "reference"]
-
 
 DEQUANTIZE_UP_TO = 1 << 28
 """Models up to so many parameters (1 GiB in fp32) are dequantised when opened: much faster on the reference backend."""
@@ -120,15 +119,9 @@ class Engine:
         """`weights` gives the content hash of the network's weights when it is first needed (it reads all of them);
         `numbers` names its arithmetic; `recall_blanks` is how many PAD tokens the model wants before a recall's cue;
         `pager` keeps the process under a limit of memory; `prefixes` is where prompts that begin like an earlier one
-        start from.
-
-        Raises `ValueError` when the tokenizer has ids beyond the network's vocabulary.
+        start from. Ids that only the network has are never chosen. Raises `TokenizerMismatch`.
         """
-        if tokenizer.vocab_size > network.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} ids but the network knows {network.config.vocab_size}; they "
-                "do not belong together"
-            )
+        check_tokenizer(tokenizer, network.config)
         self.network = network
         self.config: ModelConfig = network.config
         self.tokenizer = tokenizer
@@ -138,6 +131,7 @@ class Engine:
         self.kv = kv or cache.CacheFormat()
         self.pool = cache.PagePool(cache.CacheLayout(self.config, self.kv), pager=pager)
         self.batch = batch or BatchEngine(network)
+        self.batch.vocabulary = tokenizer.vocab_size
         self._weights, self._numbers = weights, f"{numbers}, cache {self.kv}"
 
     @classmethod
@@ -152,6 +146,7 @@ class Engine:
         memory_limit: int | None = None,
         scratch: str | Path | None = None,
         prefixes: Prefixes | None = None,
+        context_length: int | None = None,
     ) -> Self:
         """A shipped model by name, or a directory in the official layout (config, safetensors, tokenizer.json).
 
@@ -163,15 +158,17 @@ class Engine:
         in files and comes back when it is touched; `scratch` is the folder of those that no store has (default: the
         system's temporary folder; it should be on a disk). For the native backend on Linux.
         `prefixes`: where prompts that begin like an earlier one start from (`foveal.memory.StoredPrefixes`); it can be
-        set later, too.
-        Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, `foveal.text.TokenizerError`; with a limit
-        `foveal.cache.LimitTooSmall`, here or at a first step, which names the least that works.
+        set later, too. `context_length`: tokens a sequence may have (default: the model's `max_position_embeddings`);
+        the network was not made for more.
+        Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, `foveal.text.TokenizerError`, `ParameterError`,
+        `foveal.text.fitting.TokenizerMismatch`; with a limit `foveal.cache.LimitTooSmall`, here or at a first step.
         """
         if memory_limit is not None and backend != "native":
             raise ValueError("a memory limit needs the native backend: the reference works on decoded copies")
         folder = model_folder(model)
         tokenizer = Tokenizer.from_file(folder)
         checkpoint = open_checkpoint(folder)
+        check_tokenizer(tokenizer, checkpoint.config)
         numerics = numerics or Numerics()
         network = open_network(checkpoint, numerics, backend, threads)
         return cls(
@@ -180,7 +177,7 @@ class Engine:
             weights=lambda: model_fingerprint(checkpoint.config, checkpoint.weights).hex(),
             kv=kv or default_format(numerics),
             numbers=describe(numerics, backend),
-            batch=_batch_engine(network, backend),
+            batch=_batch_engine(network, backend, context_length),
             name=model if isinstance(model, str) and model in SHIPPED else folder.resolve().name,
             recall_blanks=_recall_blanks(folder),
             pager=None if memory_limit is None else cache.Pager(memory_limit, scratch),
@@ -215,8 +212,10 @@ class Engine:
         """Run `tokens` into `sequence`, chunk by chunk; returns how many were run.
 
         `progress(done, total)` is called after every chunk; `should_stop` is asked before every chunk. Whatever
-        interrupts it, the sequence holds the chunks that were completed. Raises `ParameterError` for an unknown id.
+        interrupts it, the sequence holds the chunks that were completed. Raises `ParameterError` for an unknown id, and
+        `ContextLengthError`, before anything is run, when the tokens do not all fit.
         """
+        self.batch.check_length(sequence.length + len(tokens))
         done = 0
         while done < len(tokens) and not (should_stop is not None and should_stop()):
             done += self.batch.prefill(sequence, tokens[done : done + self.batch.scheduler.chunk])
@@ -302,6 +301,7 @@ class Engine:
         """
         params = with_settings(params, **settings)
         tokens, remainder = self._prompt(prompt, heal_prompt)
+        self.batch.check_room(len(tokens) + (base.length if base is not None else 0), params)
         start = self.start(tokens, base=base)
         yield from self._continue(start, tokens, remainder, params, trace)
 
@@ -344,7 +344,7 @@ class Engine:
     def _prompt(self, prompt: str | Sequence[int], heal_prompt: bool) -> tuple[list[int], bytes]:
         """Tokens to run, and bytes to be generated anew after them."""
         if not isinstance(prompt, str):
-            return list(prompt), b""
+            return list(prompt.tolist() if hasattr(prompt, "tolist") else prompt), b""
         tokens, remainder = heal(self.tokenizer, prompt) if heal_prompt else ([], b"")
         # A prompt of one word leaves nothing to run before it is healed: it is taken as it is.
         return (tokens, remainder) if tokens else (self.tokenizer.encode(prompt), b"")
@@ -362,6 +362,7 @@ class Engine:
         params = with_settings(params, **settings)
         count = len(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         tokens, remainder = self._prompt(prompt, heal_prompt)
+        self.batch.check_room(len(tokens) + (base.length if base is not None else 0), params)
         start = self.start(tokens, base=base)
         events = self._continue(start, tokens, remainder, params, trace=False)
         return collect(events, prompt_tokens=count, reused_tokens=start.reused)
@@ -389,11 +390,11 @@ def open_network(checkpoint: Checkpoint, numerics: Numerics, backend: Backend, t
     return load_transformer(config, weights, dtype=torch.float32 if small else None, numerics=numerics)
 
 
-def _batch_engine(network: Network, backend: Backend) -> BatchEngine:
+def _batch_engine(network: Network, backend: Backend, context_length: int | None) -> BatchEngine:
     """The reference's last bits depend on where a prompt is cut, so it is cut where a stored one may end: at pages."""
     if backend == "native":
-        return BatchEngine(network, batched=True)
-    return BatchEngine(network, scheduler=Scheduler(chunk=PAGE_TOKENS))
+        return BatchEngine(network, batched=True, context_length=context_length)
+    return BatchEngine(network, scheduler=Scheduler(chunk=PAGE_TOKENS), context_length=context_length)
 
 
 def default_format(numerics: Numerics) -> cache.CacheFormat:

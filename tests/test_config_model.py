@@ -307,7 +307,11 @@ def test_names_of_transformers() -> None:
         {"rope_scaling": None},
         {"rope_scaling": {"rope_type": "default"}},
         {"rope_scaling": None, "rope_parameters": {"rope_type": "default"}},
-        {"rope_scaling": None, "rope_parameters": {"main": {}, "compress": {"rope_type": "default"}}},
+        {
+            "rope_scaling": None,
+            "partial_rotary_factor": 0.125,
+            "rope_parameters": {"main": {}, "compress": {"rope_type": "default"}},
+        },
     ],
     ids=str,
 )
@@ -317,10 +321,10 @@ def test_no_yarn(spelling: dict[str, Any]) -> None:
 
 def test_yarn_under_both_names_of_its_type() -> None:
     for key in ("type", "rope_type"):
-        config = ModelConfig.from_dict(official(rope_scaling={key: "yarn", "factor": 8}))
-        assert config.rope_scaling == YarnScaling(factor=8)
-        nested = official(rope_scaling=None, rope_parameters={key: "yarn", "factor": 8})
-        assert ModelConfig.from_dict(nested) == config
+        yarn = {key: "yarn", "factor": 8, "original_max_position_embeddings": 4096}
+        config = ModelConfig.from_dict(official(rope_scaling=yarn))
+        assert config.rope_scaling == YarnScaling(factor=8, original_max_position_embeddings=4096)
+        assert ModelConfig.from_dict(official(rope_scaling=None, rope_parameters=yarn)) == config
 
 
 def test_shorter_models_have_fewer_hash_layers_by_default() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ class StoredTensor:
     dtype: torch.dtype
     load: Callable[[], Tensor]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its entries."""
+        return prod(self.shape) * self.dtype.itemsize
+
 
 def stored_in(folder: Path, problems: list[str]) -> dict[str, StoredTensor]:
     """Every tensor in `folder`'s shards under the name it has there. What is wrong is added to `problems`."""
@@ -70,8 +76,8 @@ def _promised(folder: Path, problems: list[str]) -> dict[str, str]:
         problems.append(f"neither {SINGLE_FILE} nor {INDEX_FILE} is in {folder}")
         return {}
     try:
-        weight_map: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        weight_map: Any = json.loads(text_of(index))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         problems.append(f"{INDEX_FILE} is not readable: {type(error).__name__}: {error}")
         return {}
     if not isinstance(weight_map, dict) or not all(_is_plain_file_name(file) for file in weight_map.values()):
@@ -80,12 +86,24 @@ def _promised(folder: Path, problems: list[str]) -> dict[str, str]:
     return weight_map
 
 
+def text_of(path: Path) -> str:
+    """The text of a UTF-8 file. Raises `OSError` (for a pipe as well), `UnicodeDecodeError`."""
+    _require_file(path)
+    return path.read_text(encoding="utf-8")
+
+
+def _require_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise OSError("it is not a file")
+
+
 def _is_plain_file_name(file: Any) -> bool:
-    return isinstance(file, str) and file not in ("", ".", "..") and "/" not in file and "\\" not in file
+    return isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0")
 
 
 def _read_header(path: Path, problems: list[str]) -> Iterator[StoredTensor]:
     try:
+        _require_file(path)
         file = safe_open(path, framework="pt")
         names = list(file.keys())
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from foveal.checkpoint.errors import CheckpointError
-from foveal.checkpoint.files import CONFIG_FILE, StoredTensor, stored_in
+from foveal.checkpoint.files import CONFIG_FILE, StoredTensor, stored_in, text_of
 from foveal.checkpoint.layout import Shape, Storage, TensorSpec, WeightSpec, weight_specs
 from foveal.checkpoint.names import is_transformers_name, official_name
-from foveal.config import ConfigError, ModelConfig
+from foveal.checkpoint.values import wrong_values
+from foveal.config import ConfigError, ModelConfig, read_fields
 from foveal.formats import FP4_BLOCK, Fp4Weight, Fp8Weight, Weight, fp8_scale_shape
 
 _PLAIN = (torch.bfloat16, torch.float16, torch.float32)
@@ -58,57 +59,64 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     transformers' names and fused experts. Tensors of the vision and other sibling releases are ignored; so are all MTP
     tensors when the config asks for no MTP block.
 
-    Raises `CheckpointError` listing every missing, extra, mis-shaped, wrongly typed or unreadable tensor and file, and
-    what is wrong with ``config.json``.
+    Raises `CheckpointError` listing every missing, extra, mis-shaped, wrongly typed or unreadable tensor and file,
+    entries that are not finite or point outside a table (`foveal.checkpoint.values`), and what is wrong with
+    ``config.json``.
     """
     folder = Path(path)
     problems: list[str] = []
     found = stored_in(folder, problems)
+    whole = not problems
     config = _read_config(folder / CONFIG_FILE, found, problems)
-    if problems:
+    if not whole or config is None or _has_no_room(config, found, problems):
         # Without whole files every tensor in them would be reported as missing too: that would hide the cause.
         raise CheckpointError(f"cannot read checkpoint {folder}", problems)
-    assert config is not None
     stored = _by_official_name(config, found, problems)
-    config, weights = _match(config, stored, problems)
+    config, entries = _match(config, stored, problems)
+    problems += wrong_values(config, {spec: entry.stored for spec, entry in entries.items()})
     if problems:
         raise CheckpointError(f"cannot read checkpoint {folder}", problems)
-    tensors = tuple(TensorSpec(t.name, t.shape, t.dtype) for entry in weights.values() for t in entry.stored)
-    return Checkpoint(folder, config, _LazyWeights(weights), tensors)
+    tensors = tuple(TensorSpec(t.name, t.shape, t.dtype) for entry in entries.values() for t in entry.stored)
+    return Checkpoint(folder, config, _LazyWeights({spec.name: e for spec, e in entries.items()}), tensors)
 
 
 # ---------------------------------------------------------------------- config
 
 
 def _read_config(path: Path, found: Mapping[str, StoredTensor], problems: list[str]) -> ModelConfig | None:
+    """The config, or as near as can be to what a faulty one describes, with as many MTP blocks as the tensors have."""
     try:
-        return _parse_config(json.loads(path.read_text(encoding="utf-8")), found)
+        data = json.loads(text_of(path))
+        if not isinstance(data, dict):
+            raise ConfigError("it must be a JSON object")
+        values, wrong = read_fields(data)
+        problems += [f"{CONFIG_FILE}: {problem}" for problem in wrong]
+        config = ModelConfig(**values)
     except FileNotFoundError:
         problems.append(f"{CONFIG_FILE}: file is missing")
     except ConfigError as error:
-        problems.append(f"{CONFIG_FILE}: {error}")
-    except (OSError, ValueError, TypeError) as error:
-        problems.append(f"{CONFIG_FILE} is not readable: {type(error).__name__}: {error}")
+        problems += [line for problem in error.problems if (line := f"{CONFIG_FILE}: {problem}") not in problems]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        if not any(problem.startswith(CONFIG_FILE) for problem in problems):
+            problems.append(f"{CONFIG_FILE} is not readable: {type(error).__name__}: {error}")
+    else:
+        has_mtp = any(name.startswith("mtp.") for name in found)
+        from_transformers = any(map(is_transformers_name, found)) and not has_mtp
+        # transformers drops the MTP block but keeps the field that announces it.
+        other = from_transformers or any(map(_OTHER_DRAFTER.match, found))
+        return _without_mtp(config) if other else config
     return None
 
 
-def _parse_config(data: Any, found: Mapping[str, StoredTensor]) -> ModelConfig:
-    """The config, with as many MTP blocks as the tensors can have."""
-    if not isinstance(data, dict):
-        raise ConfigError("it must be a JSON object")
-    rates = data.get("compress_rates") or {}
-    usual = {"compressed_sparse_attention": 4, "heavily_compressed_attention": 128}
-    if any(usual.get(kind) != rate for kind, rate in rates.items()):
-        raise ConfigError(f"config field 'compress_rates' is {rates}; Foveal reads {usual}")
-    if not data.get("expert_dtype") and not data.get("quantization_config"):
-        data["expert_dtype"] = "bf16"  # the fp4 that a missing field means goes with a quantised model
-    config = ModelConfig.from_dict(data)
-    has_mtp = any(name.startswith("mtp.") for name in found)
-    from_transformers = any(map(is_transformers_name, found)) and not has_mtp
-    if from_transformers or any(map(_OTHER_DRAFTER.match, found)):
-        # transformers drops the MTP block but keeps the field that announces it.
-        config = _without_mtp(config)
-    return config
+def _has_no_room(config: ModelConfig, found: Mapping[str, StoredTensor], problems: list[str]) -> bool:
+    """Whether the config promises more experts than any tensor has rows: then their list would have no end."""
+    most = max((tensor.shape[0] for tensor in found.values() if tensor.shape), default=0)
+    if config.n_routed_experts <= most:
+        return False
+    problems.append(
+        f"{CONFIG_FILE}: config field 'n_routed_experts' is {config.n_routed_experts}, but no tensor has so many rows"
+    )
+    return True
 
 
 def _without_mtp(config: ModelConfig) -> ModelConfig:
@@ -194,20 +202,20 @@ class _LazyWeights(Mapping[str, Weight]):
 
 def _match(
     config: ModelConfig, stored: Mapping[str, StoredTensor], problems: list[str]
-) -> tuple[ModelConfig, dict[str, _Entry]]:
+) -> tuple[ModelConfig, dict[WeightSpec, _Entry]]:
     """Pair what must be there with what is there."""
     specs = list(weight_specs(config))
     formats = {storage: _common_format(specs, stored, storage) for storage in _ALLOWED}
-    entries: dict[str, _Entry] = {}
+    entries: dict[WeightSpec, _Entry] = {}
     used: set[str] = set()
     for spec in specs:
         entry = _entry(spec, stored, formats.get(spec.storage), problems)
         used.update((spec.name, spec.scale_name))
         if entry is not None:
-            entries[spec.name] = entry
+            entries[spec] = entry
     extra = [tensor for name, tensor in stored.items() if name not in used and not _ignored(config, name)]
     problems.extend(f"{t.name}: not part of this model ({_show(t.dtype, t.shape)})" for t in extra)
-    return _true_config(config, formats, entries), entries
+    return _true_config(config, formats, entries.values(), problems), entries
 
 
 def _ignored(config: ModelConfig, name: str) -> bool:
@@ -273,13 +281,19 @@ def _scale_shape(shape: Shape, format_: str) -> Shape:
     return (*shape[:-1], shape[-1] // FP4_BLOCK) if format_ == "fp4" else fp8_scale_shape(shape)
 
 
-def _true_config(config: ModelConfig, formats: Mapping[Storage, str], entries: Mapping[str, _Entry]) -> ModelConfig:
+def _true_config(
+    config: ModelConfig, formats: Mapping[Storage, str], entries: Iterable[_Entry], problems: list[str]
+) -> ModelConfig:
     """`config` with the storage formats the files really have."""
-    scales = Counter(entry.stored[1].dtype is torch.float32 for entry in entries.values() if len(entry.stored) == 2)
+    scales = Counter(entry.stored[1].dtype is torch.float32 for entry in entries if len(entry.stored) == 2)
     changes: dict[str, Any] = {"linear_dtype": formats[Storage.LINEAR], "expert_dtype": formats[Storage.EXPERT]}
     if scales:
         changes["scale_dtype"] = "float32" if scales.most_common(1)[0][0] else "ue8m0"
-    return config.replace(**changes)
+    try:
+        return config.replace(**changes)
+    except ConfigError as error:
+        problems += error.problems
+        return config
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from foveal.engine.engine import BatchEngine as BatchEngine
     from foveal.engine.fingerprint import Fingerprint as Fingerprint
     from foveal.engine.request import GREEDY as GREEDY
+    from foveal.engine.request import ContextLengthError as ContextLengthError
     from foveal.engine.request import Event as Event
     from foveal.engine.request import FinishReason as FinishReason
     from foveal.engine.request import Network as Network
@@ -27,6 +28,7 @@ _HOMES = {
     "BatchEngine": "foveal.engine.engine",
     "Fingerprint": "foveal.engine.fingerprint",
     "GREEDY": "foveal.engine.request",
+    "ContextLengthError": "foveal.engine.request",
     "Event": "foveal.engine.request",
     "FinishReason": "foveal.engine.request",
     "Network": "foveal.engine.request",

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from foveal.engine.request import (
     GREEDY,
+    ContextLengthError,
     Event,
     FinishReason,
     Network,
@@ -32,6 +33,7 @@ from foveal.engine.request import (
 )
 from foveal.engine.sampler import sample
 from foveal.engine.scheduler import Scheduler, Work, next_cut
+from foveal.engine.tokens import IdArray, token_ids
 from foveal.model import LayerTrace, Observer, Segment, SequenceState
 
 
@@ -43,9 +45,21 @@ class BatchEngine:
     one thread at a time.
     """
 
-    def __init__(self, network: Network, *, scheduler: Scheduler | None = None, batched: bool = False) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        scheduler: Scheduler | None = None,
+        batched: bool = False,
+        vocabulary: int | None = None,
+        context_length: int | None = None,
+    ) -> None:
+        """`vocabulary`: ids from here on, which pad the network's vocabulary, are never chosen (default: none are
+        padding). `context_length`: tokens a sequence may have (default: the model's `max_position_embeddings`)."""
         self.network = network
         self.config = network.config
+        self.vocabulary = _or_default(vocabulary, network.config.vocab_size, "vocabulary")
+        self.context_length = _or_default(context_length, network.config.max_position_embeddings, "context_length")
         self.scheduler = scheduler or Scheduler()
         self.batched = batched
         self._ids = itertools.count(1)
@@ -73,11 +87,13 @@ class BatchEngine:
         """Queue the continuation of `state` by `prompt` (token ids, at least one).
 
         The request owns `state` from now on and changes it. Raises `ParameterError` when the prompt is empty or holds
-        an id outside the vocabulary, or when stop strings are given without `text` to find them in.
+        an id outside the vocabulary, or when stop strings are given without `text` to find them in;
+        `ContextLengthError` when the prompt and `max_tokens` do not fit the context.
         """
-        self.check_tokens(prompt)
-        if not prompt:
+        ids = self.check_tokens(prompt)
+        if not len(ids):
             raise ParameterError("the prompt is empty; give at least one token")
+        self.check_room(state.length + len(ids), params)
         if params.stop and text is None:
             raise ParameterError("stop strings need a text stream; use stop_tokens for requests without one")
         seed = params.seed if params.seed is not None else secrets.randbits(62)
@@ -85,7 +101,7 @@ class BatchEngine:
             request = Request(
                 id=next(self._ids),
                 state=state,
-                prompt=tuple(prompt),
+                prompt=tuple(ids.tolist()),
                 params=params,
                 seed=seed,
                 text=text,
@@ -96,12 +112,26 @@ class BatchEngine:
             self.scheduler.add(request)
         return request
 
-    def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Raises `ParameterError` naming the first id that is not in the vocabulary."""
-        size = self.config.vocab_size
-        for place, token in enumerate(tokens):
-            if not 0 <= token < size:
-                raise ParameterError(f"token {token} at place {place} is not in the vocabulary (0 to {size - 1})")
+    def check_tokens(self, tokens: Sequence[int]) -> IdArray:
+        """The ids as int64 [n]. Raises `ParameterError` naming the first that is none of the vocabulary."""
+        return token_ids(tokens, self.config.vocab_size)
+
+    def check_length(self, length: int, what: str = "a sequence") -> None:
+        """Raises `ContextLengthError` when `length` tokens are more than the context holds; `what` has them."""
+        if length > self.context_length:
+            raise ContextLengthError(
+                f"{what} of {length:,} tokens is longer than the model's context of {self.context_length:,} tokens"
+            )
+
+    def check_room(self, length: int, params: SamplingParams) -> None:
+        """Raises `ContextLengthError` when `params.max_tokens` more tokens do not fit behind `length`."""
+        self.check_length(length, "a prompt, with what stands before it,")
+        room = self.context_length - length
+        if params.max_tokens > room:
+            raise ContextLengthError(
+                f"{params.max_tokens:,} more tokens (max_tokens) do not fit behind {length:,}: the model's context is "
+                f"{self.context_length:,} tokens; ask for at most {room:,}"
+            )
 
     def cancel(self, request: Request) -> None:
         """End `request` before its next step; its last event says so. Does nothing when it has ended."""
@@ -175,7 +205,7 @@ class BatchEngine:
         ]
 
     def _forward(self, plan: Sequence[Work], observer: Observer | None) -> Tensor:
-        tokens = _ids([token for work in plan for token in work.tokens])
+        tokens = torch.from_numpy(np.array([token for work in plan for token in work.tokens], dtype=np.int64))
         segments = [Segment(work.request.state, len(work.tokens)) for work in plan]
         return self.network(tokens, segments, observer)
 
@@ -196,7 +226,8 @@ class BatchEngine:
 
     def _choose(self, request: Request, logits: Tensor, trace: tuple[LayerTrace, ...]) -> Event:
         allowed = request.constraint.allowed() if request.constraint is not None else None
-        chosen = sample(logits, request.params, seed=request.seed, index=len(request.generated), allowed=allowed)
+        known = logits[: self.vocabulary]
+        chosen = sample(known, request.params, seed=request.seed, index=len(request.generated), allowed=allowed)
         if request.constraint is not None and allowed is not None:
             request.constraint.accept(chosen.token)
             request.constrained += 1
@@ -215,7 +246,8 @@ class BatchEngine:
         text = request.text.push(chosen.token) if request.text is not None else ""
         if request.text is not None and request.text.stopped:
             return text, FinishReason.STOP
-        if len(request.generated) - request.constrained < request.params.max_tokens:
+        full = request.state.length + len(request.pending) >= self.context_length
+        if len(request.generated) - request.constrained < request.params.max_tokens and not full:
             return text, None
         return text + (request.text.flush() if request.text is not None else ""), FinishReason.LENGTH
 
@@ -244,13 +276,16 @@ class BatchEngine:
     def prefill(self, state: SequenceState, tokens: Sequence[int]) -> int:
         """Run the tokens up to the next cut into `state`, choosing nothing. Returns how many were run.
 
-        The cuts are those of the scheduler, so that reading and generating leave the same bits.
+        The cuts are those of the scheduler, so that reading and generating leave the same bits. Raises
+        `ParameterError` for an unknown id, `ContextLengthError` when the tokens do not all fit the context,
+        `foveal.model.NotFiniteError`.
         """
-        self.check_tokens(tokens)
-        size = next_cut(state.length, len(tokens), self.scheduler.chunk)
+        ids = self.check_tokens(tokens)
+        self.check_length(state.length + len(ids))
+        size = next_cut(state.length, len(ids), self.scheduler.chunk)
         if size:
             with self._lock:
-                self.network(_ids(tokens[:size]), [Segment(state, size)])
+                self.network(torch.from_numpy(ids[:size]), [Segment(state, size)])
         return size
 
 
@@ -267,5 +302,7 @@ class _Result:
         self.error = error
 
 
-def _ids(tokens: Sequence[int]) -> Tensor:
-    return torch.from_numpy(np.array(tokens, dtype=np.int64))  # several times as fast as a tensor of a list
+def _or_default(value: int | None, default: int, name: str) -> int:
+    if value is not None and value < 1:
+        raise ParameterError(f"{name} is {value}; it must be an integer >= 1")
+    return default if value is None else value

@@ -20,10 +20,11 @@ from foveal.cache import Sequence as CachedSequence
 from foveal.config import CSA_RATIO, ModelConfig
 from foveal.model import LayerTrace, Observer, Segment, Transformer
 from foveal.model.compressor import Compressor
+from foveal.model.finite import require_finite
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.transformer import Block
 from foveal.ops import Numerics
-from foveal.ops.cpu.dense import native_matrix
+from foveal.ops.cpu.dense import native_matrix, native_table
 
 
 class NativeNetwork:
@@ -53,8 +54,8 @@ class NativeNetwork:
         """Run the next tokens [n] (int64) of the segments through all layers; their states advance.
 
         Returns the streams [n, S, d] after the last layer, valid until the next call. Raises `ValueError` when the
-        segments do not add up to the tokens or a token id is unknown, `CacheFull` when pages are lacking; no state has
-        moved then.
+        segments do not add up to the tokens or a token id is unknown, `CacheFull` when pages are lacking,
+        `foveal.model.NotFiniteError` when streams hold NaN or an infinity; no state has moved then.
         """
         states = [self._sequence(segment) for segment in segments]
         if len({id(state) for state in states}) != len(states):
@@ -67,6 +68,7 @@ class NativeNetwork:
                 parts.append((live.native, segment.count, trace))
             streams = self._room(len(tokens))
             self._network.step(tokens.numpy(), parts, streams)
+            require_finite(self.model, tokens, [segment.count for segment in segments], torch.from_numpy(streams))
         except BaseException:
             for state in states:
                 state.rollback()
@@ -174,6 +176,14 @@ def _matrices(stack: MatrixStack) -> list[_native.Matrix]:
     return [native_matrix(weight) for weight in stack.operand()]
 
 
+def _table(config: ModelConfig, table: Tensor) -> Tensor:
+    """Token ids to experts, int64. Raises `ValueError` for one that is none: the kernels do not look again."""
+    lowest, highest = (int(value) for value in table.aminmax())
+    if lowest < 0 or highest >= config.n_routed_experts:
+        raise ValueError(f"tid2eid names experts {lowest} to {highest}; there are {config.n_routed_experts} (from 0)")
+    return table.to(torch.int64).contiguous()
+
+
 def _hyper(block: Block, name: str) -> dict[str, Tensor]:
     return {f"hc_{name}_{part}": _numbers(getattr(block, f"hc_{name}_{part}")) for part in ("fn", "base", "scale")}
 
@@ -210,7 +220,7 @@ def _layer(config: ModelConfig, block: Block) -> dict[str, Any]:
         **{f"shared{i}": _matrix(getattr(shared, f"w{i}")) for i in (1, 2, 3)},
     }
     if gate.tid2eid is not None:
-        values["gate_table"] = gate.tid2eid.to(torch.int64).contiguous()
+        values["gate_table"] = _table(config, gate.tid2eid)
     else:
         values["gate_bias"] = _numbers(gate.bias)
     if attention.compressor is not None:
@@ -223,9 +233,14 @@ def _layer(config: ModelConfig, block: Block) -> dict[str, Any]:
     return values
 
 
+def _embedding(model: Transformer) -> _native.Matrix:
+    table = model.embed.operand()
+    return native_table(table) if isinstance(table, Tensor) else native_matrix(table)
+
+
 def _ends(model: Transformer) -> dict[str, Any]:
     return {
-        "embedding": _matrix(model.embed),
+        "embedding": _embedding(model),
         "head": _matrix(model.head),
         "norm": _numbers(model.norm.weight),
         **{f"hc_head_{part}": _numbers(getattr(model, f"hc_head_{part}")) for part in ("fn", "base", "scale")},

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import enum
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from foveal.config import ModelConfig
@@ -25,13 +27,17 @@ class ParameterError(ValueError):
     """A sampling parameter or a prompt is out of range; the message names it and the allowed range."""
 
 
+class ContextLengthError(ParameterError):
+    """More tokens than the model's context holds; the message names both numbers."""
+
+
 class FinishReason(enum.StrEnum):
     """Why a request ended."""
 
     STOP = "stop"
     """A stop token (the end-of-sequence token among them) or a stop string."""
     LENGTH = "length"
-    """`max_tokens` tokens were generated."""
+    """`max_tokens` tokens were generated, or the context is full."""
     CANCELLED = "cancelled"
     ERROR = "error"
     """The network or the text stream failed; `Event.error` holds the exception. Other requests go on."""
@@ -78,6 +84,12 @@ class SamplingParams:
         self._check("stop_tokens", ids, "a tuple of token ids >= 0")
         in_range = _is_int(self.logprobs) and 0 <= self.logprobs <= MAX_TOP_LOGPROBS
         self._check("logprobs", in_range, f"an integer from 0 to {MAX_TOP_LOGPROBS}")
+        self._check("ignore_eos", isinstance(self.ignore_eos, bool | np.bool_), "True or False")
+        for name in ("temperature", "top_p", "min_p"):  # numbers of other libraries become Python's
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("top_k", "max_tokens", "logprobs", *(("seed",) if self.seed is not None else ())):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "stop_tokens", tuple(map(int, self.stop_tokens)))
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
         if not ok:
@@ -85,11 +97,16 @@ class SamplingParams:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 GREEDY = SamplingParams()

@@ -69,6 +69,9 @@ def sample(logits: Tensor, params: SamplingParams, *, seed: int, index: int, all
 def _restrict(scores: Tensor, allowed: Tensor) -> Tensor:
     if len(allowed) == 0:
         raise ParameterError("no token is allowed next; a constraint must always leave at least one")
+    allowed = allowed[(allowed >= 0) & (allowed < len(scores))]
+    if len(allowed) == 0:
+        raise ParameterError(f"a constraint allows no id of the vocabulary (0 to {len(scores) - 1})")
     restricted = torch.full_like(scores, float("-inf"))
     restricted[allowed] = scores[allowed]
     if bool(restricted.isinf().all()):  # all allowed ones are impossible for the network: they are equally bad
@@ -78,7 +81,8 @@ def _restrict(scores: Tensor, allowed: Tensor) -> Tensor:
 
 def _draw(scores: Tensor, params: SamplingParams, u: float) -> int:
     """Inverse of the cumulated probability at `u`, over the tokens that pass the filters, likeliest first."""
-    probabilities = torch.softmax(scores.double() / params.temperature, dim=-1)
+    # The likeliest is 0 before it is divided: the smallest temperature leaves it, and makes the rest impossible.
+    probabilities = torch.softmax((scores.double() - scores.max()) / params.temperature, dim=-1)
     ordered, tokens = torch.sort(probabilities, descending=True, stable=True)  # stable: lowest id first among equals
     keep = ordered > 0
     if params.top_k:

@@ -23,6 +23,8 @@ VERSION = 1
 """Of all tasks together; one alone has `Task.version`."""
 READ_AT_MOST = 131_072
 """Tokens to read for one task at one length, unless told how many texts to make; at least one text is made."""
+_ROOM = 4096
+"""Tokens of a model's context that the longest text leaves free: an eighth where the context is short."""
 _KEPT = 400
 """Characters of a text that the results keep."""
 
@@ -161,7 +163,10 @@ class Runner:
         self._say(job, "making the text")
         try:
             context = job.task.build(
-                self.material, job.length, job.questions, job.task.dice(self.plan.seed, job.length, job.number)
+                self.material,
+                self._fitting(job.length),
+                job.questions,
+                job.task.dice(self.plan.seed, job.length, job.number),
             )
         except EvalError as error:
             self._problem(job, error)
@@ -176,6 +181,13 @@ class Runner:
                 raise
             self.results.finish(key)
             self._left.passed(job, time.monotonic() - began)
+
+    def _fitting(self, length: int) -> int:
+        """`length`, or as much of it as leaves room in the model's context for a question and its answer."""
+        if self.bench is None:
+            return length
+        context = self.bench.engine.batch.context_length
+        return min(length, context - min(_ROOM, context // 8))
 
     def _put(self, job: Job, context: Context, key: Key) -> None:
         if isinstance(job.task, Measuring):

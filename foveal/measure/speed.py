@@ -128,7 +128,7 @@ class Meter:
         generator = torch.Generator().manual_seed(settings.seed)
         vocabulary = engine.config.vocab_size
         self._text = torch.randint(0, vocabulary, (1 << 16,), generator=generator).tolist()
-        self._limit = engine.config.max_position_embeddings
+        self._limit = engine.batch.context_length
         if settings.depths[-1] > self._limit:
             raise MeasureError(f"depth {settings.depths[-1]:,} is beyond the model's context of {self._limit:,} tokens")
 
@@ -194,7 +194,7 @@ class Meter:
 
     def _fits(self, depth: int) -> bool:
         """Whether there is room in the context to decode after `depth`."""
-        return depth + self.settings.decode_tokens + WARM_UP <= self._limit
+        return depth + 1 + self.settings.decode_tokens + WARM_UP <= self._limit
 
     def _last_resort(self, depth: int) -> int:
         """Where decoding can begin when the context ends at `depth`."""

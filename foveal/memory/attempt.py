@@ -93,6 +93,7 @@ class Attempt:
         self.finish_reason: FinishReason | None = None
         self._seen: list[Event] = []
         self._more: Generator[Event] | None = None
+        engine.batch.check_room(base.length + len(prompt.tokens), params)
         start = engine.start(prompt.tokens, base=base, prefixes=prefixes)
         self.sequence, self.reused = start.sequence, start.reused
         try:

@@ -23,7 +23,7 @@ import torch
 
 from foveal import cache
 from foveal.api import Engine, with_settings
-from foveal.engine import GREEDY, Fingerprint, SamplingParams
+from foveal.engine import GREEDY, ContextLengthError, Fingerprint, SamplingParams
 from foveal.memory.citations import Place
 from foveal.memory.errors import CorruptMemory, ReadError, StoreError
 from foveal.memory.names import Root, check_name, find, store_at
@@ -158,7 +158,8 @@ class Memory:
         `should_stop` is asked between chunks; it and Ctrl-C (once the network runs) end the read early: the memory
         returned then holds what was read, and `complete` is False. Filters are those of `foveal.sources.read_source`.
         Raises `foveal.sources.SourceError` for a source that does not exist, `ReadError` when nothing in it can be
-        read, `InvalidName` for a name that is not plain.
+        read, `ContextLengthError` when it has more tokens than the model's context, `InvalidName` for a name that is
+        not plain.
         """
         options = source_options(str(source), max_file_bytes, include, exclude, use_gitignore)
         if name or save_every is not None:
@@ -257,9 +258,18 @@ class Memory:
         chosen = mode or plan.recommended
         if not plan.is_needed(chosen):
             return plan
+        self._check_length(plan.targets[chosen])
         self.appending = chosen == "append"
         self._take(plan.targets[chosen], plan.source, progress, should_stop, save_every)
         return plan
+
+    def _check_length(self, target: Target) -> None:
+        """Raises `ContextLengthError` for more than the model's context, before anything is run or dropped."""
+        length = len(target.ids)
+        if length > (most := self.engine.batch.context_length):
+            raise ContextLengthError(
+                f"{length:,} tokens are more than the model's context of {most:,}; leave files out with --exclude"
+            )
 
     def _compare(self, source: TokenizedSource) -> Changes:
         return compare(self.places, self.sequence.tokens.numpy(), source, self.engine.tokenizer, self.unread)
@@ -268,7 +278,7 @@ class Memory:
         """Tokens a second, measured on a chunk of the source that is read and dropped."""
         chunk = self.engine.batch.scheduler.chunk
         ids = np.concatenate([document.ids for document in source.documents])[:chunk].tolist()
-        with self.fork() as trial:
+        with self.fork(min(self.length, self.engine.batch.context_length - len(ids))) as trial:
             started = time.perf_counter()
             self.engine.prefill(trial.sequence, ids)
             return len(ids) / max(time.perf_counter() - started, 1e-9)
@@ -282,6 +292,7 @@ class Memory:
         save_every: float | None = None,
     ) -> int:
         """Make the memory hold `target`, or as much as there is time for; returns the tokens that were kept."""
+        self._check_length(target)
         kept = self.length
         if not self.appending:
             self.sequence, kept = go_back(self.engine, self.sequence, target.ids, progress=progress)
@@ -330,8 +341,10 @@ class Memory:
         self.unread = tuple(path for path, first, _ in target.places.documents if first >= self.length)
 
     def extend(self, ids: IntArray) -> None:
-        """Run `ids`, int32 [n], behind all that is there, from what the store has of them. Raises `CacheFull`."""
+        """Run `ids`, int32 [n], behind all that is there, from what the store has of them. Raises `CacheFull`,
+        `ContextLengthError`."""
         end = self.length + len(ids)
+        self.engine.batch.check_length(end)
         self._start(torch.cat([self.sequence.tokens, torch.from_numpy(ids)]))
         self.engine.prefill(self.sequence, ids[self.length - end :].tolist() if self.length < end else [])
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foveal.config import ModelConfig
 from foveal.model.attention import Attention, Past, Segment
 from foveal.model.experts import Experts
+from foveal.model.finite import require_finite
 from foveal.model.hyper_connections import coefficient_count, hyper_weights
 from foveal.model.linear import Matrix, Vector
 from foveal.model.trace import Observer
@@ -89,24 +90,27 @@ class Transformer(nn.Module):
         packing, row by row.
 
         Returns the streams [n, S, d] after the last layer, which `logits` reads. Raises `ValueError` when the segments
-        do not add up to the tokens, or a token id is outside the vocabulary.
+        do not add up to the tokens, or a token id is outside the vocabulary, `NotFiniteError` when the streams of
+        segments hold NaN or an infinity; no state has advanced then.
         """
         if not isinstance(past, Packing):
             self._check(tokens, past)
         streams = self.embedded(tokens).unsqueeze(1).repeat(1, self.config.hc_mult, 1)
         if isinstance(past, Packing):
-            return self._through(streams, tokens, past.position.flatten(), past, observer)
+            return self.through(streams, tokens, past.position.flatten(), past, observer)
         positions = torch.cat([torch.arange(s.state.length, s.state.length + s.count) for s in past])
-        streams = self._through(streams, tokens, positions, past, observer)
+        streams = self.through(streams, tokens, positions, past, observer)
+        require_finite(self, tokens, [segment.count for segment in past], streams)
         start = 0
         for segment in past:
             segment.state.advance(tokens[start : start + segment.count])
             start += segment.count
         return streams
 
-    def _through(
+    def through(
         self, streams: Tensor, tokens: Tensor, positions: Tensor, past: Past, observer: Observer | None
     ) -> Tensor:
+        """Streams [n, S, d] before the first layer -> after the last; no state advances."""
         for layer in self.layers:
             streams = layer(streams, tokens, positions, past, observer)
         return streams

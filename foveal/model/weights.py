@@ -44,7 +44,8 @@ def load_transformer(
     With `dtype` None every matrix stays as it is stored, memory-mapped or packed; with a dtype it is dequantised once,
     which costs memory and makes the reference backend much faster on small models. Small tensors become fp32.
 
-    Raises `KeyError` naming the first weight that is missing, `ValueError` when one has the wrong shape.
+    Raises `KeyError` naming the first weight that is missing, `ValueError` when one has the wrong shape or a table
+    names an expert that there is not.
     """
     with torch.device("meta"):
         model = Transformer(config, ops=ops, numerics=numerics)
@@ -54,7 +55,7 @@ def load_transformer(
         elif isinstance(module, MatrixStack):
             module.hold([_fitting(weights, _expert_name(path, i), module.shape) for i in range(module.count)], dtype)
         else:
-            _fill(path, module, weights)
+            _fill(config, path, module, weights)
     return model.eval().requires_grad_(False)
 
 
@@ -84,10 +85,18 @@ def _fitting(weights: Mapping[str, Weight], name: str, shape: tuple[int, ...]) -
     return weight
 
 
-def _fill(path: str, module: nn.Module, weights: Mapping[str, Weight]) -> None:
+def _check_experts(name: str, table: Tensor, config: ModelConfig) -> None:
+    lowest, highest = (int(value) for value in table.aminmax())
+    if lowest < 0 or highest >= config.n_routed_experts:
+        raise ValueError(f"{name} names experts {lowest} to {highest}; there are 0 to {config.n_routed_experts - 1}")
+
+
+def _fill(config: ModelConfig, path: str, module: nn.Module, weights: Mapping[str, Weight]) -> None:
     for name, tensor in list(_own_tensors(module)):
         full = f"{path}.{name}" if path else name
         value = _plain(_fitting(weights, full, tensor.shape))
+        if name == "tid2eid":
+            _check_experts(full, value, config)
         if name in module._buffers:
             module._buffers[name] = value.to(tensor.dtype).clone()
         else:

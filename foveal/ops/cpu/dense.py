@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foveal import _native
-from foveal.formats import Fp4Weight, Fp8Weight, Weight, encode_e8m0
+from foveal.formats import FP4_BLOCK, FP8_BLOCK, Fp4Weight, Fp8Weight, Weight, encode_e8m0
 from foveal.ops.cpu.runtime import runtime
 from foveal.ops.interface import ExpertWeights, RouteInput
 
@@ -25,12 +26,13 @@ def native_matrix(weight: Weight) -> _native.Matrix:
 
     FP4 and FP8 with E8M0 scales, BF16 and fp32 are read in place. FP8 or FP4 with fp32 scales that are all powers of
     two gets E8M0 scales; for other fp32 scales the kernels have no format, and the whole weight is dequantised to fp32
-    once, to four times (FP8) or eight times (FP4) its size. Other floating-point tensors become fp32.
+    once, to four times (FP8) or eight times (FP4) its size. So is a weight that is `beyond_kernels`. Other
+    floating-point tensors become fp32.
 
     Raises `ValueError` unless the weight is a matrix.
     """
     if isinstance(weight, Tensor):
-        return _plain_matrix(weight)
+        return native_table(weight.to(torch.float32) if beyond_kernels(weight) else weight)
     found = _known.get(weight)
     if found is None:
         found = _known[weight] = _coded_matrix(weight)
@@ -43,7 +45,8 @@ def _check(weight: Weight) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
-def _plain_matrix(weight: Tensor) -> _native.Matrix:
+def native_table(weight: Tensor) -> _native.Matrix:
+    """A plain weight whose rows are read and not multiplied: the embedding. BF16 and fp32 are read in place."""
     kept = weight.dtype is torch.bfloat16
     plain = weight.detach().to(weight.dtype if kept else torch.float32).contiguous()
     return _native.Matrix("bf16" if kept else "f32", *_check(weight), plain.view(torch.uint8))
@@ -52,7 +55,7 @@ def _plain_matrix(weight: Tensor) -> _native.Matrix:
 def _coded_matrix(weight: Fp4Weight | Fp8Weight) -> _native.Matrix:
     rows, columns = _check(weight)
     scale = _scale_bytes(weight.scale)
-    if scale is None:
+    if scale is None or _scales_beyond(weight, scale):
         return _native.Matrix("f32", rows, columns, weight.dequantize().contiguous().view(torch.uint8))
     kind = "fp8" if isinstance(weight, Fp8Weight) else "fp4"
     return _native.Matrix(kind, rows, columns, weight.codes.contiguous().view(torch.uint8), scale)
@@ -65,6 +68,51 @@ def _scale_bytes(scale: Tensor) -> Tensor | None:
     codes = encode_e8m0(scale)
     exact = torch.equal(codes.view(torch.float8_e8m0fnu).float(), scale)
     return codes.contiguous() if exact else None
+
+
+_SMALLEST_SCALE = 64
+_LARGEST_SCALE = 246
+"""E8M0 codes, 2^-63 and 2^119, between which every instruction set multiplies alike. Products of BF16 pairs take
+numbers below 2^-126 for 0, in weights as in results; the AVX2 decoder scales by 2^8 times the scale, which must be
+finite."""
+
+_FEW_ROWS = 1 << 12
+
+
+def beyond_kernels(weight: Weight) -> bool:
+    """Whether some instruction set would lose entries of `weight` that others keep, since they or their scales are too
+    small or too large: it is multiplied in fp32 then. Blocks and rows of zeros count as zeros, whatever their scale."""
+    if not isinstance(weight, Tensor):
+        scale = _scale_bytes(weight.scale)
+        return scale is not None and _scales_beyond(weight, scale)
+    if weight.dtype is not torch.bfloat16 or weight.ndim != 2:
+        return False
+    least = (_SMALLEST_SCALE << 7) - 1  # as BF16's bits: below the number that a scale at the bound is
+    bits = weight.detach().contiguous().view(torch.int16).numpy().view(np.uint16)
+    for start in range(0, len(bits), _FEW_ROWS):
+        largest = (bits[start : start + _FEW_ROWS] & np.uint16(0x7FFF)).max(axis=1)
+        if bool(((largest > 0) & (largest <= least)).any()):
+            return True
+    return False
+
+
+def _scales_beyond(weight: Fp4Weight | Fp8Weight, scale: Tensor) -> bool:
+    lowest, highest = (int(code) for code in scale.aminmax())
+    if lowest >= _SMALLEST_SCALE and highest <= _LARGEST_SCALE:
+        return False
+    if bool(((scale > _LARGEST_SCALE) & (scale < 255)).any()):
+        return True
+    return bool(((scale < _SMALLEST_SCALE) & _used_blocks(weight)).any())
+
+
+def _used_blocks(weight: Fp4Weight | Fp8Weight) -> Tensor:
+    """Blocks that hold anything but zeros, in the shape of the scales."""
+    if isinstance(weight, Fp4Weight):
+        return (weight.codes.view(torch.uint8) & 0x77).unflatten(-1, (-1, FP4_BLOCK // 2)).amax(-1) > 0
+    rows, columns = weight.shape
+    magnitude = weight.codes.view(torch.uint8) & 0x7F
+    padded = torch.nn.functional.pad(magnitude, (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
+    return padded.unflatten(1, (-1, FP8_BLOCK)).unflatten(0, (-1, FP8_BLOCK)).amax((1, 3)) > 0
 
 
 def _matrices(weights: Sequence[Weight] | Tensor) -> list[_native.Matrix]:
@@ -142,4 +190,4 @@ def _shared_alone(y: Tensor, gate: Weight, down: Weight, up: Weight, limit: floa
     return out
 
 
-__all__ = ["experts", "grouped_output", "linear", "native_matrix", "route"]
+__all__ = ["beyond_kernels", "experts", "grouped_output", "linear", "native_matrix", "native_table", "route"]
