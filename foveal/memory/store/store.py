@@ -199,8 +199,8 @@ class Store:
             self._trim()
             raise
         self._keep_reserve()
-        for page, key, name in writer.learned:
-            self.known.add(page, key, name)
+        for learned in writer.learned:
+            self.known.add(*learned)
         for pack in writer.unlink:
             with contextlib.suppress(OSError):  # the next writer does it
                 self.packs.unlink(pack)
