@@ -321,7 +321,8 @@ class _One:
 
 
 def is_tail_of(stored: StoredTail, sequence: cache.Sequence) -> bool:
-    """Whether a tail has the very bits that `sequence` ends with. (MTP blocks need not have been run.)"""
+    """Whether a tail has the very bits that `sequence` ends with. (An MTP block that one of them did not run, or not as
+    far, is no difference.)"""
     full, behind = divmod(sequence.length, PAGE_TOKENS)
     if behind:
         copy = cache.Page(sequence.pages[full].data.clone())
@@ -329,12 +330,12 @@ def is_tail_of(stored: StoredTail, sequence: cache.Sequence) -> bool:
         if tensor_bytes(copy.data) != memoryview(stored.open_page):
             return False
     count = len(sequence.config.compress_ratios)
-    passed = {f"window.{layer}" for layer in range(sequence.config.num_hidden_layers, count)}
+    mtp = {f"window.{layer}" for layer in range(sequence.config.num_hidden_layers, count)}
     found, due = unpack_tensors(stored.tensors), sequence.tail.tensors()
+    passed = {name for name in mtp & found.keys() & due.keys() if found[name].shape != due[name].shape}
     return found.keys() == due.keys() and all(
-        name in passed
-        or (found[name].shape == due[name].shape and tensor_bytes(found[name]) == tensor_bytes(due[name]))
-        for name in due
+        found[name].shape == due[name].shape and tensor_bytes(found[name]) == tensor_bytes(due[name])
+        for name in due.keys() - passed
     )
 
 
