@@ -12,7 +12,7 @@ import pytest
 import torch
 from cache_support import CONFIG
 from store_support import CHUNK, Runner, random_tokens, same
-from transfer_support import exported_memory, with_page, with_record, with_tail
+from transfer_support import exported_memory, with_page, with_tail
 
 from foveal.memory.errors import FingerprintMismatch, MemoryNotFound, StoreError
 from foveal.memory.store import contexts, gc, loading, recompute, saving

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -31,7 +32,7 @@ from transfer_support import (
     with_tail,
 )
 
-from foveal.memory.errors import InvalidName, StoreError
+from foveal.memory.errors import CorruptMemory, InvalidName, StoreError
 from foveal.memory.names import delete_memory, list_memories
 from foveal.memory.store import contexts, exported, gc, loading, records, saving, transfer
 from foveal.memory.store.files import Disk
@@ -162,7 +163,9 @@ def test_a_prompt_behind_a_strangers_pages_finds_only_theirs(store: Store, data:
 
 
 def test_pages_that_all_had_to_be_computed_are_ours(store: Store, data: bytes) -> None:
-    parts = [(what, payload[: exported.PAGE_HEAD] if what == exported.PAGE else payload) for what, payload in apart(data)]
+    parts = [
+        (what, payload[: exported.PAGE_HEAD] if what == exported.PAGE else payload) for what, payload in apart(data)
+    ]
     wrong = [(what, bytes(16) + payload[16:] if what == exported.PAGE else payload) for what, payload in parts]
     take(store, together(part for part in wrong if part[0] != exported.TAIL))
     runner = Runner()
@@ -198,8 +201,14 @@ WRONG: list[tuple[str, Any]] = [
     *(("maps", value) for value in (None, [[1, "00"]])),
     *(("labels", value) for value in (None, [], {"a": 1}, {"a": None}, "x")),
     *(("fingerprint", value) for value in (None, {}, [], {"weights": 1}, dict.fromkeys("abcde", "x"))),
-    *(("facts", value) for value in (None, [], {"totals": None}, {"totals": {}}, {"source": "/x"}, {"deep": nested(40)})),
-    *(("facts", value) for value in ({"cache": 5}, {"cache": "x"}, {"tail_every": 0}, {"model": None}, {"unread": [1]})),
+    *(
+        ("facts", value)
+        for value in (None, [], {"totals": None}, {"totals": {}}, {"source": "/x"}, {"deep": nested(40)})
+    ),
+    *(
+        ("facts", value)
+        for value in ({"cache": 5}, {"cache": "x"}, {"tail_every": 0}, {"model": None}, {"unread": [1]})
+    ),
     *(("facts", value) for value in ({"page_bytes": 1 << 40}, {"big": 1 << 80}, {"appending": "yes"})),
     *(("pinned", value) for value in (None, 1, "yes")),
     *(("keeps_tails", value) for value in (None, 0)),
@@ -212,17 +221,25 @@ WRONG: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda value: ascii(value)[:30])
-def test_a_record_that_does_not_fit_is_refused_naming_the_field(store: Store, data: bytes, field: str, value: Any) -> None:
+def test_a_record_that_does_not_fit_is_refused_naming_the_field(
+    store: Store, data: bytes, field: str, value: Any
+) -> None:
     refused(store, with_record(data, lambda record: record.update({field: value})), field)
 
 
 @pytest.mark.parametrize("key", ["skipped", "tokens", "seconds", "complete", "files"])
 @pytest.mark.parametrize("value", [None, "x", -1, [1], [["a"]], {"a": {}}])
 def test_facts_of_a_memory_have_their_types(store: Store, data: bytes, key: str, value: Any) -> None:
-    refused(store, with_record(data, lambda record: record["facts"]["totals"].update({key: value})), rf"facts\.totals\.{key}")
+    refused(
+        store,
+        with_record(data, lambda record: record["facts"]["totals"].update({key: value})),
+        rf"facts\.totals\.{key}",
+    )
 
 
-@pytest.mark.parametrize("text", [b"{}", b"[]", b"", b"\xff", b"nan", b"[" * 100_000, b'{"length": 1e999}', b'{"a": NaN}'])
+@pytest.mark.parametrize(
+    "text", [b"{}", b"[]", b"", b"\xff", b"nan", b"[" * 100_000, b'{"length": 1e999}', b'{"a": NaN}']
+)
 def test_a_record_that_is_none_is_refused(store: Store, data: bytes, text: bytes) -> None:
     refused(store, together([(exported.CONTEXT, text), *apart(data)[1:]]))
 
@@ -304,8 +321,25 @@ def named(data: bytes, path: Any) -> bytes:
 
 @pytest.mark.parametrize(
     "path",
-    ["/etc/passwd", "../x", "a/../../x", "a/..", "C:\\x", "c:/x", "\\\\host\\x", "..\\x", "", "a\0b", "./a", "a//b", "a/"]
-    + ["\ud800", "x" * 5000, 5, None],
+    [
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "a/..",
+        "C:\\x",
+        "c:/x",
+        "\\\\host\\x",
+        "..\\x",
+        "",
+        "a\0b",
+        "./a",
+        "a//b",
+        "a/",
+        "\ud800",
+        "x" * 5000,
+        5,
+        None,
+    ],
     ids=lambda value: ascii(value)[:20],
 )
 def test_a_path_that_leads_out_of_the_source_is_refused(store: Store, data: bytes, path: Any) -> None:
@@ -421,12 +455,26 @@ def test_tensors_that_torch_does_not_know_are_a_miss(store: Store, data: bytes) 
     parts = []
     for what, payload in apart(data):
         header = payload.replace(b'"F32"', b'"F4" ') if what == exported.TAIL else payload
-        parts.append((what, header.replace(b'"dtype":"F4" ', b'"dtype": "U16"')) if what == exported.TAIL else (what, header))
+        parts.append(
+            (what, header.replace(b'"dtype":"F4" ', b'"dtype": "U16"')) if what == exported.TAIL else (what, header)
+        )
     try:
         take(store, together(parts))
     except TransferError:
         return
     assert load(store, "a", Runner()).sequence.length == LENGTH
+
+
+def test_tokens_that_the_model_has_not_are_an_error_of_the_memory(store: Store, data: bytes) -> None:
+    """Which tokens a model has is not known while a file is imported. (A file of changed tokens, found by fuzzing.)"""
+    parts = apart(data)
+    where = next(place for place, (what, _) in enumerate(parts) if what == exported.PAGE)
+    payload = parts[where][1]
+    parts[where] = (exported.PAGE, payload[:16] + struct.pack("<i", 8_720_505) + payload[20:])
+    take(store, together(parts))
+    with pytest.raises(CorruptMemory, match="that the model knows"):
+        load(store, "a", Runner())
+    assert verify(store).sound
 
 
 def test_pages_are_held_against_the_record(store: Store, data: bytes) -> None:
@@ -514,11 +562,8 @@ def test_through_a_pipe(tmp_path: Path, data: bytes, key: bytes | None) -> None:
             read, write = os.pipe()
 
             def send(content: bytes = content, write: int = write) -> None:
-                with open(write, "wb") as out:
-                    try:
-                        out.write(content)
-                    except BrokenPipeError:
-                        pass
+                with open(write, "wb") as out, contextlib.suppress(BrokenPipeError):
+                    out.write(content)
 
             sender = threading.Thread(target=send)
             sender.start()

@@ -21,6 +21,7 @@ from foveal.memory.errors import StoreError
 from foveal.memory.store.cipher import Cipher
 from foveal.memory.store.files import Buffer
 from foveal.memory.store.names import checksum
+from foveal.memory.store.schema import shown
 
 FILE_MAGIC = b"FovealEx"
 FILE_VERSION = 1
@@ -33,10 +34,14 @@ TOKEN_BYTES = 4 * PAGE_TOKENS
 PAGE_HEAD = 16 + TOKEN_BYTES
 """Bytes of a page's part without the page: its checksum and tokens."""
 _BLOCK = 1 << 20
+_MOST_SAID = 500
 
 
 class TransferError(StoreError):
-    """A file cannot be imported; nothing was."""
+    """A file cannot be imported; nothing was. The message is one short line, whatever the file says."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message, _MOST_SAID))
 
 
 def frame(what: bytes, *payload: Buffer) -> Iterator[Buffer]:

@@ -21,7 +21,7 @@ from foveal import cache
 from foveal.cache.replay import OnReplay, replay, replay_start
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
-from foveal.memory.errors import StoreError
+from foveal.memory.errors import CorruptMemory, StoreError
 from foveal.memory.store import contexts
 from foveal.memory.store.chain import Chain, read_chain
 from foveal.memory.store.index import Entry
@@ -146,7 +146,7 @@ def load_sequence(
     """The sequence of a context. `chunk`: where the runner cuts a prompt (its multiples); see the module. `progress` is
     told of a replay.
 
-    Raises `CorruptMemory` when the tokens are lost, `CacheFull` when there is no room for its pages, `StoreError` when
+    Raises `CorruptMemory` when the tokens are lost, or not of this model, `CacheFull` when there is no room for its pages, `StoreError` when
     memory is limited and the store encrypted.
     """
     let_go_of(store, runner.pool)
@@ -169,6 +169,9 @@ class _Loading:
     ) -> None:
         self.store, self.context, self.chain, self.runner = store, context, chain, runner
         self.tokens = token_tensor(chain.tokens)
+        known = runner.pool.layout.config.vocab_size
+        if len(self.tokens) and int(self.tokens.max()) >= known:
+            raise CorruptMemory(f"{context.name} (its tokens)", f"some are not among the {known} that the model knows")
         self.chunk, self.tail_every, self.progress = chunk, tail_every, progress
         self.layout, self.device = runner.pool.layout, runner.pool.device
         self.damaged: list[Entry] = []

@@ -178,7 +178,7 @@ def check_name(name: str) -> str:
     """`name`, when it is a plain name. Raises `InvalidName`."""
     if not _NAME.fullmatch(name):
         raise InvalidName(
-            f"{name!r} is not a name for a memory: use 1 to 100 letters, digits, '.', '_' or '-', not beginning with "
+            f"{name[:120]!r} is not a name for a memory: use 1 to 100 letters, digits, '.', '_' or '-', not beginning with "
             "'.' or '-'"
         )
     return name
@@ -230,7 +230,7 @@ def _check_plain(value: Any, where: str, depth: int) -> None:
 def _convert(data: Mapping[str, Any], type: Any, within: str = "") -> Any:
     try:
         return msgspec.convert(data, type, strict=True)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, UnicodeError, RecursionError) as error:
         raise RecordError(_said(str(error), within)) from error
 
 
@@ -264,10 +264,10 @@ def _said(message: str, within: str) -> str:
         said = f"must be {due}{more}"
         if expected["found"]:
             said += f", it is {_WORDS.get(expected['found'], expected['found'])}"
-    return _shown(f"{where}: {said}" if where else said)
+    return shown(f"{where}: {said}" if where else said, _MOST_SAID)
 
 
-def _shown(text: str) -> str:
-    """In one line that steers no terminal, whatever a stranger wrote into it."""
+def shown(text: str, most: int) -> str:
+    """`text` in one line that steers no terminal, whatever a stranger wrote into it; `most` characters of it."""
     plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return plain if len(plain) <= _MOST_SAID else f"{plain[:_MOST_SAID]}..."
+    return plain if len(plain) <= most else f"{plain[:most]}..."
