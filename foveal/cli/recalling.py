@@ -102,7 +102,8 @@ def _quote(source: SourceOptions, citation: Citation) -> Iterator[str]:
         yield "  (these lines are of an earlier version of the file and no longer in it)\n"
         return
     try:
-        text = cited_file(source, citation.path).read_text(encoding="utf-8", errors="replace").split("\n")  # as editors count lines
+        file = cited_file(source, citation.path)
+        text = file.read_text(encoding="utf-8", errors="replace").split("\n")  # as editors count lines
     except (OSError, ReadError) as error:
         yield f"  (cannot be shown: {error.strerror if isinstance(error, OSError) else error})\n"
         return

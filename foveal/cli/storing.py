@@ -1,5 +1,5 @@
-"""`foveal fork`, `log`, `pin`, `verify`, `export`, `import`, `gc`, `du`: work on a store. Only `verify --recompute` opens a
-model."""
+"""`foveal fork`, `log`, `pin`, `verify`, `export`, `import`, `gc`, `du`: work on a store. Only `verify
+--recompute` opens a model."""
 
 from __future__ import annotations
 
@@ -161,9 +161,9 @@ def import_(
     file: Annotated[str, typer.Argument(help="File that `foveal export` wrote, or - for standard input.")],
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name to give it; default: its own.")] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Take its pages for computed here: you made the file, and nobody changed it.")
+        bool, typer.Option("--trust", help="Take its pages for computed here: you made the file yourself.")
     ] = False,
-    source: Annotated[str | None, typer.Option(help="Where its source lies on this machine, for sync and --lines.")] = None,
+    source: Annotated[str | None, typer.Option(help="Where its source lies on this machine.")] = None,
     store: StorePath = None,
     json: Json = False,
 ) -> None:

@@ -123,7 +123,7 @@ class Memory:
 
     @property
     def origin(self) -> str:
-        """"" when its pages were computed on this machine; else the hash of the file that they were imported from."""
+        """ "" when its pages were computed on this machine; else the hash of the file that they were imported from."""
         return self.sequence.origin
 
     @property

@@ -32,7 +32,7 @@ end, the window is run again."""
 
 IntArray = npt.NDArray[np.int32]
 
-ELSEWHERE = "the memory was imported and its source is not known to be here; `foveal sync NAME --source PATH` says where"
+ELSEWHERE = "the memory was imported, and its source may be anywhere; `foveal sync NAME --source PATH` says where it is"
 
 
 def tail_distance(policy: TailEvery, layout: cache.CacheLayout, chunk: int) -> int | None:

@@ -17,13 +17,13 @@ def check_path(path: str) -> None:
     try:
         size = len(os.fsencode(path))
     except UnicodeEncodeError:
-        raise ValueError(f"{ascii(path)} is no file's name") from None
+        raise ValueError(f"{path!a} is no file's name") from None
     parts = path.split("/")
     if not path or size > _MOST or "\0" in path:
-        raise ValueError(f"{ascii(path[:80])} is no file's name")
+        raise ValueError(f"{path[:80]!a} is no file's name")
     if path.startswith(("/", "\\")) or _DRIVE.match(path):
-        raise ValueError(f"{ascii(path)} is not relative to the source")
+        raise ValueError(f"{path!a} is not relative to the source")
     if ".." in parts or ".." in path.split("\\"):
-        raise ValueError(f"{ascii(path)} leads out of the source")
+        raise ValueError(f"{path!a} leads out of the source")
     if "" in parts or "." in parts:
-        raise ValueError(f"{ascii(path)} is not written as the source's own paths are")
+        raise ValueError(f"{path!a} is not written as the source's own paths are")

@@ -12,7 +12,18 @@ from dataclasses import dataclass
 
 from foveal.config import PAGE_TOKENS
 from foveal.memory.store import exported
-from foveal.memory.store.exported import CONTEXT, END, END_BYTES, FRAME, MAP, PAGE, PAGE_HEAD, TAIL, Reader, TransferError
+from foveal.memory.store.exported import (
+    CONTEXT,
+    END,
+    END_BYTES,
+    FRAME,
+    MAP,
+    PAGE,
+    PAGE_HEAD,
+    TAIL,
+    Reader,
+    TransferError,
+)
 from foveal.memory.store.names import checksum
 from foveal.memory.store.objects import Context, Node, StoredTail, are_tokens, pack_tokens
 from foveal.memory.store.records import span_of
@@ -124,7 +135,8 @@ class Checking:
             raise TransferError(f"the tail at {tail.position} stands behind other tokens than the file has there")
         due = self.page_bytes if tail.position % PAGE_TOKENS else 0
         if due is not None and len(tail.open_page) != due:
-            raise TransferError(f"the tail at {tail.position} has an open page of {len(tail.open_page)} bytes, not {due}")
+            size = len(tail.open_page)
+            raise TransferError(f"the tail at {tail.position} has an open page of {size} bytes, not {due}")
         self.last_tail = tail.position
 
     def _map(self, payload: bytes) -> None:

@@ -220,4 +220,3 @@ class _Stream:
             self._rest = piece
         taken, self._rest = self._rest[:size], self._rest[size:]
         return taken
-

@@ -146,8 +146,8 @@ def load_sequence(
     """The sequence of a context. `chunk`: where the runner cuts a prompt (its multiples); see the module. `progress` is
     told of a replay.
 
-    Raises `CorruptMemory` when the tokens are lost, or not of this model, `CacheFull` when there is no room for its pages, `StoreError` when
-    memory is limited and the store encrypted.
+    Raises `CorruptMemory` when the tokens are lost, or not of this model, `CacheFull` when there is no room for its
+    pages, `StoreError` when memory is limited and the store encrypted.
     """
     let_go_of(store, runner.pool)
     chain = read_chain(store, context, fingerprint)

@@ -42,7 +42,8 @@ def find_prefix(
 
     It ends behind a full page, or where something that was saved ended, at `most` tokens or before; and, with `grain`,
     at a multiple of that many tokens unless it is all of them. `after`: a sequence of the first of these tokens; only
-    what is longer counts, and only what has the same origin: without one, what was computed here. `present`: it ends before the first page that was evicted.
+    what is longer counts, and only what has the same origin: without one, what was computed here. `present`: it ends
+    before the first page that was evicted.
     """
     most = len(tokens) if most is None else most
     search = _Search(store, tokens.int(), fingerprint, grain, most, present, after.origin if after is not None else "")

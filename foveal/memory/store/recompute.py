@@ -1,4 +1,4 @@
-"""Are pages what the network computes? A checksum says that bytes are those that were written, not that they were right.
+"""Are pages what the network computes? A checksum says that bytes are those that were written, not that they are right.
 
 The network runs over the tokens of a context from the first on, and every page and tail that the store has is compared
 with what comes out, bit for bit. An imported context of which all is equal is taken over: from then on its pages are as
@@ -88,7 +88,7 @@ def recompute(
 
 
 class _Recomputing:
-    """One call of `recompute`. `proved`: keys of nodes whose pages, and all before them, came out as they are stored."""
+    """One call of `recompute`. `proved`: keys of nodes whose pages, and all before, came out as they are stored."""
 
     def __init__(
         self,
@@ -204,8 +204,10 @@ def _at(runner: Runner, tokens: Tensor, pages: list[Tensor], length: int) -> cac
 def _said(first: int, last: int) -> str:
     which = f"page {first}" if first == last else f"pages {first} to {last}"
     tokens = f"tokens {first * PAGE_TOKENS:,} to {(last + 1) * PAGE_TOKENS - 1:,}"
-    return f"{which} ({tokens}) is not what the network computes" if first == last else (
-        f"{which} ({tokens}) are not what the network computes"
+    return (
+        f"{which} ({tokens}) is not what the network computes"
+        if first == last
+        else (f"{which} ({tokens}) are not what the network computes")
     )
 
 
@@ -262,7 +264,7 @@ class _One:
         computed = tensor_bytes(sequence.pages[number].data)
         payload, entry = self.store.fetch(Kind.PAGE, key, seen) if seen is not None else (None, None)
         self.all.result.pages += 1
-        if payload is None and checksum(computed) == node.digest or payload is not None and payload == computed:
+        if (payload is None and checksum(computed) == node.digest) or (payload is not None and payload == computed):
             if len(self.wrong) == 0:
                 self.all.proved.add(key)
             return
@@ -312,9 +314,7 @@ class _One:
             return False
         for entry in self.bad:
             loading.quarantine(tx, entry)
-        saved = save_sequence(
-            self.store, tx, sequence, self.all.fingerprint.digest, tails=self.context.keeps_tails
-        )
+        saved = save_sequence(self.store, tx, sequence, self.all.fingerprint.digest, tails=self.context.keeps_tails)
         numbers = [number for number in tx.uses(self.context) if tx.index.kind(number) == Kind.MAP]
         tx.put_context(self.context.replace(origin="", **saved.state), [*saved.objects, *numbers])
         return True
@@ -384,4 +384,3 @@ class _Note:
 
     def _proof(self, key: bytes) -> str:
         return self.store.names.map_key(b"proved" + key).hex()
-

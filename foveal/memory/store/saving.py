@@ -70,10 +70,10 @@ def save(
     """Save `sequence` under `name`, in place of an older context of that name, whose pin, labels and (unless
     `parent` and `forked_at` say another) lineage it keeps.
 
-    Whose bytes they are (`Sequence.origin`) is kept. Only what the store has not got is written. `tails` off keeps no tail: loading then runs all tokens again. `onto`:
-    save only if the older context still has the tokens of this one; `new`: only if there is none.
-    Raises `Conflict` or `StoreError` when that is not so, `StoreBusy`, and `StoreError` when the disk refuses; an older
-    context is then untouched.
+    Whose bytes they are (`Sequence.origin`) is kept. Only what the store has not got is written. `tails` off keeps no
+    tail: loading then runs all tokens again. `onto`: save only if the older context still has the tokens of this one;
+    `new`: only if there is none. Raises `Conflict` or `StoreError` when that is not so, `StoreBusy`, and `StoreError`
+    when the disk refuses; an older context is then untouched.
     """
     let_go_of(store, sequence.pool)
 

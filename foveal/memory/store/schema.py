@@ -178,8 +178,8 @@ def check_name(name: str) -> str:
     """`name`, when it is a plain name. Raises `InvalidName`."""
     if not _NAME.fullmatch(name):
         raise InvalidName(
-            f"{name[:120]!r} is not a name for a memory: use 1 to 100 letters, digits, '.', '_' or '-', not beginning with "
-            "'.' or '-'"
+            f"{name[:120]!r} is not a name for a memory: use 1 to 100 letters, digits, '.', '_' or '-', not beginning "
+            "with '.' or '-'"
         )
     return name
 
@@ -243,6 +243,7 @@ _WORDS = {
     "object": "an object",
     "null": "null",
 }
+_SAYINGS = (("Object missing", "lacks the"), ("Object contains", "has an"), ("Invalid enum", "must not have the"))
 _MESSAGE = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*)`)?", re.DOTALL)
 _EXPECTED = re.compile(r"Expected `(?P<due>[^`]*)`(?P<more>.*?)(?:, got `(?P<found>[^`]*)`)?", re.DOTALL)
 
@@ -256,7 +257,7 @@ def _said(message: str, within: str) -> str:
     expected = _EXPECTED.fullmatch(what)
     if expected is None:
         said = what.replace("`", "")
-        for theirs, ours in (("Object missing", "lacks the"), ("Object contains", "has an"), ("Invalid enum", "has the")):
+        for theirs, ours in _SAYINGS:
             said = said.replace(theirs, ours)
     else:
         due = " or ".join(_WORDS.get(word, word) for word in expected["due"].split(" | "))
