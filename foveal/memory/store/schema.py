@@ -36,7 +36,8 @@ _DATE = r"\A(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?)?\Z"
 Count = Annotated[int, Meta(ge=0, le=_MOST)]
 Place = Annotated[int, Meta(ge=1, le=_MOST)]
 Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
-Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Key = Annotated[str, Meta(min_length=64, max_length=64)]
+"""Of 32 bytes; that these are hexadecimal digits is checked for all keys of a record together."""
 Origin = Annotated[str, Meta(pattern=r"\A([0-9a-f]{64})?\Z")]
 Date = Annotated[str, Meta(pattern=_DATE)]
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
@@ -136,8 +137,11 @@ def check_stored(record: Mapping[str, Any]) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise RecordError(f"{field}: is no text ({error})") from error
+    _check_keys("tenant", [found.tenant])
+    _check_keys("head", [found.head])
     for field, entries in (("tails", found.tails), ("maps", found.maps)):
         _check_ascending(field, entries, found.length)
+        _check_keys(field, [key for _, key in entries])
     if found.facts.keys() >= MEMORY_FACTS:
         _convert(found.facts, _Facts, "facts")
 
@@ -210,6 +214,15 @@ def _check_ascending(field: str, entries: list[tuple[int, str]], length: int) ->
         if not before < position <= length:
             raise RecordError(f"{field}: positions must ascend up to {length}, and one is {position} behind {before}")
         before = position
+
+
+def _check_keys(field: str, keys: list[str]) -> None:
+    try:
+        size = len(bytes.fromhex("".join(keys)))
+    except ValueError as error:
+        raise RecordError(f"{field}: must be in hexadecimal digits") from error
+    if size != 32 * len(keys):  # `fromhex` passes over blanks
+        raise RecordError(f"{field}: must be in hexadecimal digits")
 
 
 def _check_plain(value: Any, where: str, depth: int) -> None:
