@@ -18,6 +18,7 @@ from foveal.cli import recomputing
 from foveal.memory.cited import cited_file
 from foveal.memory.errors import ReadError
 from foveal.memory.reading import SourceOptions
+from foveal.memory.store.exported import PAGE
 
 
 class Foveal(WithoutCodes):
@@ -140,6 +141,18 @@ def test_odd_records_are_refused_in_one_line(foveal: Foveal, file: Path) -> None
         assert refused.exit_code == 1 and said in refused.stderr and refused.stderr.count("\n") == 1
         assert "\x1b" not in refused.stderr
     assert foveal.json("ls")["memories"] == []
+
+
+@pytest.mark.parametrize("byte", [0x7F, 0x80, 0xFF])
+def test_a_state_of_garbage_breaks_nothing(foveal: Foveal, file: Path, byte: int) -> None:
+    """Numbers that are none, infinite, or anything else: a text, or one line that says so."""
+    data = file.read_bytes()
+    for number in range(sum(what == PAGE for what, _ in apart(data))):
+        data = with_page(data, number, lambda page: page.__setitem__(slice(None), bytes([byte]) * len(page)))
+    file.write_bytes(data)
+    foveal.json("import", str(file))
+    done = foveal("recall", "s", "value_12 = ", "--max-tokens", "4")
+    assert done.exit_code in (0, 1) and done.stderr.count("\n") == done.exit_code
 
 
 def test_export_writes_a_whole_file_or_none(foveal: Foveal, source: Path, tmp_path: Path) -> None:

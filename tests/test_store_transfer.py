@@ -534,6 +534,22 @@ def test_a_full_disk_is_told_as_that(tmp_path: Path, data: bytes, room: int) -> 
         assert verify(store).sound
 
 
+def test_a_pipe_that_a_full_disk_cannot_keep(store: Store, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(spool: Any, piece: bytes) -> None:
+        spool.size += len(piece)
+        if spool.size > 50_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    monkeypatch.setattr(exported._Spool, "write", full)
+    with pytest.raises(TransferError, match=r"more than [5-9]\d,\d+ bytes"):
+        import_file(store, Pipe(data))
+    assert store.contexts() == []
+
+
 def test_what_cannot_fit_is_refused_before_anything_is_written(
     store: Store, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

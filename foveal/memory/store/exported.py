@@ -132,6 +132,11 @@ class Twice:
         if self._spool is not None:
             self._spool.close()
 
+    @property
+    def kept(self) -> int:
+        """Bytes of a pipe that were kept, or were to be."""
+        return self._spool.size if self._spool is not None else 0
+
     def first(self) -> Reader:
         """For the first time, from where the file stands."""
         if self._spool is not None:

@@ -96,17 +96,19 @@ def import_file(
     """
     if name is not None:
         check_name(name)
+    store.check_writable()
+    twice = Twice(file, store.folder, store.cipher)
     try:
-        store.check_writable()
-        twice = Twice(file, store.folder, store.cipher)
-        try:
-            return _import(store, twice, name, trust, source)
-        finally:
-            twice.close()
+        return _import(store, twice, name, trust, source)
     except OSError as error:
         if not is_full(error):
             raise
-        raise TransferError(f"there is no room in {store.folder} to keep what comes through the pipe") from error
+        raise TransferError(
+            f"there is no room to keep what comes through the pipe, which is more than {twice.kept:,} bytes, in "
+            f"{store.folder}; nothing was imported"
+        ) from error
+    finally:
+        twice.close()
 
 
 def _import(store: Store, twice: Twice, name: str | None, trust: bool, source: str | Path | None) -> Context:
