@@ -34,7 +34,7 @@ from transfer_support import (
 
 from foveal.memory.errors import CorruptMemory, InvalidName, StoreError
 from foveal.memory.names import delete_memory, list_memories
-from foveal.memory.store import contexts, exported, gc, loading, records, saving, transfer
+from foveal.memory.store import contexts, exported, gc, loading, saving, transfer
 from foveal.memory.store.files import Disk
 from foveal.memory.store.objects import Context
 from foveal.memory.store.prefix import find_prefix, load_prefix
@@ -199,7 +199,7 @@ WRONG: list[tuple[str, Any]] = [
     *(("rest", value) for value in (None, [1], ["a"] * 76, [-1] * 76, [1 << 31] * 76, [True] * 76, [[]] * 76)),
     *(("tails", value) for value in (None, [[1, "00"]], 5)),
     *(("maps", value) for value in (None, [[1, "00"]])),
-    *(("labels", value) for value in (None, [], {"a": 1}, {"a": None}, "x")),
+    *(("labels", value) for value in (None, [], {"a": 1}, {"a": None}, "x", {"a\n": "b"}, {"a": "\x1b"})),
     *(("fingerprint", value) for value in (None, {}, [], {"weights": 1}, dict.fromkeys("abcde", "x"))),
     *(
         ("facts", value)
@@ -255,15 +255,16 @@ def test_a_bad_record_in_a_store_is_one_bad_record(store: Store, data: bytes) ->
     bad = {"version": 1, "name": "bad", "created": None, "length": [], "facts": {"totals": 1}}
     label = store.names.label("bad")
 
+    class Odd(Context):
+        record: dict[str, Any]
+
+        def to_bytes(self) -> bytes:
+            return json.dumps({**self.record, "tenant": self.tenant.hex()}).encode()
+
     def put(record: dict[str, Any]) -> None:
-        payload = json.dumps({**record, "tenant": store.names.tenant.hex()}).encode()
-
-        def work(tx: Any) -> None:
-            tx.changed = True
-            raw = b"".join(records.make(Kind.CONTEXT, label, payload, tx.serial, None))
-            tx.index.put_context(label, store.names.tenant, tx.serial, raw, tx.packs.copy(raw), 0.0, [])
-
-        store.transact(work)
+        odd = Odd("bad", store.names.tenant, {}, 0, b"")
+        object.__setattr__(odd, "record", record)
+        store.transact(lambda tx: tx.put_context(odd, []))
 
     for change in ({}, {"created": []}, {"length": {}}, {"facts": nested(900)}, {"tails": [[1, "zz"]]}):
         put({**bad, **change})

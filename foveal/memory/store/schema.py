@@ -153,6 +153,9 @@ def check_exported(record: Mapping[str, Any]) -> None:
         check_name(found.name)
     except InvalidName as error:
         raise RecordError(f"name: {error}") from error
+    for text in (*found.labels, *found.labels.values()):
+        if not text.isprintable():
+            raise RecordError(f"labels: must be printable, and one is {text!a}")
     _check_common(found)
     _convert(found.facts, _Facts, "facts")
 
