@@ -161,11 +161,18 @@ def delete_memory(name: str, root: Root = None) -> None:
     Any name that is in the store will do, plain or not, and so do the first 12 or more digits by which messages call a
     record that cannot be read. Raises `InvalidName`, `MemoryNotFound`, or `StoreError`.
     """
-    store = open_store(root, create=False)
+    try:
+        store = open_store(root, create=False)
+        _delete(store, name)
+    except MemoryNotFound:
+        check_name(name)  # its error is better
+        raise
+    gc.collect(store, threshold=0.5)
+
+
+def _delete(store: Store, name: str) -> None:
     try:
         contexts.delete(store, name)
     except MemoryNotFound:
         if _LABEL.fullmatch(name) is None or not contexts.delete_labelled(store, name):
-            check_name(name)  # its error is better
             raise
-    gc.collect(store, threshold=0.5)
