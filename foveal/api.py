@@ -249,7 +249,7 @@ class Engine:
             length,
             progress=progress,
         )
-        again.tail_every = sequence.tail_every
+        again.tail_every, again.origin = sequence.tail_every, sequence.origin
         for tail in kept:
             again.add_tail(tail)
         return again

@@ -30,6 +30,8 @@ class SequenceImage:
     pages: list[Tensor]
     open_page: Tensor | None
     tail: dict[str, Tensor]
+    origin: str = ""
+    """Who computed the bytes: "" this engine's like, else a name for somebody else (`Sequence.origin`)."""
 
 
 def check_image(image: SequenceImage, layout: CacheLayout) -> None:

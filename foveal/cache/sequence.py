@@ -51,6 +51,9 @@ class Sequence:
         self.config = pool.layout.config
         self.dtype = dtype or self.layout.format.window_dtype
         self.tail_every = tail_every
+        self.origin = ""
+        """Who computed the past: "" for engines like this one, else a name for whoever the pages were taken from. All
+        that is computed on top of it is theirs too, so it goes with every fork, image and replay."""
         self._views = EntryViews(self.dtype, pool.device) if views else None
         self._made_tail: Tail | None = Tail.empty(self.layout, pool.device)
         """The tail, unless steps have gone through `_live` since it was made."""
@@ -336,6 +339,7 @@ class Sequence:
             copies[0].fill(self._pages[-1].data)
         child._hold(self._pages.first(self.length // PAGE_TOKENS).plus(copies), copies)
         child._tail, child._kept, child._open_tokens = self._tail, list(self._kept), list(self._open_tokens)
+        child.origin = self.origin
         return child
 
     def keep_tail(self) -> Tail:
@@ -386,6 +390,8 @@ class Sequence:
         self._tail = tail
         self._kept = [k for k in self._kept if k.position <= tail.position]
         self._open_tokens = opened
+        if not tail.position:
+            self.origin = ""  # nothing of theirs is left
         self._limit_views(self.length)
         return dropped
 
@@ -426,6 +432,7 @@ class Sequence:
             pages=[page.data for page in self._pages[:count]],
             open_page=self._pages[-1].data.clone() if self.length % PAGE_TOKENS else None,
             tail=self._tail.tensors(),
+            origin=self.origin,
         )
 
     @classmethod
@@ -462,6 +469,7 @@ class Sequence:
         sequence._tail = tail
         sequence.add_tail(tail)
         sequence._open_tokens = ids[len(image.pages) * PAGE_TOKENS :].tolist()
+        sequence.origin = image.origin
         return sequence
 
     # ------------------------------------------------------------------ inside

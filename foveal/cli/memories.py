@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from foveal.memory import MemoryInfo, Store
 
 
+_OURS, _THEIRS = "here", "elsewhere: it was imported (`foveal verify --recompute` computes it again)"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("ls")(list_all)
@@ -45,7 +48,7 @@ def list_all(store: StorePath = None, json: Json = False) -> None:
             show_bytes(memory["shared_bytes"]),
             memory["model"],
             memory["created"][:16].replace("T", " "),
-            memory["source"],
+            memory["source"] + (" (elsewhere)" if memory["elsewhere"] else ""),
         )
     results().print(listed)
 
@@ -123,6 +126,8 @@ def describe(info: MemoryInfo) -> dict[str, Any]:
         "cache": facts["cache"],
         "created": facts["created"],
         "source": facts["source"]["source"],
+        "elsewhere": facts["source"].get("elsewhere", False),
+        "origin": facts["origin"] or None,
         "tokens": facts["tokens"],
         "source_tokens": facts["totals"]["tokens"],
         "complete": facts["totals"]["complete"],
@@ -141,7 +146,8 @@ def _print(told: dict[str, Any]) -> None:
     shown = table("memory", told["name"])
     state = "" if told["complete"] else f" of {told['source_tokens']:,}; `foveal read` goes on"
     for label, value in (
-        ("source", told["source"]),
+        ("source", told["source"] + (" (on another machine)" if told["elsewhere"] else "")),
+        ("computed", _OURS if told["origin"] is None else _THEIRS),
         ("files", f"{told['files']:,} ({show_bytes(told['text_bytes'])} of text)"),
         ("tokens", f"{told['tokens']:,}{state}"),
         ("skipped", f"{len(told['skipped']):,}"),

@@ -61,7 +61,10 @@ def open_engine(
                 f"memory {memory.name} was made with the model {made_with!r}; say where it is with --model DIR"
             )
         entries, _, index = str(memory.facts.get("cache")).partition("+")
-        kv = CacheFormat(entries, index)  # type: ignore[arg-type]
+        try:
+            kv = CacheFormat(entries, index)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(f"memory {memory.name}: {error}") from error
     return Engine.open(
         model or made_with,
         threads=threads,

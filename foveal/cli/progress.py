@@ -96,8 +96,8 @@ class Interruption:
     """Whether the person asked to stop. The first Ctrl-C (or SIGTERM) while the network runs lets the chunk in work
     come to its end; the second, and any before, is a `KeyboardInterrupt` at once."""
 
-    def __init__(self, bar: ReadingBar) -> None:
-        self._bar = bar
+    def __init__(self, bar: ReadingBar, kept: str = "what was read is kept") -> None:
+        self._bar, self._kept = bar, kept
         self.asked = False
 
     def __call__(self) -> bool:
@@ -107,7 +107,7 @@ class Interruption:
         if self.asked or not self._bar.reading:
             raise KeyboardInterrupt
         self.asked = True
-        note("stopping after this chunk; what was read is kept")
+        note(f"stopping after this chunk; {self._kept}")
 
     @contextmanager
     def watch(self) -> Iterator[Self]:

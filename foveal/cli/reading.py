@@ -82,6 +82,11 @@ def read(
             raise UserError(
                 f"memory {name} holds {old.facts['source']['source']}; choose another name, or give --replace"
             )
+        if old is not None and old.problem is None and old.facts["origin"]:
+            raise UserError(
+                f"memory {name} was imported, and its pages are not computed here; choose another name, give --replace,"
+                f" or bring it up to date: foveal sync {name} --source {path}"
+            )
         engine = open_engine(model, threads, old, memory_limit=memory_limit, store=into)
         bar = ReadingBar()
         with Interruption(bar).watch() as interruption, bar:

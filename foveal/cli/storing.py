@@ -1,22 +1,26 @@
-"""`foveal fork`, `log`, `pin`, `verify`, `export`, `import`, `gc`, `du`: work on a store. None opens a model."""
+"""`foveal fork`, `log`, `pin`, `verify`, `export`, `import`, `gc`, `du`: work on a store. Only `verify
+--recompute` opens a model."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from foveal.cli.options import Json, StorePath, opened
-from foveal.cli.output import FAILED, UserError, note, parse_count, print_json, results, show_bytes, table
+from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, opened
+from foveal.cli.output import FAILED, INTERRUPTED, UserError, note, parse_count, print_json, results, show_bytes, table
 
 if TYPE_CHECKING:
+    from foveal.cli.recomputing import Outcome
     from foveal.memory.store.objects import Context
+    from foveal.memory.store.verify import Report
 
 Name = Annotated[str, typer.Argument(help="Name of the memory.")]
 
@@ -77,13 +81,52 @@ def pin(
 def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Memories to check; default: the whole store.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended.")] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Run the network over the memories too, and compare what comes out.")
+    ] = False,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="With --recompute: only so many pages, chosen at random.")
+    ] = None,
+    model: Model = None,
+    threads: Threads = None,
+    memory_limit: MemoryLimit = None,
     store: StorePath = None,
     json: Json = False,
 ) -> None:
-    """Read everything and compare all checksums and references. Exits with 1 and a list when anything is wrong."""
+    """Read everything and compare all checksums and references. Exits with 1 and a list when anything is wrong.
+
+    With --recompute every page is also compared with what the network computes of its tokens; an imported memory of
+    which all is equal counts as computed here from then on.
+    """
+    from foveal.cli.recomputing import recompute_all
     from foveal.memory.store.verify import verify as check
 
-    report = check(opened(store), names or None, repair=repair)
+    if sample is not None and not recompute:
+        raise typer.BadParameter("--sample says how much --recompute computes; give that too")
+    place = opened(store)
+    report = check(place, names or None, repair=repair)
+    again = None
+    if recompute:
+        again = recompute_all(
+            place,
+            names or None,
+            model=model,
+            threads=threads,
+            memory_limit=memory_limit,
+            sample=sample,
+            repair=repair,
+        )
+    _tell_verified(report, again, repair=repair, json=json)
+    if again is not None and not again.complete:
+        raise typer.Exit(INTERRUPTED)
+    if not report.sound or (again is not None and not again.sound):
+        raise typer.Exit(FAILED)
+
+
+def _tell_verified(report: Report, again: Outcome | None, *, repair: bool, json: bool) -> None:
+    from foveal.cli.recomputing import tell
+
+    found = [*report.problems, *(again.problems if again is not None else [])]
     problems = [
         {
             "what": problem.what,
@@ -92,21 +135,21 @@ def verify(
             "lost": problem.lost,
             "mended": problem.mended,
         }
-        for problem in report.problems
+        for problem in found
     ]
     if json:
         counts = {"memories": report.contexts, "objects": report.objects, "bytes": report.nbytes}
-        kept = {"given_up_bytes": sum(report.lost.values())}
-        repaired = repair and not report.sound
-        print_json({"sound": report.sound, **counts, **kept, "repaired": repaired, "problems": problems})
-    else:
-        for problem in report.problems:
-            results().print(str(problem), markup=False, soft_wrap=True)
-        what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {report.contexts:,} memories"
-        note(f"{what}: {'all as they were written' if report.sound else f'{len(problems)} problems'}")
-        _tell_lost(sum(report.lost.values()))
-    if not report.sound:
-        raise typer.Exit(FAILED)
+        kept = {"given_up_bytes": sum(report.lost.values()), "repaired": repair and bool(found)}
+        told = {"sound": not found, **counts, **kept, "problems": problems}
+        print_json(told if again is None else {**told, "recomputed": again.document()})
+        return
+    for problem in found:
+        results().print(str(problem), markup=False, soft_wrap=True)
+    what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {report.contexts:,} memories"
+    note(f"{what}: {'all as they were written' if report.sound else f'{len(report.problems)} problems'}")
+    _tell_lost(sum(report.lost.values()))
+    if again is not None:
+        tell(again)
 
 
 def export(
@@ -125,25 +168,34 @@ def export(
 def import_(
     file: Annotated[str, typer.Argument(help="File that `foveal export` wrote, or - for standard input.")],
     name: Annotated[str | None, typer.Option("--name", "-n", help="Name to give it; default: its own.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Take its pages for computed here: you made the file yourself.")
+    ] = False,
+    source: Annotated[str | None, typer.Option(help="Where its source lies on this machine.")] = None,
     store: StorePath = None,
     json: Json = False,
 ) -> None:
-    """Enter an exported memory. A file of which anything is off is refused whole."""
+    """Enter an exported memory. A file of which anything is off is refused whole.
+
+    What it brings serves this memory and its forks alone, until `foveal verify --recompute` has computed it again.
+    """
     from foveal.memory.names import check_name
     from foveal.memory.store import transfer
 
     if name is not None:
         check_name(name)
-    into = opened(store, create=True)
-    if file == "-":
-        made = transfer.import_file(into, sys.stdin.buffer, name)
-    else:
-        with open(file, "rb") as source:
-            made = transfer.import_file(into, source, name)
+    if source is not None and not Path(source).exists():
+        raise UserError(f"{source} does not exist; say where the source lies, or leave --source out")
+    if file == "-" and sys.stdin.isatty():
+        raise UserError("an exported memory is no text; name a file, or send one to standard input")
+    with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as stream:
+        into = opened(store, create=True)
+        made = transfer.import_file(into, stream, name, trust=trust, source=source)
     if json:
-        print_json({"name": made.name, "tokens": made.length})
+        print_json({"name": made.name, "tokens": made.length, "origin": made.origin or None})
     else:
-        note(f"{made.name}: {made.length:,} tokens")
+        serves = f"; its pages serve it alone until `foveal verify --recompute {made.name}`" if made.origin else ""
+        note(f"{made.name}: {made.length:,} tokens{serves}")
 
 
 def gc(
@@ -257,13 +309,12 @@ def _writing(file: str) -> Iterator[BinaryIO]:
         with target.open("wb") as out:
             yield out
         return
-    temporary = target.with_name(f".{target.name}.part")
-    temporary.unlink(missing_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".foveal-export-", dir=target.parent)  # of mode 0600
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
+        with open(descriptor, "wb") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)

@@ -105,9 +105,9 @@ def _move(memory: Memory, source: str) -> bool:
 
     if source == STANDARD_INPUT:
         raise UserError("a source can be compared again only if it is a file or a folder; name one")
-    before, now = memory.options.source, str(Path(source).absolute())
-    memory.options = replace(memory.options, source=now)
-    return before != now
+    before = memory.options
+    memory.options = replace(before, source=str(Path(source).absolute()), elsewhere=False)
+    return before != memory.options
 
 
 def _plan(memory: Memory, bar: ReadingBar) -> SyncPlan:

@@ -13,7 +13,7 @@ import datetime
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -120,6 +120,11 @@ class Memory:
     def complete(self) -> bool:
         """Whether all of the source was read; if not, `resume` goes on."""
         return self.totals.complete
+
+    @property
+    def origin(self) -> str:
+        """ "" when its pages were computed on this machine; else the hash of the file that they were imported from."""
+        return self.sequence.origin
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -520,13 +525,12 @@ class Memory:
         self._presence = contexts.presence(store, context.name)
 
     def _facts(self) -> dict[str, Any]:
-        options = asdict(self.options)
         return {
             "model": self.engine.name,
             "cache": str(self.engine.kv),
             "page_bytes": self.engine.pool.layout.page_bytes,
             "tail_every": self.tail_every,
-            "source": options | {"include": list(self.options.include), "exclude": list(self.options.exclude)},
+            "source": self.options.to_dict(),
             "totals": self.totals.to_dict(),
             **({} if self.complete else {"unread": list(self.unread), "appending": self.appending}),
         }

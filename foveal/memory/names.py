@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveal.memory.errors import InvalidName, MemoryNotFound, StoreError, StoreUnavailable
+from foveal.memory.errors import MemoryNotFound, StoreError, StoreUnavailable
 from foveal.memory.store import contexts, gc
 from foveal.memory.store.about import ABOUT, read_about
 from foveal.memory.store.cipher import key_file, key_from
 from foveal.memory.store.objects import Context
+from foveal.memory.store.schema import check_name as check_name
 from foveal.memory.store.store import Durability, Store
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _KEY, _KEY_FILE = "FOVEAL_STORE_KEY", "FOVEAL_STORE_KEY_FILE"
+
+_LABEL = re.compile(r"[0-9a-f]{12,64}")
 
 Root = str | Path | Store | None
 """A store: its folder, or an open one; None for the default."""
@@ -100,16 +102,6 @@ def _key() -> bytes | None:
     return key_file(file) if file else None
 
 
-def check_name(name: str) -> str:
-    """`name`, when it is a plain name. Raises `InvalidName`."""
-    if not _NAME.fullmatch(name):
-        raise InvalidName(
-            f"{name!r} is not a name for a memory: use 1 to 100 letters, digits, '.', '_' or '-', not beginning with "
-            "'.' or '-'"
-        )
-    return name
-
-
 def find(place: str | Path, root: Root = None, *, create: bool = True) -> tuple[Store, str]:
     """Store and name of a memory. A string without a slash is a name; anything else is the store's folder and the name
     behind it (with a `root`: always a name). Raises `InvalidName`, `MemoryNotFound` without `create`, `StoreError`."""
@@ -161,6 +153,7 @@ def _info(store: Store, found: Context | StoreError, used: dict[str, gc.Usage]) 
         "parent": found.parent,
         "forked_at": found.forked_at,
         "pinned": found.pinned,
+        "origin": found.origin,
         "labels": dict(found.labels),
         "own_bytes": usage.own,
         "shared_bytes": usage.shared,
@@ -172,8 +165,24 @@ def _info(store: Store, found: Context | StoreError, used: dict[str, gc.Usage]) 
 
 
 def delete_memory(name: str, root: Root = None) -> None:
-    """Delete a memory; what others share with it stays. Raises `InvalidName`, `MemoryNotFound`, or `StoreError`."""
-    store, name = find(check_name(name), root, create=False)
-    contexts.delete(store, name)
+    """Delete a memory; what others share with it stays.
+
+    Any name that is in the store will do, plain or not, and so do the first 12 or more digits by which messages call a
+    record that cannot be read. Raises `InvalidName`, `MemoryNotFound`, or `StoreError`.
+    """
+    try:
+        store = open_store(root, create=False)
+        _delete(store, name)
+    except MemoryNotFound:
+        check_name(name)  # its error is better
+        raise
     with contextlib.suppress(StoreUnavailable):  # it is deleted; its space is given back another time
         gc.collect(store, threshold=0.5)
+
+
+def _delete(store: Store, name: str) -> None:
+    try:
+        contexts.delete(store, name)
+    except MemoryNotFound:
+        if _LABEL.fullmatch(name) is None or not contexts.delete_labelled(store, name):
+            raise

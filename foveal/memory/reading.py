@@ -32,6 +32,8 @@ end, the window is run again."""
 
 IntArray = npt.NDArray[np.int32]
 
+ELSEWHERE = "the memory was imported, and its source may be anywhere; `foveal sync NAME --source PATH` says where it is"
+
 
 def tail_distance(policy: TailEvery, layout: cache.CacheLayout, chunk: int) -> int | None:
     """What `foveal.cache.Sequence` takes as `tail_every`. Raises `ReadError` for what is no policy."""
@@ -49,13 +51,21 @@ def tail_distance(policy: TailEvery, layout: cache.CacheLayout, chunk: int) -> i
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What to read and how; see `foveal.sources.read_source`. `source` is a path, or ``-`` for standard input."""
+    """What to read and how; see `foveal.sources.read_source`. `source` is a path, or ``-`` for standard input.
+
+    `elsewhere`: the path is another machine's (the memory was imported), and is never looked at.
+    """
 
     source: str
     max_file_bytes: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     use_gitignore: bool = True
+    elsewhere: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        said = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
+        return said if self.elsewhere else {key: value for key, value in said.items() if key != "elsewhere"}
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,10 @@ class Target:
 def gather(
     options: SourceOptions, tokenizer: Tokenizer, *, stdin: BinaryIO | None = None, progress: OnProgress | None = None
 ) -> TokenizedSource:
-    """Tokenise everything. Raises `foveal.sources.SourceError`, or `ReadError` when there is nothing to read."""
+    """Tokenise everything. Raises `foveal.sources.SourceError`, or `ReadError` when there is nothing to read, or the
+    source is elsewhere."""
+    if options.elsewhere:
+        raise ReadError(ELSEWHERE)
     source = read_source(
         options.source,
         max_file_bytes=options.max_file_bytes,

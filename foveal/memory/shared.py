@@ -25,6 +25,7 @@ from foveal.memory.store import contexts
 from foveal.memory.store.objects import Context
 from foveal.memory.store.store import Store
 from foveal.sources import Document, SourceMap, tokenize_document
+from foveal.sources.paths import check_path
 
 POLL = 0.05
 """Seconds between two looks at the head while waiting."""
@@ -173,7 +174,12 @@ class SharedContext:
 def _add(memory: Memory, text: str, author: str) -> None:
     """Run `text` into a memory that nobody else has, and note where its tokens come from."""
     number = len(memory.places.documents) + 1
-    document = tokenize_document(Document(f"{author or 'shared'}-{number}", text), memory.engine.tokenizer)
+    path = f"{author or 'shared'}-{number}"
+    try:
+        check_path(path)  # it stands in the source map like a file's
+    except ValueError as error:
+        raise ReadError(f"a text cannot be named after the author {author!r}: {error}") from error
+    document = tokenize_document(Document(path, text), memory.engine.tokenizer)
     if not text or not len(document.ids):
         raise ReadError("there is nothing to append; give some text")
     memory.extend(document.ids)

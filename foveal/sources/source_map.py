@@ -18,6 +18,7 @@ from typing import Self
 
 import numpy as np
 
+from foveal.sources.paths import check_path
 from foveal.sources.tokenise import IntArray, TokenizedDocument
 
 _MAGIC = b"FOVEALSM"
@@ -91,6 +92,13 @@ class SourceMap:
         del self._pieces[keep:], self._ends[keep:]
         if last is not None:
             self._append(_Piece(last.path, last.starts[:rest].copy(), last.line_starts))
+
+    def forget_lines_behind(self) -> None:
+        """Forget the lines of the last document that begin behind its last token."""
+        if self._pieces:
+            last = self._pieces[-1]
+            count = int(np.searchsorted(last.line_starts, last.starts[-1], side="right"))
+            self._pieces[-1] = _Piece(last.path, last.starts, last.line_starts[:count].copy())
 
     def copy(self) -> Self:
         """An independent map with the same content; the arrays are shared, for they never change."""
@@ -192,26 +200,93 @@ class SourceMap:
         return _preamble(body) + body
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The map that `to_bytes` wrote. Raises `SourceMapError` if a single bit is not as it was written."""
+    def from_bytes(cls, data: bytes, *, covering: int | None = None) -> Self:
+        """The map that `to_bytes` wrote. `covering`: the tokens that it must be of, when it comes from a stranger; what
+        it says of its size is then held against them, and its paths must lie below a source (`check_path`).
+
+        Raises `SourceMapError` if a single bit is not as it was written, or it is no map. No more is unpacked than it
+        may hold.
+        """
         body = _checked_body(data)
-        (size,) = struct.unpack_from("<Q", body)
-        about = json.loads(body[8 : 8 + size])
-        expected = 4 * sum(tokens + lines for _, tokens, lines in about)
-        raw = zlib.decompress(body[8 + size :], bufsize=max(expected, 1))
-        if len(raw) != expected:
-            raise SourceMapError(f"the source map holds {len(raw)} bytes of places, expected {expected}")
-        steps = np.frombuffer(raw, dtype="<i4")
+        about, packed = _documents(body, covering)
+        steps = _unpacked(packed, 4 * sum(tokens + lines for _, tokens, lines in about))
         result, place = cls(), 0
         for path, tokens, lines in about:
             starts, line_starts = (steps[place:][:tokens], steps[place + tokens :][:lines])
             place += tokens + lines
+            if line_starts[0]:
+                raise SourceMapError(f"the source map does not begin {path!r} at its first character")
             result._append(_Piece(path, _summed(starts), _summed(line_starts)))
         return result
 
 
+LINES_A_TOKEN = 16
+LINES_BESIDE = 1 << 20
+"""A map that comes from a stranger may have so many lines for each of its tokens, and so many more."""
+_RATIO = 1032
+"""zlib packs no more bytes than this into one."""
+
+
+def _documents(body: bytes, covering: int | None) -> tuple[list[tuple[str, int, int]], bytes]:
+    """Path, tokens and lines of each document, and the packed places of all."""
+    size = int.from_bytes(body[:8], "little")
+    head, packed = body[8 : 8 + size], body[8 + size :]
+    if len(body) < 8 + size:
+        raise SourceMapError(f"the source map says that its list has {size} bytes; it has {max(0, len(body) - 8)}")
+    if covering is not None and head.count(b"[") + head.count(b"{") > 2 * covering + 64:
+        raise SourceMapError("the source map lists more documents than it has tokens")
+    try:
+        about = json.loads(str(head, "ascii"))
+    except (ValueError, RecursionError) as error:
+        raise SourceMapError(f"the source map's list of documents is no JSON ({error})") from error
+    if not isinstance(about, list) or not all(_is_document(item) for item in about):
+        raise SourceMapError("the source map's list of documents is not of path, tokens and lines")
+    tokens, lines = sum(item[1] for item in about), sum(item[2] for item in about)
+    if 4 * (tokens + lines) > _RATIO * len(packed):
+        raise SourceMapError(f"the source map declares {tokens} tokens and {lines} lines, which it cannot hold")
+    if covering is not None:
+        _check_stranger(about, tokens, lines, covering)
+    return [(path, tokens, lines) for path, tokens, lines in about], packed
+
+
+def _is_document(item: object) -> bool:
+    if not isinstance(item, list) or [type(field) for field in item] != [str, int, int]:
+        return False
+    return item[1] >= 0 and item[2] >= 1
+
+
+def _check_stranger(about: list[tuple[str, int, int]], tokens: int, lines: int, covering: int) -> None:
+    if tokens != covering:
+        raise SourceMapError(f"the source map is of {tokens} tokens, and {covering} are due")
+    if lines > LINES_A_TOKEN * tokens + LINES_BESIDE:
+        raise SourceMapError(f"the source map declares {lines} lines for {tokens} tokens")
+    for path, _, _ in about:
+        try:
+            check_path(path)
+        except ValueError as error:
+            raise SourceMapError(f"the source map has a path that may not be: {error}") from error
+
+
+def _unpacked(packed: bytes, expected: int) -> IntArray:
+    """The differences of all places. Raises `SourceMapError` when they are not so many bytes, or lead backwards."""
+    stream = zlib.decompressobj()
+    try:
+        raw = stream.decompress(packed, expected + 1)
+    except zlib.error as error:
+        raise SourceMapError(f"the source map cannot be unpacked ({error})") from error
+    if len(raw) != expected or not stream.eof or stream.unused_data:
+        raise SourceMapError(f"the source map does not hold the {expected} bytes of places that it declares")
+    steps = np.frombuffer(raw, dtype="<i4")
+    if len(steps) and int(steps.min()) < 0:
+        raise SourceMapError("the source map's places lead backwards")
+    return steps
+
+
 def _summed(steps: IntArray) -> IntArray:
-    return np.cumsum(steps, dtype=np.int32)
+    places = np.cumsum(steps, dtype=np.int64)
+    if len(places) and places[-1] > np.iinfo(np.int32).max:
+        raise SourceMapError("the source map's places lead beyond any text")
+    return places.astype(np.int32)
 
 
 def _preamble(body: bytes) -> bytes:

@@ -35,7 +35,7 @@ class Chain:
 
 def read_chain(store: Store, context: Context, fingerprint: str) -> Chain:
     """The chain of a context. Raises `CorruptMemory` when its tokens are lost in both copies."""
-    root = store.names.root(fingerprint)
+    root = store.names.root(fingerprint, context.origin)
     chain = store.insist(lambda: _verified(store, context, root, store.look(lambda index: _rows(index, context))))
     if chain is None:
         raise CorruptMemory(f"{context.name} (its tokens)", "both copies are damaged")

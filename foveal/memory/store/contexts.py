@@ -172,6 +172,21 @@ def delete(store: Store, name: str) -> None:
     store.transact(lambda tx: tx.drop_context(name), frees=True)
 
 
+def delete_labelled(store: Store, digits: str) -> bool:
+    """Delete the one context of this tenant whose label begins with these hexadecimal digits: its record, and so its
+    name, may be damaged. Says whether there is one."""
+
+    def work(tx: Writer) -> bool:
+        rows = [row for row in tx.index.contexts() if row.tenant == tx.names.tenant]
+        found = [row.label for row in rows if row.label.hex().startswith(digits)]
+        if len(found) == 1:
+            tx.index.drop_context(found[0])
+            tx.put_gone(found[0])
+        return len(found) == 1
+
+    return store.transact(work, frees=True)
+
+
 def change(store: Store, name: str, **changes: Any) -> Context:
     """Change what is said of a context: `pinned`, `labels`, `facts`. Raises `MemoryNotFound`."""
     store.context(name)  # its error is better than ours

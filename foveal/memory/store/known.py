@@ -22,18 +22,20 @@ class KnownPages:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._nodes: weakref.WeakKeyDictionary[Page, tuple[bytes, bytes]] = weakref.WeakKeyDictionary()
+        self._nodes: weakref.WeakKeyDictionary[Page, tuple[bytes, bytes, bytes]] = weakref.WeakKeyDictionary()
         self._pages: weakref.WeakValueDictionary[bytes, Page] = weakref.WeakValueDictionary()
 
-    def add(self, page: Page, key: bytes, name: bytes) -> None:
+    def add(self, page: Page, key: bytes, name: bytes, root: bytes) -> None:
+        """`root`: the one that key and name derive from."""
         with self._lock:
-            self._nodes[page] = (key, name)
+            self._nodes[page] = (key, name, root)
             self._pages[key] = page
 
-    def node(self, page: Page) -> tuple[bytes, bytes] | None:
-        """Key and name of the node a page is."""
+    def node(self, page: Page, root: bytes) -> tuple[bytes, bytes] | None:
+        """Key and name of the node a page is; None when it is none under `root`, whatever it is under others."""
         with self._lock:
-            return self._nodes.get(page)
+            found = self._nodes.get(page)
+        return found[:2] if found is not None and found[2] == root else None
 
     def has(self, key: bytes) -> bool:
         """Whether a node's bytes are in memory already."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence as TokenSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from foveal import cache
 from foveal.cache.replay import OnReplay, replay, replay_start
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
-from foveal.memory.errors import StoreError
+from foveal.memory.errors import CorruptMemory, StoreError
 from foveal.memory.store import contexts
 from foveal.memory.store.chain import Chain, read_chain
 from foveal.memory.store.names import checksum
@@ -43,6 +43,8 @@ class Runner(Protocol):
 
     @property
     def grain(self) -> int: ...
+
+    def new_sequence(self, *, tail_every: int | None = None) -> cache.Sequence: ...
 
     def restore_sequence(self, image: cache.SequenceImage, *, tail_every: int | None = None) -> cache.Sequence: ...
 
@@ -71,7 +73,8 @@ def load(
 ) -> Loaded:
     """The sequence of `context`, as it was saved; what was damaged or evicted is computed again and put back.
 
-    Raises `FingerprintMismatch`; `CorruptMemory` when the tokens themselves are lost; `CacheFull`.
+    Its pages are those of its origin (`Context.origin`), unless all of them had to be computed here. Raises
+    `FingerprintMismatch`; `CorruptMemory` when the tokens themselves are lost; `CacheFull`.
     """
     contexts.check_fingerprint(context, fingerprint)
     loaded = load_sequence(store, context, fingerprint.digest, runner, chunk=chunk, tail_every=tail_every)
@@ -91,7 +94,7 @@ def _put_back(store: Store, context: Context, loaded: Loaded, fingerprint: Finge
         mend(tx, context, loaded)
         saved = save_sequence(store, tx, loaded.sequence, fingerprint.digest, tails=context.keeps_tails)
         objects = [number for number in tx.uses(context) if tx.index.kind(number) == Kind.MAP]
-        renewed = context.replace(**saved.state)
+        renewed = context.replace(origin=loaded.sequence.origin, **saved.state)
         if renewed != context or tx.changed:
             tx.put_context(renewed, [*saved.objects, *objects])
 
@@ -102,12 +105,12 @@ def mend(tx: Writer, context: Context, loaded: Loaded) -> None:
     """Never look at what was damaged again, and have the lost pages of `context` once more where they came out as they
     were."""
     for entry in loaded.damaged:
-        _quarantine(tx, entry)
+        quarantine(tx, entry)
     if loaded.exact:
         _refill(tx, loaded.sequence, context)
 
 
-def _quarantine(tx: Writer, entry: Entry) -> None:
+def quarantine(tx: Writer, entry: Entry) -> None:
     """Never look at a damaged record again. A tail keeps its number, which others may refer to, but lies nowhere."""
     current = tx.index.find(Kind(entry.kind), entry.key)
     if current is None or current.places != entry.places:
@@ -143,8 +146,8 @@ def load_sequence(
     """The sequence of a context. `chunk`: where the runner cuts a prompt (its multiples); see the module. `progress` is
     told of a replay.
 
-    Raises `CorruptMemory` when the tokens are lost, `CacheFull` when there is no room for its pages, `StoreError` when
-    memory is limited and the store encrypted.
+    Raises `CorruptMemory` when the tokens are lost, or not of this model, `CacheFull` when there is no room for its
+    pages, `StoreError` when memory is limited and the store encrypted.
     """
     let_go_of(store, runner.pool)
     chain = read_chain(store, context, fingerprint)
@@ -166,6 +169,9 @@ class _Loading:
     ) -> None:
         self.store, self.context, self.chain, self.runner = store, context, chain, runner
         self.tokens = token_tensor(chain.tokens)
+        known = runner.pool.layout.config.vocab_size
+        if len(self.tokens) and int(self.tokens.max()) >= known:
+            raise CorruptMemory(f"{context.name} (its tokens)", f"some are not among the {known} that the model knows")
         self.chunk, self.tail_every, self.progress = chunk, tail_every, progress
         self.layout, self.device = runner.pool.layout, runner.pool.device
         self.damaged: list[Entry] = []
@@ -230,7 +236,7 @@ class _Loading:
             if digests != [node.digest for node in self.chain.nodes[first:]]:
                 return self._finish(sequence, exact=False)
             pages = [page for page in self.pages if page is not None]
-            whole = cache.SequenceImage(length, self.tokens, pages, image.open_page, image.tail)
+            whole = replace(image, tokens=self.tokens, pages=pages, origin=self.context.origin)
             restored = self.runner.restore_sequence(whole, tail_every=self.tail_every)
         except BaseException:
             sequence.free()
@@ -239,13 +245,13 @@ class _Loading:
         return self._finish(restored, exact=True)
 
     def _finish(self, sequence: cache.Sequence, *, exact: bool) -> Loaded:
-        for position, key in self.context.tails:
+        for position, key in self.context.tails if exact else ():  # else they are of another state
             if position < sequence.length:
                 read = partial(_read_later, self.store, self.layout, self.device, key, position, self._place(position))
                 sequence.add_tail(cache.LaterTail(position, read))
         if exact:
             for page, key, node in zip(sequence.pages, self.chain.keys, self.chain.nodes, strict=False):
-                self.store.known.add(page, key, node.name)
+                self.store.known.add(page, key, node.name, self.chain.root)
         return Loaded(sequence, self.damaged, self.replayed, exact)
 
     # ------------------------------------------------------------------ pieces
@@ -268,7 +274,7 @@ class _Loading:
         self.replayed += end - begin
         restore, run = self.runner.restore_sequence, self.runner.prefill
         sequence = replay(restore, run, self.layout, self.tokens, pages, end, progress=self.progress)
-        sequence.tail_every = self.tail_every
+        sequence.tail_every, sequence.origin = self.tail_every, self.context.origin
         return sequence
 
     def _run(self, sequence: cache.Sequence, end: int) -> None:
@@ -278,7 +284,8 @@ class _Loading:
 
     def _restore(self, length: int, tail: StoredTail | None) -> cache.Sequence:
         pages = [page for page in self.pages[: length // PAGE_TOKENS] if page is not None]
-        image = make_image(self.layout, self.tokens[:length], pages, tail)
+        origin = self.context.origin if length else ""
+        image = make_image(self.layout, self.tokens[:length], pages, tail, origin)
         return self.runner.restore_sequence(image, tail_every=self.tail_every)
 
     def _tail(self, position: int) -> StoredTail | None:
@@ -362,15 +369,15 @@ def read_tail(store: Store, key: bytes, layout: cache.CacheLayout) -> tuple[Stor
         return None, entry
     try:
         cache.Tail.from_tensors(layout, tail.position, unpack_tensors(tail.tensors))
-    except cache.CacheError:
+    except (cache.CacheError, ValueError):
         return None, entry
     return tail, entry
 
 
 def make_image(
-    layout: cache.CacheLayout, tokens: Tensor, pages: list[Tensor], tail: StoredTail | None
+    layout: cache.CacheLayout, tokens: Tensor, pages: list[Tensor], tail: StoredTail | None, origin: str = ""
 ) -> cache.SequenceImage:
-    """What to restore: `pages` and `tail` (None: the beginning)."""
+    """What to restore: `pages` and `tail` (None: the beginning), computed by `origin` (`foveal.cache.Sequence`)."""
     open_page = None
     if tail is not None and tail.position % PAGE_TOKENS:
         open_page = (
@@ -379,4 +386,4 @@ def make_image(
             else torch.empty(0, dtype=torch.uint8)
         )
     named = unpack_tensors(tail.tensors) if tail is not None else cache.Tail.empty(layout).tensors()
-    return cache.SequenceImage(len(tokens), tokens, pages, open_page, named)
+    return cache.SequenceImage(len(tokens), tokens, pages, open_page, named, origin)

@@ -51,7 +51,9 @@ def join(parts: Iterable[bytes]) -> SourceMap:
 
 
 def cut(data: bytes, tokens: int) -> bytes:
-    """A part with only its first `tokens` tokens."""
+    """A part with only its first `tokens` tokens, and no lines behind them."""
     places = SourceMap.from_bytes(data)
-    places.truncate(tokens)
+    if tokens < places.tokens:
+        places.truncate(tokens)
+        places.forget_lines_behind()
     return places.to_bytes()

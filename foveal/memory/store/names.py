@@ -41,8 +41,11 @@ class Names:
         made.tenant = tenant
         return made
 
-    def root(self, fingerprint: str) -> bytes:
-        """The parent of a first page: the digest of everything that changes the bytes."""
+    def root(self, fingerprint: str, origin: str = "") -> bytes:
+        """The parent of a first page: the digest of everything that changes the bytes, and, for pages that were not
+        computed here, where they are from (`Context.origin`). All names derive from it, so those never meet ours."""
+        if origin:
+            return _hash(self.tenant, b"foveal-origin", bytes.fromhex(origin), fingerprint.encode())
         return _hash(self.tenant, b"foveal-root", fingerprint.encode())
 
     def page_name(self, parent: bytes, tokens: bytes) -> bytes:
@@ -67,7 +70,7 @@ class Names:
 
     def label(self, name: str) -> bytes:
         """A context's name, as it stands in the index."""
-        return _hash(self.tenant, b"foveal-context", name.encode())
+        return _hash(self.tenant, b"foveal-context", name.encode("utf-8", "surrogatepass"))
 
 
 def _hash(key: bytes, person: bytes, *pieces: bytes) -> bytes:

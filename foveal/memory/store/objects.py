@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import safetensors
 
 from foveal.config import PAGE_TOKENS
+from foveal.memory.errors import StoreError
+from foveal.memory.store import schema
 from foveal.memory.store.files import Buffer
 from foveal.memory.store.names import DIGEST_BYTES, NAME_BYTES
+from foveal.memory.store.schema import CONTEXT_VERSION, RecordError
 
-CONTEXT_VERSION = 1
 _NODE = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}s{DIGEST_BYTES}sQ")
 _TAIL = struct.Struct(f"<{NAME_BYTES}s{NAME_BYTES}sQQQ")
 
@@ -76,6 +79,8 @@ class StoredTail:
             return None
         place, node, position, rest, page = _TAIL.unpack_from(data)
         start = _TAIL.size + rest
+        if rest != 4 * (position % PAGE_TOKENS) or start + page > len(data):
+            return None
         tensors = bytes(data[start + page :])
         try:
             safetensors.deserialize(tensors)
@@ -102,6 +107,9 @@ class Context:
     of the tails it keeps, by position; `maps` (tokens up to its end, key) of its source map's parts. `parent` and
     `forked_at` say what it was forked from, and where. `facts` is whatever the owner adds, in JSON's types.
     `keeps_tails` is off when it is always to be run again from its tokens.
+    `origin` says who computed its pages and tails: "" this machine (or whom it was told to trust), else the hash of the
+    file they were imported from, in hexadecimal digits. Their names derive from it: they serve this context and its
+    forks, and nothing else.
     """
 
     name: str
@@ -120,6 +128,7 @@ class Context:
     pinned: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
 
     @property
     def pages(self) -> int:
@@ -130,23 +139,49 @@ class Context:
         return replace(self, **changes)
 
     def to_bytes(self) -> bytes:
-        data = {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
-        return json.dumps({"version": CONTEXT_VERSION} | data, sort_keys=True, separators=(",", ":")).encode("ascii")
+        """Raises `StoreError`, naming the field, when it holds what no record may (`foveal.memory.store.schema`)."""
+        return self._to_bytes(schema.check_stored)
+
+    def to_export(self) -> bytes:
+        """The record that an exported file begins with, without keys and without what concerns this store only. Raises
+        `StoreError`, naming the field, when a file must not bring it."""
+        bare = self.replace(tenant=b"", head=b"", tails=(), maps=(), parent="", origin="")
+        return bare._to_bytes(schema.check_exported)
+
+    def _to_bytes(self, check: Callable[[Mapping[str, Any]], None]) -> bytes:
+        data = {"version": CONTEXT_VERSION} | {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
+        if not self.origin:
+            del data["origin"]  # the record is then one that versions without this field read
+        try:
+            check(data)
+            return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise StoreError(f"what is said of memory {self.name!r} does not fit into its record: {error}") from error
 
     @classmethod
     def from_bytes(cls, data: Buffer) -> Self | None:
         """None when it is not one that this version reads."""
         try:
-            found = json.loads(bytes(data))
-            if found.pop("version") != CONTEXT_VERSION:
-                return None
-            found["tenant"], found["head"] = bytes.fromhex(found["tenant"]), bytes.fromhex(found["head"])
-            found["rest"] = tuple(int(token) for token in found["rest"])
-            for kept in ("tails", "maps"):
-                found[kept] = tuple((int(position), bytes.fromhex(key)) for position, key in found[kept])
-            return cls(**found)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            found = schema.parse(data)
+            schema.check_stored(found)
+        except RecordError:
             return None
+        return cls._of(found)
+
+    @classmethod
+    def from_export(cls, data: bytes) -> Self:
+        """What `to_export` gave. Raises `RecordError`, naming the field that does not fit."""
+        return cls._of(schema.parse_exported(data))
+
+    @classmethod
+    def _of(cls, record: dict[str, Any]) -> Self:
+        """`record` was checked."""
+        known = {key: value for key, value in record.items() if key != "version"}
+        known |= {name: bytes.fromhex(record.get(name, "")) for name in ("tenant", "head")}
+        known["rest"] = tuple(record.get("rest", ()))
+        for kept in ("tails", "maps"):
+            known[kept] = tuple((position, bytes.fromhex(key)) for position, key in record.get(kept, ()))
+        return cls(**known)
 
 
 def _plain(value: Any) -> Any:
@@ -156,6 +191,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple) and value and isinstance(value[0], tuple):
         return [(position, key.hex()) for position, key in value]
     return value
+
+
+def are_tokens(data: Buffer) -> bool:
+    """Whether these int32 are ids: none of them is negative."""
+    return min(array("i", bytes(data)), default=0) >= 0
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

@@ -43,10 +43,11 @@ def find_prefix(
 
     It ends behind a full page, or where something that was saved ended, at `most` tokens or before; and, with `grain`,
     at a multiple of that many tokens unless it is all of them. `after`: a sequence of the first of these tokens; only
-    what is longer counts. `present`: it ends before the first page that was evicted.
+    what is longer counts, and only what has the same origin: without one, what was computed here. `present`: it ends
+    before the first page that was evicted.
     """
     most = len(tokens) if most is None else most
-    search = _Search(store, tokens.int(), fingerprint, grain, most, present)
+    search = _Search(store, tokens.int(), fingerprint, grain, most, present, after.origin if after is not None else "")
     return store.look(lambda index: search.run(index, after))
 
 
@@ -81,11 +82,18 @@ class _Search:
     """One search; `run` may be done twice, on another index."""
 
     def __init__(
-        self, store: Store, tokens: Tensor, fingerprint: Fingerprint, grain: int, most: int, present: bool
+        self,
+        store: Store,
+        tokens: Tensor,
+        fingerprint: Fingerprint,
+        grain: int,
+        most: int,
+        present: bool,
+        origin: str,
     ) -> None:
         self.store, self.names, self.tokens = store, store.names, tokens
         self.fingerprint, self.grain, self.most, self.present = fingerprint, grain, most, present
-        self.root = self.names.root(fingerprint.digest)
+        self.origin, self.root = origin, self.names.root(fingerprint.digest, origin)
 
     def run(self, index: Index, after: cache.Sequence | None) -> Context | None:
         held = after.length if after is not None else 0
@@ -112,6 +120,7 @@ class _Search:
             head=chain[full - 1].key if full else self.root,
             rest=tuple(self.tokens[full * PAGE_TOKENS : length].tolist()),
             tails=tuple(sorted((position, key) for position, key in tails if position <= length)),
+            origin=self.origin,
         )
 
     def _deeper(self, index: Index, place: int, last: Entry | None, name: bytes) -> list[Entry]:
@@ -138,7 +147,7 @@ class _Search:
             return 0, None, self.root
         pages = after.pages
         for place in range(after.length // PAGE_TOKENS, 0, -1):
-            known = self.store.known.node(pages[place - 1])
+            known = self.store.known.node(pages[place - 1], self.root)
             entry = index.find(Kind.NODE, known[0]) if known is not None else None
             if known is not None and entry is not None and entry.position == place * PAGE_TOKENS:
                 return place, entry, known[1]

@@ -274,5 +274,5 @@ def _tenant(payload: memoryview) -> bytes:
     """The tenant of a context that this version does not read otherwise."""
     try:
         return bytes.fromhex(json.loads(bytes(payload))["tenant"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return bytes(HEADER_BYTES)

@@ -70,10 +70,10 @@ def save(
     """Save `sequence` under `name`, in place of an older context of that name, whose pin, labels and (unless
     `parent` and `forked_at` say another) lineage it keeps.
 
-    Only what the store has not got is written. `tails` off keeps no tail: loading then runs all tokens again. `onto`:
-    save only if the older context still has the tokens of this one; `new`: only if there is none.
-    Raises `Conflict` or `StoreError` when that is not so, `StoreBusy`, and `StoreError` when the disk refuses; an older
-    context is then untouched.
+    Whose bytes they are (`Sequence.origin`) is kept. Only what the store has not got is written. `tails` off keeps no
+    tail: loading then runs all tokens again. `onto`: save only if the older context still has the tokens of this one;
+    `new`: only if there is none. Raises `Conflict` or `StoreError` when that is not so, `StoreBusy`, and `StoreError`
+    when the disk refuses; an older context is then untouched.
     """
     let_go_of(store, sequence.pool)
 
@@ -92,6 +92,7 @@ def save(
         base = old or Context(name, tx.names.tenant, fingerprint.to_dict(), 0, b"")
         context = base.replace(
             fingerprint=fingerprint.to_dict(),
+            origin=sequence.origin,
             maps=kept,
             created=created or base.created or now(),
             saved=now(),
@@ -127,7 +128,7 @@ def save_sequence(store: Store, tx: Writer, sequence: cache.Sequence, fingerprin
     """
     sequence.rollback()
     length, full = sequence.length, sequence.length // PAGE_TOKENS
-    nodes = _nodes(store, tx, sequence.pages, full, fingerprint)
+    nodes = _nodes(store, tx, sequence.pages, full, tx.names.root(fingerprint, sequence.origin))
     rest = sequence.token_range(full * PAGE_TOKENS, length)
     kept = _tails(tx, sequence, nodes) if tails else {}
     objects = [number for _, number in kept.values()] + ([nodes[-1].number] if full else [])
@@ -140,25 +141,24 @@ def save_sequence(store: Store, tx: Writer, sequence: cache.Sequence, fingerprin
     )
 
 
-def _nodes(store: Store, tx: Writer, pages: cache.PageList, full: int, fingerprint: str) -> list[_Known]:
+def _nodes(store: Store, tx: Writer, pages: cache.PageList, full: int, root: bytes) -> list[_Known]:
     """The nodes of the first `full` pages, behind the root; those before the last known one are left out (but the
     root)."""
-    root = tx.names.root(fingerprint)
     nodes = [_Known(root, root, 0)]
     start = 0
     for place in range(full, 0, -1):
-        known = store.known.node(pages[place - 1])
+        known = store.known.node(pages[place - 1], root)
         entry = tx.index.find(Kind.NODE, known[0]) if known is not None else None
         if known is not None and entry is not None and entry.position == place * PAGE_TOKENS:
             nodes.append(_Known(*known, entry.id))
             start = place
             break
     for place in range(start, full):
-        nodes.append(_put_page(store, tx, nodes[-1], pages[place], (place + 1) * PAGE_TOKENS))
+        nodes.append(_put_page(tx, nodes[-1], pages[place], (place + 1) * PAGE_TOKENS, root))
     return nodes
 
 
-def _put_page(store: Store, tx: Writer, parent: _Known, page: cache.Page, position: int) -> _Known:
+def _put_page(tx: Writer, parent: _Known, page: cache.Page, position: int, root: bytes) -> _Known:
     if page.tokens is None:
         raise cache.CacheError("an open page was to be saved as a full one")
     tokens, data = token_bytes(page.tokens), tensor_bytes(page.data)
@@ -168,7 +168,7 @@ def _put_page(store: Store, tx: Writer, parent: _Known, page: cache.Page, positi
     node = Node(parent.key, name, digest, position, tokens)
     number = tx.put(Kind.NODE, key, node.to_bytes(), copies=2, name=name, parent=parent.number, position=position)
     tx.put(Kind.PAGE, key, data, digest=digest, position=position)
-    tx.learned.append((page, key, name))
+    tx.learned.append((page, key, name, root))
     return _Known(key, name, number)
 
 
@@ -211,7 +211,7 @@ class _Chain:
             return self._nodes[0]
         if back < fresh:
             return self._nodes[-1 - back]
-        known = self._known.node(self._pages[pages - 1])
+        known = self._known.node(self._pages[pages - 1], self._nodes[0].key)
         entry = self._index.find(Kind.NODE, known[0]) if known is not None else None
         if known is not None and entry is not None and entry.position == pages * PAGE_TOKENS:
             return _Known(*known, entry.id)
@@ -234,7 +234,8 @@ def _put_tail(
     if position < sequence.length:
         # The pages before it are the very same, and it is there only to go back to: any tail of the place will do.
         for entry in tx.index.named(Kind.TAIL, place):
-            return entry.key, entry.id
+            if entry.pack:  # else it was evicted, or found damaged
+                return entry.key, entry.id
     tensors = _tensors(tail)
     if tensors is None:
         return None

@@ -217,8 +217,8 @@ class Store:
         self._keep_reserve()
         for what, where in mended:
             self.repairs.add(what, where)
-        for page, key, name in writer.learned:
-            self.known.add(page, key, name)
+        for learned in writer.learned:
+            self.known.add(*learned)
         for pack in writer.unlink:
             with contextlib.suppress(OSError):  # the next writer does it
                 self.packs.unlink(pack)

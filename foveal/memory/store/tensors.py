@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -35,5 +36,8 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def unpack_tensors(data: bytes) -> dict[str, Tensor]:
-    """The inverse of `pack_tensors`."""
-    return safetensors.torch.load(data)
+    """The inverse of `pack_tensors`. Raises `ValueError` for what torch does not know, or is no tensors at all."""
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"these are no tensors: {error}") from error

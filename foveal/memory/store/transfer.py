@@ -1,57 +1,54 @@
 """A context as one file: exported from one store, imported into another.
 
-What is special here: the file is a stream. It is written and read front to back, every part carries a checksum, and the
-last one a BLAKE2b of all before it; an import is one transaction, so a file of which anything is off leaves no trace.
 Names do not travel, they are a secret of their store: the file holds tokens and bytes, and the importing store names
 them anew. The file is not encrypted, whatever the store is.
+
+An import reads the file twice: the first time all of it is checked (`foveal.memory.store.checking`), the second time it
+is entered, in one transaction. The pages of a file are a stranger's claim about what its tokens leave. They get names
+of their own (`Context.origin`), so that nothing but the imported context and its forks ever uses them, until they were
+computed again here (`foveal.memory.store.recompute`), or unless one says that the file is to be trusted.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from functools import partial
 from hashlib import blake2b
-from typing import BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
 from foveal.memory.errors import StoreError
-from foveal.memory.store import maps
+from foveal.memory.store import exported, maps
 from foveal.memory.store.chain import Chain, read_chain
+from foveal.memory.store.checking import Checked, Checking
 from foveal.memory.store.contexts import on_current, read_parts
+from foveal.memory.store.exported import FILE_MAGIC, FILE_VERSION, START, TransferError, Twice, frame
 from foveal.memory.store.files import Buffer
 from foveal.memory.store.names import checksum
 from foveal.memory.store.objects import Context, Node, StoredTail
 from foveal.memory.store.records import Kind
-from foveal.memory.store.store import Store, now
+from foveal.memory.store.schema import check_name
+from foveal.memory.store.store import Store, is_full, now
 from foveal.memory.store.writer import Writer
-
-FILE_MAGIC = b"FovealEx"
-FILE_VERSION = 1
-_START = struct.Struct("<8sI4x")
-_FRAME = struct.Struct("<4sIQ16s")
-"""What it is, zero, bytes of the payload, checksum of all of these and the payload."""
-_BLOCK = 1 << 20
-_LARGEST = 1 << 34
-
-
-class TransferError(StoreError):
-    """A file cannot be imported; nothing was."""
 
 
 def export(store: Store, name: str, file: BinaryIO) -> int:
     """Write context `name` to `file`; returns the bytes written. Pages that were evicted travel as tokens only.
 
-    Raises `MemoryNotFound`, `CorruptMemory` when its tokens or its source map are lost, `OSError`.
+    Raises `MemoryNotFound`, `CorruptMemory` when its tokens or its source map are lost, `StoreError` when its name or
+    what is said of it could not be imported, `OSError`.
     """
     context, chain, parts = on_current(store, name, partial(_whole, store))
-    digest, size = blake2b(digest_size=32), 0
+    digest, size = blake2b(digest_size=exported.END_BYTES), 0
     for piece in _pieces(store, context, chain, parts):
         file.write(piece)
         digest.update(piece)
         size += len(piece)
-    for piece in _frame(b"END.", digest.digest()):
+    for piece in frame(exported.END, digest.digest()):
         file.write(piece)
         size += len(piece)
     file.flush()
@@ -69,104 +66,145 @@ def _whole(store: Store, context: Context) -> tuple[Context, Chain, list[bytes]]
 
 
 def _pieces(store: Store, context: Context, chain: Chain, parts: list[bytes]) -> Iterator[Buffer]:
-    yield _START.pack(FILE_MAGIC, FILE_VERSION)
-    yield from _frame(b"CTXT", context.replace(tenant=b"", head=b"", tails=(), maps=(), parent="").to_bytes())
+    yield START.pack(FILE_MAGIC, FILE_VERSION)
+    yield from frame(exported.CONTEXT, context.to_export())
     for node, entry in zip(chain.nodes, chain.pages, strict=True):
         page = None
         if entry is not None:
             page, _ = store.fetch(Kind.PAGE, entry.key, entry)
-        yield from _frame(b"PAGE", node.digest, node.tokens, page or b"")
+        yield from frame(exported.PAGE, node.digest, node.tokens, page or b"")
     for _, key in context.tails:
         data, _ = store.fetch(Kind.TAIL, key)
         if data is not None:
-            yield from _frame(b"TAIL", data)
+            yield from frame(exported.TAIL, data)
     for (end, _), part in zip(context.maps, parts, strict=True):
-        yield from _frame(b"SMAP", struct.pack("<Q", end), part)
-
-
-def _frame(what: bytes, *payload: Buffer) -> Iterator[Buffer]:
-    size = sum(len(piece) for piece in payload)
-    about = struct.pack("<4sIQ", what, 0, size)
-    yield about + checksum(about, *payload)
-    yield from payload
+        yield from frame(exported.MAP, struct.pack("<Q", end), part)
 
 
 # ---------------------------------------------------------------------- import
 
 
-def import_file(store: Store, file: BinaryIO, name: str | None = None) -> Context:
-    """Enter the context in `file`, under `name` or its own. Raises `TransferError` when a single bit is off, when the
-    file has another version, or when there is a context of that name."""
+def import_file(
+    store: Store, file: BinaryIO, name: str | None = None, *, trust: bool = False, source: str | Path | None = None
+) -> Context:
+    """Enter the context in `file`, under `name` or its own.
+
+    Its pages serve it and its forks and nothing else, until they were computed again; with `trust` they are taken for
+    what this machine computed itself. Where its source lies is another machine's path: it counts as not being here,
+    unless `source` says where it is. Raises `InvalidName`; `TransferError`, saying what is wrong, when anything in the
+    file is not as `export` writes it, when there is a context of that name, or no room; then nothing was changed.
+    """
+    if name is not None:
+        check_name(name)
+    store.check_writable()
+    twice = Twice(file, store.folder, store.cipher)
     try:
-        return store.transact(lambda tx: _Import(store, tx, file).run(name))
-    except (struct.error, ValueError) as error:
-        raise TransferError(f"the file is damaged: {error}") from error
+        return _import(store, twice, name, trust, source)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise TransferError(
+            f"there is no room to keep what comes through the pipe, which is more than {twice.kept:,} bytes, in "
+            f"{store.folder}; nothing was imported"
+        ) from error
+    finally:
+        twice.close()
 
 
-class _Import:
-    def __init__(self, store: Store, tx: Writer, file: BinaryIO) -> None:
-        self.store, self.tx, self.file = store, tx, file
-        self.digest = blake2b(digest_size=32)
+def _import(store: Store, twice: Twice, name: str | None, trust: bool, source: str | Path | None) -> Context:
+    checked = Checking(twice.first()).run()
+    context = checked.context.replace(
+        name=name or checked.context.name,
+        tenant=store.names.tenant,
+        origin="" if trust else checked.digest.hex(),
+        saved=now(),
+        pinned=False,
+        forked_at=0,
+        facts=_with_source(checked.context.facts, source),
+    )
+    if not trust:
+        _check_room(store, context, checked)
+    try:
+        return store.transact(lambda tx: _Entering(tx, context, checked, twice).run())
+    except StoreError as error:
+        if not is_full(error):
+            raise
+        raise _no_room(store, context, checked) from error
+
+
+def _with_source(facts: Any, source: str | Path | None) -> dict[str, Any]:
+    """`facts` with where the source lies: at `source`, or not on this machine."""
+    if "source" not in facts:
+        return dict(facts)
+    here = {"elsewhere": True} if source is None else {"elsewhere": False, "source": str(Path(source).absolute())}
+    return {**facts, "source": {**facts["source"], **here}}
+
+
+def _check_room(store: Store, context: Context, checked: Checked) -> None:
+    """Refuse before anything is written what cannot fit, unless the store may have it already."""
+    if _free(store) >= checked.needed:
+        return
+    if not any(known.origin == context.origin for known in store.contexts() if isinstance(known, Context)):
+        raise _no_room(store, context, checked)
+
+
+def _free(store: Store) -> int:
+    found = os.statvfs(store.folder)
+    return (found.f_bavail if os.geteuid() else found.f_bfree) * found.f_frsize
+
+
+def _no_room(store: Store, context: Context, checked: Checked) -> TransferError:
+    return TransferError(
+        f"there is no room for {context.name}: it takes about {checked.needed:,} bytes in {store.folder}, and about "
+        f"{_free(store):,} are free there; nothing was imported"
+    )
+
+
+class _Entering:
+    """Enters a file that was checked. `run` may be done twice, in another transaction."""
+
+    def __init__(self, tx: Writer, context: Context, checked: Checked, twice: Twice) -> None:
+        self.tx, self.names, self.context, self.checked = tx, tx.names, context, checked
+        self.reader = twice.again()
+        self.root = self.name = self.names.root(Fingerprint.from_dict(context.fingerprint).digest, context.origin)
         self.keys: list[bytes] = []
         self.numbers: list[int] = [0]
         self.tails: list[tuple[int, bytes]] = []
         self.maps: list[tuple[int, bytes]] = []
         self.objects: list[int] = []
 
-    def run(self, name: str | None) -> Context:
-        magic, version = _START.unpack(self._take(_START.size))
-        if magic != FILE_MAGIC:
-            raise TransferError("this is not an exported memory")
-        if version != FILE_VERSION:
-            raise TransferError(
-                f"the file has version {version} and this version reads {FILE_VERSION}; export it again with this one"
-            )
-        frames = self._frames()
-        what, payload = next(frames)
-        context = Context.from_bytes(payload) if what == b"CTXT" else None
-        if context is None:
-            raise TransferError("the file does not say what it holds")
-        context = context.replace(name=name or context.name, tenant=self.tx.names.tenant)
-        if self.tx.index.context(self.tx.names.label(context.name)) is not None:
+    def run(self) -> Context:
+        context, tx = self.context, self.tx
+        if tx.index.context(self.names.label(context.name)) is not None:
             raise TransferError(f"there is a memory {context.name!r} already; give another name, or delete it first")
-        self.root = self.tx.names.root(Fingerprint.from_dict(context.fingerprint).digest)
-        self.name = self.root
-        for what, payload in frames:
-            self._enter(context, what, payload)
-        if len(self.keys) != context.pages or len(context.rest) != context.length % PAGE_TOKENS:
-            raise TransferError("the file does not hold as many pages as it says")
+        self.reader.begin()
+        while (part := self.reader.next(self.checked.largest))[0] != exported.END:
+            self._enter(*part)
+        if self.reader.digest != self.checked.digest:
+            raise TransferError("the file was changed while it was read; try again")
         objects = [*self.objects, *([self.numbers[-1]] if self.keys else [])]
-        context = context.replace(
-            head=self.keys[-1] if self.keys else self.root,
-            tails=tuple(sorted(self.tails)),
-            maps=tuple(self.maps),
-            saved=now(),
-            pinned=False,
-        )
-        self.tx.put_context(context, objects)
+        head = self.keys[-1] if self.keys else self.root
+        context = context.replace(head=head, tails=tuple(self.tails), maps=tuple(self.maps))
+        tx.put_context(context, objects)
         return context
 
-    def _enter(self, context: Context, what: bytes, payload: bytes) -> None:
-        if what == b"PAGE":
+    def _enter(self, what: bytes, payload: bytes) -> None:
+        if what == exported.PAGE:
             self._page(payload)
-        elif what == b"TAIL":
-            self._tail(context, payload)
-        elif what == b"SMAP":
+        elif what == exported.TAIL:
+            self._tail(payload)
+        elif what == exported.MAP:
             (end,), data = struct.unpack("<Q", payload[:8]), payload[8:]
-            key = self.tx.names.map_key(data)
+            key = self.names.map_key(data)
             self.objects.append(self.tx.put(Kind.MAP, key, data, copies=2))
             self.maps.append((end, key))
-        else:
-            raise TransferError(f"the file holds a part that is unknown ({what!r})")
 
     def _page(self, payload: bytes) -> None:
-        digest, tokens, page = payload[:16], payload[16 : 16 + 4 * PAGE_TOKENS], payload[16 + 4 * PAGE_TOKENS :]
-        if page and checksum(page) != digest:
-            raise TransferError("a page is not what it says")
+        digest, tokens, page = payload[:16], payload[16 : exported.PAGE_HEAD], payload[exported.PAGE_HEAD :]
         position = (len(self.keys) + 1) * PAGE_TOKENS
         parent = self.keys[-1] if self.keys else self.root
-        self.name = self.tx.names.page_name(self.name, tokens)
-        key = self.tx.names.node_key(parent, self.name, digest)
+        self.name = self.names.page_name(self.name, tokens)
+        key = self.names.node_key(parent, self.name, digest)
         node = Node(parent, self.name, digest, position, tokens)
         number = self.tx.put(
             Kind.NODE, key, node.to_bytes(), copies=2, name=self.name, parent=self.numbers[-1], position=position
@@ -176,48 +214,18 @@ class _Import:
         self.keys.append(key)
         self.numbers.append(number)
 
-    def _tail(self, context: Context, payload: bytes) -> None:
+    def _tail(self, payload: bytes) -> None:
         tail = StoredTail.from_bytes(payload)
         full = tail.position // PAGE_TOKENS if tail is not None else 0
-        if tail is None or tail.position > context.length or full > len(self.keys):
-            raise TransferError("a tail is not what it says")
+        if tail is None or full > len(self.keys):
+            raise TransferError("the file was changed while it was read; try again")
         node = self.keys[full - 1] if full else self.root
-        place = self.tx.names.tail_place(node, tail.rest)
+        place = self.names.tail_place(node, tail.rest)
         data = StoredTail(place, node, tail.position, tail.rest, tail.open_page, tail.tensors).to_bytes()
-        key = self.tx.names.tail_key(place, checksum(data))
+        key = self.names.tail_key(place, checksum(data))
         number = self.tx.put(Kind.TAIL, key, data, name=place, parent=self.numbers[full], position=tail.position)
         self.objects.append(number)
         self.tails.append((tail.position, key))
 
-    # ------------------------------------------------------------------ the stream
 
-    def _frames(self) -> Iterator[tuple[bytes, bytes]]:
-        """All parts but the last, which proves the whole."""
-        while True:
-            expected = self.digest.digest()
-            head = self._take(_FRAME.size)
-            what, zero, size, found = _FRAME.unpack(head)
-            if zero or size > _LARGEST:
-                raise TransferError("the file is damaged: a part has an impossible size")
-            payload = self._take(size)
-            if checksum(head[:16], payload) != found:
-                raise TransferError("the file is damaged: the checksum of a part is wrong")
-            if what != b"END.":
-                yield what, payload
-                continue
-            if payload != expected:
-                raise TransferError("the file is damaged: its checksum is wrong")
-            if self.file.read(1):
-                raise TransferError("the file goes on behind its end")
-            return
-
-    def _take(self, size: int) -> bytes:
-        pieces = []
-        while size > 0:
-            piece = self.file.read(min(size, _BLOCK))
-            if not piece:
-                raise TransferError("the file ends too early")
-            pieces.append(piece)
-            self.digest.update(piece)
-            size -= len(piece)
-        return b"".join(pieces)
+__all__ = ["TransferError", "export", "import_file"]

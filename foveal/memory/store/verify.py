@@ -266,7 +266,7 @@ class _Checking:
 
     def _proves(self, context: Context, chain: list[Entry]) -> bool:
         names = Names.of(context.tenant)
-        root = names.root(_digest(context))
+        root = names.root(_digest(context), context.origin)
         parent, name = root, root
         for number, entry in enumerate(chain, start=1):
             payload = self.store.read_object(entry)

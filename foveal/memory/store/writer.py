@@ -34,8 +34,8 @@ class Writer:
         self.unlink: list[int] = []
         """Packs to delete once this is committed."""
         self.changed = False
-        self.learned: list[tuple[Page, bytes, bytes]] = []
-        """Pages in memory, with key and name of their nodes: known to the store once this is committed."""
+        self.learned: list[tuple[Page, bytes, bytes, bytes]] = []
+        """Pages in memory, with key, name and root of their nodes: known to the store once this is committed."""
 
     def put(
         self,
