@@ -136,6 +136,7 @@ class Store:
 
     def _transact(self, work: Callable[[Writer], T], *, wait: float, frees: bool) -> T:
         with self._lock:
+            self.check_writable()
             try:
                 with exclusive(self.folder / LOCK, wait, disk=self.disk):
                     for last in (False, True):
@@ -154,12 +155,13 @@ class Store:
         raise AssertionError("not reached")
 
     def check_writable(self) -> None:
-        """Raises `StoreError` when this store can only be read."""
-        index = self._file.current()
-        if index.read_only and os.access(self.folder, os.W_OK):  # what kept us from writing may be over
-            index = self._file.reopened()
-        if index.read_only:
-            raise StoreError(f"the store {self.folder} cannot be written to ({index.read_only})")
+        """Raises `StoreError` when this store can only be read. Not with the writer's lock held."""
+        with self._lock:
+            index = self._file.current()
+            if index.read_only and os.access(self.folder, os.W_OK):  # what kept us from writing may be over
+                index = self._file.reopened()
+            if index.read_only:
+                raise StoreError(f"the store {self.folder} cannot be written to ({index.read_only})")
 
     def _make_room(self, *, all_of_it: bool) -> None:
         """Shorten the index's log; for what frees space, give up the reserve as well."""
@@ -192,8 +194,9 @@ class Store:
                 os.close(descriptor)
 
     def _attempt(self, work: Callable[[Writer], T]) -> T:
-        self.check_writable()
         index = self._file.current()
+        if index.read_only:
+            raise StoreError(f"the store {self.folder} cannot be written to ({index.read_only})")
         index.begin()
         try:
             state = index.state()
