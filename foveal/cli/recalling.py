@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, ope
 from foveal.cli.output import print_json, results, table
 
 if TYPE_CHECKING:
-    from foveal.memory import Citation, Memory, Recall, RecallStream
+    from foveal.memory import Citation, Memory, Recall, RecallStream, SourceOptions
 
 LINES_SHOWN = 12
 """Lines of one citation that ``--lines`` shows."""
@@ -64,7 +63,7 @@ def recall(
             print_json(document(memory, stream.finish(), time.perf_counter() - started))
         else:
             _stream(cue, stream)
-            _cite(stream.result, Path(memory.options.source) if lines else None)
+            _cite(stream.result, memory.options if lines else None)
 
 
 def _stream(cue: str, stream: RecallStream) -> None:
@@ -75,7 +74,7 @@ def _stream(cue: str, stream: RecallStream) -> None:
     _write("\n\n")
 
 
-def _cite(result: Recall, source: Path | None) -> None:
+def _cite(result: Recall, source: SourceOptions | None) -> None:
     """The citations, largest share first; with a `source`, the lines of its files too."""
     if not result.citations:
         _write("no part of the source stood out\n")
@@ -94,21 +93,23 @@ def _cite(result: Recall, source: Path | None) -> None:
             _write(f"\n{citation.path}\n" + "".join(_quote(source, citation)))
 
 
-def _quote(source: Path, citation: Citation) -> Iterator[str]:
+def _quote(source: SourceOptions, citation: Citation) -> Iterator[str]:
     """The cited lines with their numbers, as the file holds them now, at most `LINES_SHOWN`."""
+    from foveal.memory import ReadError
+    from foveal.memory.cited import lines_of
+
     if citation.outdated:
         yield "  (these lines are of an earlier version of the file and no longer in it)\n"
         return
-    file = source / citation.path if source.is_dir() else source
     try:
-        text = file.read_text(encoding="utf-8", errors="replace").split("\n")  # as editors count lines
-    except OSError as error:
-        yield f"  (cannot be shown: {error.strerror})\n"
+        lines = lines_of(source, citation.path)
+    except ReadError as error:
+        yield f"  (cannot be shown: {error})\n"
         return
-    last = min(citation.last_line, citation.first_line + LINES_SHOWN - 1)
-    for number in range(citation.first_line, min(last, len(text)) + 1):
-        yield f"{number:6}  {text[number - 1]}\n"
-    if last < citation.last_line:
+    cited = [line for line in lines if citation.first_line <= line[0] <= citation.last_line]
+    for number, text in cited[:LINES_SHOWN]:
+        yield f"{number:6}  {text}\n"
+    if len(cited) > LINES_SHOWN:
         yield f"        ... to line {citation.last_line}\n"
 
 

@@ -13,7 +13,7 @@ import datetime
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -31,6 +31,7 @@ from foveal.memory.prefixes import StoredPrefixes
 from foveal.memory.reading import (
     IntArray,
     OnProgress,
+    Reading,
     ReadTotals,
     Resumed,
     ShouldStop,
@@ -52,7 +53,7 @@ from foveal.memory.store.objects import Context
 from foveal.memory.store.store import Store
 from foveal.memory.syncing import Changes, Mode, Present, SyncPlan, appended, compare, make_plan, rebuilt
 from foveal.memory.versions import Versions
-from foveal.sources import STANDARD_INPUT, SourceMap
+from foveal.sources import SourceMap
 
 ABOUT_BYTES = 1536
 """About what a context's record takes besides the facts."""
@@ -96,6 +97,10 @@ class Memory:
         """Where it is saved, or was loaded from: what that has is not read again."""
         self.reused = 0
         """Tokens that were found in the store and not run, since this memory was made or loaded."""
+        self.encodings: tuple[Reading, ...] = ()
+        """Files that were not plain UTF-8 when the source was last looked at, since this memory was made or loaded."""
+        self.notes: tuple[str, ...] = ()
+        """What to tell of how its files were found then."""
         self._versions: Versions | None = None
         self._presence: Presence | None = None
 
@@ -135,7 +140,7 @@ class Memory:
     def read(
         cls,
         engine: Engine,
-        source: str | Path,
+        source: str | Path | Sequence[str | Path],
         *,
         name: str = "",
         max_file_bytes: int | None = None,
@@ -149,7 +154,7 @@ class Memory:
         tail_every: TailEvery = "auto",
         save_every: float | None = None,
     ) -> Self:
-        """Read a folder, a file or standard input (``-``) into a new memory.
+        """Read a folder, a file, a pipe or standard input (``-``), or several of them, into a new memory.
 
         What the store at `root` (default: see `foveal.memory.store_root`) has of the source's beginning, whatever it
         was saved as, is not read again; `reused` says how many tokens that were.
@@ -160,7 +165,7 @@ class Memory:
         Raises `foveal.sources.SourceError` for a source that does not exist, `ReadError` when nothing in it can be
         read, `InvalidName` for a name that is not plain.
         """
-        options = source_options(str(source), max_file_bytes, include, exclude, use_gitignore)
+        options = source_options(source, max_file_bytes, include, exclude, use_gitignore)
         if name or save_every is not None:
             check_name(name)
         distance = tail_distance(tail_every, engine.pool.layout, engine.batch.scheduler.chunk)
@@ -187,7 +192,7 @@ class Memory:
         Says what was kept, and which files had changed. Interruption, `save_every` and errors are those of `read`; the
         memory stays usable and holds what was read. Standard input has to be given again from its beginning.
         """
-        source = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
+        source = self._gather(stdin, progress)
         changes = self._compare(source)
         if changes.none and self.complete:
             return Resumed(self.length)
@@ -208,12 +213,12 @@ class Memory:
         cannot be looked at again, or when nothing is left to read; `foveal.sources.SourceError` when the source is not
         where it was.
         """
-        if self.options.source == STANDARD_INPUT:
+        if self.options.once_only:
             raise ReadError(
                 f"memory {self.name or 'without a name'} was not read from files, so nothing can be compared with it; "
                 "read it anew, or append to it"
             )
-        source = gather(self.options, self.engine.tokenizer, progress=progress)
+        source = self._gather(None, progress)
         changes = self._compare(source)
         distance = self.sequence.tail_every
         present = Present(
@@ -260,6 +265,11 @@ class Memory:
         self.appending = chosen == "append"
         self._take(plan.targets[chosen], plan.source, progress, should_stop, save_every)
         return plan
+
+    def _gather(self, stdin: BinaryIO | None, progress: OnProgress | None) -> TokenizedSource:
+        source = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
+        self.encodings, self.notes = tuple(source.encodings), source.notes
+        return source
 
     def _compare(self, source: TokenizedSource) -> Changes:
         return compare(self.places, self.sequence.tokens.numpy(), source, self.engine.tokenizer, self.unread)
@@ -507,13 +517,12 @@ class Memory:
         self._presence = contexts.presence(store, context.name)
 
     def _facts(self) -> dict[str, Any]:
-        options = asdict(self.options)
         return {
             "model": self.engine.name,
             "cache": str(self.engine.kv),
             "page_bytes": self.engine.pool.layout.page_bytes,
             "tail_every": self.tail_every,
-            "source": options | {"include": list(self.options.include), "exclude": list(self.options.exclude)},
+            "source": self.options.to_dict(),
             "totals": self.totals.to_dict(),
             **({} if self.complete else {"unread": list(self.unread), "appending": self.appending}),
         }
@@ -529,8 +538,7 @@ class _Facts:
         self.totals = replace(totals, complete=totals.complete and context.length == totals.tokens)
         self.unread: tuple[str, ...] = tuple(facts.get("unread", ()))
         self.appending: bool = bool(facts.get("appending", False))
-        options = SourceOptions(**facts["source"])
-        self.options = replace(options, include=tuple(options.include), exclude=tuple(options.exclude))
+        self.options = SourceOptions.from_dict(facts["source"])
 
     @classmethod
     def of(cls, context: Context) -> Self:

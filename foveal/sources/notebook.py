@@ -88,7 +88,7 @@ def _cell_lines(number: int, cell: dict[str, Any], line_of: Callable[[int], int]
         else:
             continue
         if any(line for _, line in found):
-            lines += [(found[0][0], title), *found]
+            lines += [(max(1, found[0][0] - 1), title), *found]
     return lines
 
 

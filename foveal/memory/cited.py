@@ -1,0 +1,19 @@
+"""The lines that a citation names, as the source has them now."""
+
+from __future__ import annotations
+
+from foveal.memory.errors import ReadError
+from foveal.memory.reading import SourceOptions
+from foveal.sources import SourceError, cited_lines
+
+
+def lines_of(options: SourceOptions, path: str) -> list[tuple[int, str]]:
+    """The lines of the file `path` of a source with their numbers, decoded as reading does.
+
+    A memory's paths may be a stranger's: a file is shown only when it lies below what was read, wherever links lead.
+    Raises `ReadError`, saying why it cannot be shown.
+    """
+    try:
+        return cited_lines(options.named, path)
+    except SourceError as error:
+        raise ReadError(str(error)) from error
