@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from foveal.sources import Document, git, read_source
+from foveal.sources import git, read_source
 
 TREES = int(os.environ.get("FOVEAL_FUZZ_TREES", "120"))
 SEED = int(os.environ.get("FOVEAL_FUZZ_SEED", "1"))
@@ -29,11 +29,42 @@ PIECES = [
     *(b"a", b"b", b"c", b"*", b"?", b"**", b"/", b"/", b".py", b".c", b"[ab]", b"[!a]", b"[^a]", b"[a-c]", b"[c-a]"),
     *(b"[[:digit:]]", b"[[:alpha:]]", b"[[:upper:]x]", b"[[:space:]]", b"[[:punct:]]", b"[[:foo:]]", b"[[:alpha:]"),
     *(b"[]a]", b"[a\\]b]", b"[\\a-c]", b"[a-]", b"[-a]", b"[!/]", b"[a/b]", b"[", b"]", b"\\", b"\\*", b"\\ ", b" "),
-    *(b"\t", b"\r", b"\x0c", b"#", b"!", b"\\#", b"\\!", b"\xc3\xa9", b"\xff", b"-", b"1", b"A", b"**/", b"/**", b"***"),
+    *(
+        b"\t",
+        b"\r",
+        b"\x0c",
+        b"#",
+        b"!",
+        b"\\#",
+        b"\\!",
+        b"\xc3\xa9",
+        b"\xff",
+        b"-",
+        b"1",
+        b"A",
+        b"**/",
+        b"/**",
+        b"***",
+    ),
 ]
 USUAL = [
     *(b"*", b"!*/", b"!*.py", b"!.gitignore", b"*/", b"**/", b"**", b"!**/", b"a/", b"/a", b"a/*", b"!a/b", b"a/**"),
-    *(b"**/b", b"!b", b"b/", b"/b/c", b"!c", b"*.py", b"!a/", b"a/**/b", b"# x", b"", b"*.txt\t", b"b ", b"b\\ ", b"c\r"),
+    *(
+        b"**/b",
+        b"!b",
+        b"b/",
+        b"/b/c",
+        b"!c",
+        b"*.py",
+        b"!a/",
+        b"a/**/b",
+        b"# x",
+        b"",
+        b"*.txt\t",
+        b"b ",
+        b"b\\ ",
+        b"c\r",
+    ),
 ]
 
 
@@ -88,7 +119,7 @@ def test_ignore_files_mean_what_git_says(tmp_path: Path, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             patch.setattr(git, "ask", lambda *_, **__: git.Answer(None))
             for tree in trees:
-                found = {item.path for item in read_source(root / str(tree)) if isinstance(item, Document)}
+                found = {file.path for file in read_source(root / str(tree)).candidates()}
                 kept = {path for path in expected[str(tree)] if os.path.getsize(root / str(tree) / path)}
                 assert found == kept, f"tree {tree} of {root}"
         shutil.rmtree(root)

@@ -69,7 +69,7 @@ def decode(raw: bytes) -> Decoded | str:
 
 def _payload_reason(raw: bytes) -> str | None:
     """Text that ends as a binary (a script with an archive behind it) is none. A stray NUL does not make it one."""
-    tail = raw[HEAD_BYTES:][-HEAD_BYTES:]
+    tail = raw[-HEAD_BYTES:] if len(raw) > HEAD_BYTES else b""
     return "binary file (begins as text)" if len(_CONTROL.findall(tail)) > _MOST_CONTROL * len(tail) else None
 
 

@@ -37,8 +37,8 @@ class Answer:
 
 def ask(folder: Path, *arguments: str, patience: float = PATIENCE) -> Answer:
     """What git says in `folder`. Never raises."""
-    program = shutil.which("git")
-    if program is None or not os.path.isabs(program):
+    program = _program()
+    if program is None:
         return Answer(None, "git is not installed")
     try:
         done = subprocess.run(
@@ -56,6 +56,12 @@ def ask(folder: Path, *arguments: str, patience: float = PATIENCE) -> Answer:
         return Answer(done.stdout)
     said = done.stderr.decode("utf-8", "replace")
     return Answer(None, "" if any(words in said for words in _NO_WORK_TREE) else _problem(said))
+
+
+def _program() -> str | None:
+    """Where git is; what lies in the current folder is not it, whatever PATH says."""
+    places = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(place)]
+    return shutil.which("git", path=os.pathsep.join(places)) if places else None
 
 
 def _environment() -> dict[str, str]:

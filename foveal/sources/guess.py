@@ -58,6 +58,8 @@ _STRANGE = 5.0
 """What it costs when all of a text is strange."""
 _FLOOR = 0.004
 """The least that chardet's figure counts."""
+_MANY, _BARELY = 20, 0.1
+"""So many characters, with so little that is strange, are a text."""
 _MOST_BROKEN = 0.01
 """Share of the bytes beyond ASCII that may be broken in an encoding all the same."""
 _WORD = re.compile(r"[^\W\d_]+")
@@ -131,19 +133,25 @@ def _ranked(sample: bytes) -> list[str]:
     alone = max(map(len, _HIGH.findall(sample))) == 1
 
     def score(name: str) -> float:
-        fit = weight * math.log(fits.get(name, 0.0) + _FLOOR) + _PRIORS[name] - _STRANGE * strange[name]
-        if name in _ASIAN:
-            signs = sum(_is_asian_letter(character) for character in texts[name])
-            return fit + 0.6 * min(signs, 8) * (1 - 3 * strange[name])
-        return fit - _ALONE if alone and name not in _LANGUAGES else fit
+        fit = fits.get(name, 0.0)
+        signs = sum(map(_is_asian_letter, texts[name])) if name in _ASIAN else 0
+        if not fit and signs >= _MANY and strange[name] < _BARELY:
+            fit = _BARELY  # one broken byte, and chardet rules it out
+        found = weight * math.log(fit + _FLOOR) + _PRIORS[name] - _STRANGE * strange[name]
+        found += 0.6 * min(signs, 8) * (1 - 3 * strange[name])
+        return found - _ALONE if alone and name not in _LANGUAGES else found
 
     def latin(name: str) -> float:
         return _latin_fit(texts[name], name) + _LATIN_PRIORS[name] - 8 * strange[name]
 
-    names = [name for name in sorted(_PRIORS, key=score, reverse=True) if "\ufffd" not in texts[name]]
-    names += [name for name in sorted(_PRIORS, key=score, reverse=True) if name not in names]
-    best = iter(sorted((name for name in names if name in _LANGUAGES), key=latin, reverse=True))
-    return [next(best) if name in _LANGUAGES else name for name in names]
+    def asian(name: str) -> float:
+        return _asian_fit(texts[name], name) + weight * math.log(fits.get(name, 0.0) + _FLOOR)
+
+    names = sorted(_PRIORS, key=score, reverse=True)
+    for own, group in ((latin, _LANGUAGES), (asian, _ASIAN)):
+        best = iter(sorted((name for name in names if name in group), key=own, reverse=True))
+        names = [next(best) if name in group else name for name in names]
+    return names
 
 
 def _chardet_fits(sample: bytes) -> dict[str, float]:
@@ -265,11 +273,29 @@ def is_common(character: str) -> bool:
 
 
 @cache
-def _common(language: str) -> frozenset[str]:
-    return frozenset(COMMON[language])
+def _common(language: str) -> dict[str, int]:
+    """The commonest characters, and how many are commoner."""
+    return {character: place for place, character in enumerate(COMMON[language])}
 
 
-# ---------------------------------------------------------------------- languages in Latin letters
+# ---------------------------------------------------------------------- languages
+
+
+def _asian_fit(text: str, name: str) -> float:
+    """About the logarithm of how likely the East Asian characters are in the encoding's language."""
+    common, fit = _common(_ASIAN[name]), 0.0
+    for match in itertools.islice(re.finditer(r"[^\x00-\x7f]", text), _LETTERS):
+        character = match[0]
+        script = _script(character)
+        if script not in ("kana", "han", "hangul"):
+            fit -= 4.5 if not _strange_sign("", character, "") and not character.isalpha() else 11.0
+        elif script == "kana":
+            fit -= 3.5 if _ASIAN[name] == "ja" else 9.0
+        elif character in common:
+            fit -= math.log(20 + common[character])
+        else:
+            fit -= 9.0 + 3 * _strange_character(character, script, name)
+    return fit - 12.0 * text[:_LOOKED_AT].count("\ufffd")
 
 
 def _latin_fit(text: str, name: str) -> float:

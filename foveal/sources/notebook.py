@@ -42,7 +42,7 @@ def notebook_text(text: str) -> tuple[str, tuple[int, ...]] | None:
         lines: Numbered = []
         for number, cell in enumerate(cells, 1):
             lines += _cell_lines(number, cell, lambda place: bisect.bisect_left(ends, place) + 1)
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return "".join(f"{line}\n" for _, line in lines), _ascending([number for number, _ in lines])
 
