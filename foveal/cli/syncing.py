@@ -104,7 +104,7 @@ def _move(memory: Memory, source: list[str]) -> bool:
     before = memory.options
     now = before.at(source)
     if now.once_only:
-        raise UserError("a source can be compared again only if it is files and folders; name these")
+        raise UserError("a source can be compared again only if it is a file or a folder; name one")
     if len(now.named) != len(before.named):
         raise UserError(
             f"memory {memory.name} was read from {len(before.named)} paths; give --source for each, in their order"
