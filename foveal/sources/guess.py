@@ -189,8 +189,11 @@ def _strangeness(text: str, name: str) -> float:
 def _strange_word(word: str) -> float:
     """1 for letters of two scripts in one word, or a capital behind a small letter."""
     scripts = {_script(letter) for letter in word}
-    mixed = len(scripts - {"ascii"}) > 1 or ("ascii" in scripts and not scripts <= {"ascii", "latin"})
-    return float(mixed or any(one.islower() and other.isupper() for one, other in itertools.pairwise(word)))
+    if len(scripts - {"ascii"}) > 1 or ("ascii" in scripts and not scripts <= {"ascii", "latin"}):
+        return 1.0
+    if scripts == {"latin"}:  # an alphabet, maybe: äöüÄÖÜß
+        return 0.0
+    return float(any(one.islower() and other.isupper() for one, other in itertools.pairwise(word)))
 
 
 def _strange_signs(word: str, name: str) -> tuple[float, int]:

@@ -23,6 +23,7 @@ _LEAST = 4
 """Characters from which on text without a mark is recognised."""
 _LOOKED_AT = 1000
 _MOST_STRANGE = 0.1
+_RARE = 0.35
 _BLANKS = frozenset("\t\n\v\f\r\x1b\x85")
 
 
@@ -55,7 +56,11 @@ def _decoded(head: bytes, encoding: str) -> str | None:
 def doubt(text: str) -> float:
     """Share of the characters that speak against this being text: 0.0 to 1.0."""
     text = text[:_LOOKED_AT]
-    return sum(map(_strange, text)) / max(1, len(text))
+    rare = [character for character in text if character.isalpha() and not is_common(character)]
+    # A script of its own (Tamil, say) has its letters in one or two blocks; wrong guesses scatter.
+    one_script = len({ord(character) >> 7 for character in rare}) <= 2
+    strange = sum(map(_strange, text)) - (_RARE * len(rare) if one_script else 0)
+    return strange / max(1, len(text))
 
 
 def _strange(character: str) -> float:
@@ -66,4 +71,4 @@ def _strange(character: str) -> float:
         return 0.0 if character in _BLANKS else 1.0
     if category == "Co":
         return 0.5
-    return 0.0 if is_common(character) else 0.35
+    return _RARE if character.isalpha() and not is_common(character) else 0.0
