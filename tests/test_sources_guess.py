@@ -108,6 +108,7 @@ def test_no_guess_changes_ascii(high: bytes, data: st.DataObject) -> None:
         "# これはテストです。一二三\nx = 1\n",
         "ab = 'ä'\n",
         "한국어 주석입니다\n",
+        "தமிழ் மொழி\n",
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])

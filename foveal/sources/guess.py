@@ -275,6 +275,11 @@ def is_common(character: str) -> bool:
     return any(_rank(character, name) == 0 for name in ("gb18030", "big5", "cp932"))
 
 
+def is_of_small_script(character: str) -> bool:
+    """Whether this is a letter of a script that no guessed encoding has."""
+    return _script(character) == "other" and character.isalpha()
+
+
 @cache
 def _common(language: str) -> dict[str, int]:
     """The commonest characters, and how many are commoner."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import unicodedata
 
-from foveal.sources.guess import is_common
+from foveal.sources.guess import is_common, is_of_small_script
 
 MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -56,7 +56,7 @@ def _decoded(head: bytes, encoding: str) -> str | None:
 def doubt(text: str) -> float:
     """Share of the characters that speak against this being text: 0.0 to 1.0."""
     text = text[:_LOOKED_AT]
-    rare = [character for character in text if character.isalpha() and not is_common(character)]
+    rare = [character for character in text if is_of_small_script(character)]
     # A script of its own (Tamil, say) has its letters in one or two blocks; wrong guesses scatter.
     one_script = len({ord(character) >> 7 for character in rare}) <= 2
     strange = sum(map(_strange, text)) - (_RARE * len(rare) if one_script else 0)
