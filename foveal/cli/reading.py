@@ -42,9 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def read(
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH...", help="Folders, files, pipes, or - for standard input.")
-    ],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files, pipes, or - for standard input.")],
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the memory.")],
     model: Model = None,
     store: StorePath = None,

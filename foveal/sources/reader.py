@@ -100,12 +100,12 @@ class Source:
     def _read_stream(self, root: Root) -> Document | Skipped:
         limit = self._limit(named=True)
         try:
-            stream = open_stream(root, self.stdin)
-            head = stream.read(HEAD_BYTES)
-            reason = binary_reason(head)
-            if reason:
-                return Skipped(root.start, reason)
-            rest = stream.read() if limit == _NO_LIMIT else stream.read(max(0, limit + 1 - len(head)))
+            with open_stream(root, self.stdin) as stream:
+                head = stream.read(HEAD_BYTES)
+                reason = binary_reason(head)
+                if reason:
+                    return Skipped(root.start, reason)
+                rest = stream.read() if limit == _NO_LIMIT else stream.read(max(0, limit + 1 - len(head)))
         except OSError as error:
             return Skipped(root.start, f"cannot be read: {error.strerror}")
         return _document(root.start, head + rest, limit)

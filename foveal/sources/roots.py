@@ -10,7 +10,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -70,12 +71,15 @@ def plain_path(path: str) -> str:
     return STANDARD_INPUT if path == STANDARD_INPUT or _descriptor(path) == 0 else str(Path(path).absolute())
 
 
-def open_stream(root: Root, stdin: BinaryIO | None) -> BinaryIO:
+@contextmanager
+def open_stream(root: Root, stdin: BinaryIO | None) -> Iterator[BinaryIO]:
     """The bytes of a stream. Opening a named pipe waits for its writer. Raises `OSError`."""
     if root.place is None:
-        return stdin or sys.stdin.buffer
+        yield stdin or sys.stdin.buffer
+        return
     number = _descriptor(root.given)
-    return os.fdopen(os.dup(number), "rb") if number is not None else root.place.open("rb")
+    with os.fdopen(os.dup(number), "rb") if number is not None else root.place.open("rb") as stream:
+        yield stream
 
 
 def place_of(roots: Sequence[Root], path: str) -> Path:
