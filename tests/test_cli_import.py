@@ -15,7 +15,7 @@ from transfer_support import apart, with_page, with_record
 from typer.testing import Result
 
 from foveal.cli import recomputing
-from foveal.memory.cited import cited_file
+from foveal.memory.cited import lines_of
 from foveal.memory.errors import ReadError
 from foveal.memory.reading import SourceOptions
 from foveal.memory.store.exported import PAGE
@@ -206,21 +206,21 @@ def test_cited_files_lie_below_the_source(tmp_path: Path) -> None:
     (source / "loop").symlink_to(source / "loop")
     os.mkfifo(source / "pipe")
     options = SourceOptions(str(source))
-    assert cited_file(options, "sub/a.py").read_text() == "a"
-    assert cited_file(options, "inner/a.py").read_text() == "a"
+    assert lines_of(options, "sub/a.py") == [(1, "a")]
+    assert lines_of(options, "inner/a.py") == [(1, "a")]
     for path in ("../secret", "/etc/passwd", "out/secret", "link", "loop", "pipe", "sub", "nope", "", "a\0b", "\ud800"):
         with pytest.raises(ReadError):
-            cited_file(options, path)
+            lines_of(options, path)
     (tmp_path / "way").symlink_to(source)
-    assert cited_file(SourceOptions(str(tmp_path / "way")), "sub/a.py").read_text() == "a"
-    assert cited_file(SourceOptions(str(outside)), "secret").read_text() == "secret"
+    assert lines_of(SourceOptions(str(tmp_path / "way")), "sub/a.py") == [(1, "a")]
+    assert lines_of(SourceOptions(str(outside)), "secret") == [(1, "secret")]
     for options in (
         SourceOptions("-"),
         SourceOptions(str(source), elsewhere=True),
         SourceOptions(str(tmp_path / "no")),
     ):
         with pytest.raises(ReadError):
-            cited_file(options, "sub/a.py")
+            lines_of(options, "sub/a.py")
 
 
 # ---------------------------------------------------------------------- nano

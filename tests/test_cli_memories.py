@@ -195,6 +195,34 @@ def test_recall_shows_the_cited_lines(foveal: Foveal, source: Path) -> None:
     assert gone.exit_code == 0 and "cannot be shown" in gone.stdout
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "utf-8"])
+def test_cited_lines_are_decoded_as_they_were_read(foveal: Foveal, source: Path, encoding: str) -> None:
+    text = "# Größe\rhier\n" + "def alpha(x):\n    return 'äöü'\n" * 3
+    for file in source.iterdir():
+        file.unlink()
+    (source / "a.py").write_bytes(text.encode(encoding))
+    told = foveal.json("read", str(source), "-n", "s")
+    assert [found["path"] for found in told["encodings"]] == ([] if encoding == "utf-8" else ["a.py"])
+    cited = foveal.json("recall", "s", "def alpha(", "--max-tokens", "4")["citations"][0]
+    shown = foveal("recall", "s", "def alpha(", "--max-tokens", "4", "--lines").stdout
+    lines = text.split("\n")
+    for number in range(cited["first_line"], cited["last_line"] + 1):
+        assert f"{number:6}  {lines[number - 1]}\n" in shown
+
+
+def test_encodings_and_damage_are_told(foveal: Foveal, source: Path) -> None:
+    (source / "g.py").write_bytes("x = 1  # 中文\n".encode("gbk"))
+    (source / "u.py").write_bytes("# été, déjà vu ".encode() + b"\xed\xa0\x80\n")
+    told = foveal.json("read", str(source), "-n", "s")
+    assert told["encodings"] == [
+        {"path": "g.py", "encoding": "gb18030", "replaced": 0},
+        {"path": "u.py", "encoding": "utf-8", "replaced": 3},
+    ]
+    said = foveal("read", str(source), "-n", "t").stderr
+    assert "read 1 as gb18030 (g.py)" in said
+    assert "3 replacement characters stand for damaged bytes (u.py)" in said
+
+
 def test_recall_takes_sampling_options(foveal: Foveal, source: Path) -> None:
     foveal.json("read", str(source), "-n", "s")
     options = ("recall", "s", "def ", "--temperature", "2", "--top-p", "0.9", "--max-tokens", "8")

@@ -161,3 +161,38 @@ def test_what_is_refused_in_one_line(foveal: Foveal, source: Path, tmp_path: Pat
         assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1, result.stderr
     assert foveal("sync", "s", "--append", "--rebuild").exit_code == 2
     assert foveal.json("sync", "s")["up_to_date"]
+
+
+# ---------------------------------------------------------------------- what is read
+
+
+def test_several_paths_make_one_memory_that_can_be_synced(foveal: Foveal, tmp_path: Path) -> None:
+    for name in ("src/a.py", "docs/b.md"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("".join(f"{name[0]}_{i} = {i}\n" for i in range(40)))
+    paths = [str(tmp_path / "src"), str(tmp_path / "docs")]
+    told = foveal.json("read", *paths, "-n", "two")
+    assert told["sources"] == paths and told["files"] == 2
+    assert foveal.json("sync", "two")["up_to_date"]
+    (tmp_path / "docs" / "new.md").write_text("new = 1\n")
+    told = foveal.json("sync", "two")
+    assert told["new"] == ["docs/new.md"] and told["complete"]
+    assert foveal("read", paths[0], "-n", "two").exit_code == 1
+    assert foveal.json("read", *paths, "-n", "two")["resumed"]["changed"] == []
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "src").rename(moved / "src")
+    assert foveal("sync", "two", "--source", str(moved / "src")).exit_code == 1
+    told = foveal.json("sync", "two", "--source", str(moved / "src"), "--source", paths[1])
+    assert told["up_to_date"] and told["sources"] == [str(moved / "src"), paths[1]]
+
+
+def test_a_pipe_is_read_and_cannot_be_synced(foveal: Foveal) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"".join(b"piped_%d = %d\n" % (i, i) for i in range(20)))
+    os.close(writing)
+    assert foveal.json("read", f"/dev/fd/{reading}", "-n", "pipe")["files"] == 1
+    os.close(reading)
+    result = foveal("sync", "pipe")
+    assert result.exit_code == 1 and "was not read from files" in result.stderr
+    assert foveal.json("read", "/dev/stdin", "-n", "in", input="x = 1\n" * 9)["source"] == "-"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,7 @@ from foveal.cli.progress import Interruption, ReadingBar
 if TYPE_CHECKING:
     from foveal.api import Engine
     from foveal.memory import Memory, MemoryInfo, Resumed, SourceOptions, Store
-    from foveal.memory.reading import TailEvery
+    from foveal.memory.reading import Reading, TailEvery
     from foveal.sources import Skipped
 
 
@@ -41,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def read(
-    path: Annotated[str, typer.Argument(help="A folder, a file, or - for standard input.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files, pipes, or - for standard input.")],
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the memory.")],
     model: Model = None,
     store: StorePath = None,
@@ -50,7 +51,7 @@ def read(
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Read only what this glob matches (repeatable).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Skip what this glob matches (repeatable).")] = None,
-    gitignore: Annotated[bool, typer.Option(help="Follow .gitignore files.")] = True,
+    gitignore: Annotated[bool, typer.Option(help="Leave out what git ignores.")] = True,
     replace: Annotated[bool, typer.Option("--replace", help="Start anew, in place of an older memory.")] = False,
     tail_every: Annotated[
         str, typer.Option(help="Tokens between places to go back to: a number, auto, full or none (docs/store.md).")
@@ -74,18 +75,18 @@ def read(
     most = None if store_limit is None else parse_count(store_limit)
     tails: TailEvery = tail_every if tail_every in ("auto", "full", "none") else parse_count(tail_every)  # type: ignore[assignment]
     limit = None if max_file_size is None else parse_count(max_file_size)
-    options = source_options(path, limit, include or (), exclude or (), gitignore)
+    options = source_options(paths, limit, include or (), exclude or (), gitignore)
     into = opened(store, create=bool(check_name(name)), durability=durability)
     with claim(into, name):
         old = None if replace else _existing(name, into)
-        if old is not None and old.problem is None and old.facts["source"]["source"] != options.source:
+        if old is not None and old.problem is None and _paths(old) != options.named:
             raise UserError(
                 f"memory {name} holds {old.facts['source']['source']}; choose another name, or give --replace"
             )
         if old is not None and old.problem is None and old.facts["origin"]:
             raise UserError(
                 f"memory {name} was imported, and its pages are not computed here; choose another name, give --replace,"
-                f" or bring it up to date: foveal sync {name} --source {path}"
+                f" or bring it up to date: foveal sync {name} --source {paths[0]}"
             )
         engine = open_engine(model, threads, old, memory_limit=memory_limit, store=into)
         bar = ReadingBar()
@@ -114,6 +115,13 @@ def _tell(memory: Memory, resumed: Resumed | None, folder: Path, *, json: bool) 
         raise typer.Exit(FAILED if memory.problem else INTERRUPTED)
 
 
+def _paths(old: MemoryInfo) -> tuple[str, ...]:
+    """What the memory was read from."""
+    from foveal.memory import SourceOptions
+
+    return SourceOptions.from_dict(old.facts["source"]).named
+
+
 def _existing(name: str, store: Store) -> MemoryInfo | None:
     from foveal.memory import MemoryNotFound, memory_info
 
@@ -139,7 +147,7 @@ def _read(
     if old is None:
         memory = Memory.read(
             engine,
-            options.source,
+            options.named,
             name=name,
             max_file_bytes=options.max_file_bytes,
             include=options.include,
@@ -179,6 +187,7 @@ def report(memory: Memory, resumed: Resumed | None, folder: Path) -> dict[str, A
         "name": memory.name,
         "path": str(folder),
         "source": memory.options.source,
+        "sources": list(memory.options.named),
         "complete": memory.complete,
         "tokens": memory.length,
         "source_tokens": memory.totals.tokens,
@@ -190,6 +199,8 @@ def report(memory: Memory, resumed: Resumed | None, folder: Path) -> dict[str, A
         "entry_bytes_per_token": round(size.entries / memory.length, 2),
         "rivals": rivals(memory),
         "skipped": [{"path": skip.path, "reason": skip.reason} for skip in memory.totals.skipped],
+        "encodings": [asdict(reading) for reading in memory.encodings],
+        "notes": list(memory.notes),
         "resumed": None if resumed is None else {"kept": resumed.kept, "changed": list(resumed.changed)},
     }
 
@@ -230,8 +241,28 @@ def _print(memory: Memory, resumed: Resumed | None) -> None:
     for part in (summary, kinds, others):
         out.print(part)
         out.print()
-    for line in summarise_skipped(totals.skipped):
+    for line in (*memory.notes, *summarise_encodings(memory.encodings), *summarise_skipped(totals.skipped)):
         note(line)
+
+
+def summarise_encodings(encodings: Sequence[Reading], most: int = 8) -> list[str]:
+    """One line for each encoding beside UTF-8 that was found or guessed, and one for what could not be decoded."""
+    lines = []
+    for name, count in Counter(reading.encoding for reading in encodings if reading.encoding != "utf-8").most_common(
+        most
+    ):
+        paths = [reading.path for reading in encodings if reading.encoding == name]
+        lines.append(f"read {count:,} as {name} ({_few(paths)})")
+    damaged = [reading for reading in encodings if reading.replaced]
+    if damaged:
+        total = sum(reading.replaced for reading in damaged)
+        lines.append(f"{total:,} replacement characters stand for damaged bytes ({_few([r.path for r in damaged])})")
+    return lines
+
+
+def _few(paths: Sequence[str]) -> str:
+    """Up to three of them."""
+    return ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
 
 
 def summarise_skipped(skipped: Sequence[Skipped], most: int = 8) -> list[str]:
@@ -240,7 +271,6 @@ def summarise_skipped(skipped: Sequence[Skipped], most: int = 8) -> list[str]:
     lines = []
     for reason, count in reasons.most_common(most):
         paths = [skip.path for skip in skipped if skip.reason == reason]
-        more = ", ..." if count > 3 else ""
-        lines.append(f"skipped {count:,}: {reason} ({', '.join(paths[:3])}{more})")
+        lines.append(f"skipped {count:,}: {reason} ({_few(paths)})")
     rest = sum(reasons.values()) - sum(count for _, count in reasons.most_common(most))
     return [*lines, *([f"skipped {rest:,} for other reasons; --json lists all"] if rest else [])]

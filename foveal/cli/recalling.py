@@ -96,21 +96,20 @@ def _cite(result: Recall, source: SourceOptions | None) -> None:
 def _quote(source: SourceOptions, citation: Citation) -> Iterator[str]:
     """The cited lines with their numbers, as the file holds them now, at most `LINES_SHOWN`."""
     from foveal.memory import ReadError
-    from foveal.memory.cited import cited_file
+    from foveal.memory.cited import lines_of
 
     if citation.outdated:
         yield "  (these lines are of an earlier version of the file and no longer in it)\n"
         return
     try:
-        file = cited_file(source, citation.path)
-        text = file.read_text(encoding="utf-8", errors="replace").split("\n")  # as editors count lines
-    except (OSError, ReadError) as error:
-        yield f"  (cannot be shown: {error.strerror if isinstance(error, OSError) else error})\n"
+        lines = lines_of(source, citation.path)
+    except ReadError as error:
+        yield f"  (cannot be shown: {error})\n"
         return
-    last = min(citation.last_line, citation.first_line + LINES_SHOWN - 1)
-    for number in range(citation.first_line, min(last, len(text)) + 1):
-        yield f"{number:6}  {text[number - 1]}\n"
-    if last < citation.last_line:
+    cited = [line for line in lines if citation.first_line <= line[0] <= citation.last_line]
+    for number, text in cited[:LINES_SHOWN]:
+        yield f"{number:6}  {text}\n"
+    if len(cited) > LINES_SHOWN:
         yield f"        ... to line {citation.last_line}\n"
 
 

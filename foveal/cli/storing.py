@@ -171,7 +171,9 @@ def import_(
     trust: Annotated[
         bool, typer.Option("--trust", help="Take its pages for computed here: you made the file yourself.")
     ] = False,
-    source: Annotated[str | None, typer.Option(help="Where its source lies on this machine.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Where its source lies on this machine; for each path it was read from.")
+    ] = None,
     store: StorePath = None,
     json: Json = False,
 ) -> None:
@@ -184,8 +186,9 @@ def import_(
 
     if name is not None:
         check_name(name)
-    if source is not None and not Path(source).exists():
-        raise UserError(f"{source} does not exist; say where the source lies, or leave --source out")
+    for path in source or ():
+        if not Path(path).exists():
+            raise UserError(f"{path} does not exist; say where the source lies, or leave --source out")
     if file == "-" and sys.stdin.isatty():
         raise UserError("an exported memory is no text; name a file, or send one to standard input")
     with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as stream:

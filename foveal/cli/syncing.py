@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,7 +47,8 @@ def sync(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what changed and what it costs.")] = False,
     source: Annotated[
-        str | None, typer.Option(help="Where the source lies now, if it was moved; remembered from then on.")
+        list[str] | None,
+        typer.Option(help="Where the source lies now, if it was moved; once for each of its paths. It is remembered."),
     ] = None,
     model: Model = None,
     store: StorePath = None,
@@ -79,7 +79,7 @@ def sync(
     bar = ReadingBar()
     alone = nullcontext() if dry_run else claim(into, name)
     with alone, Interruption(bar).watch() as interruption, Memory.load(engine, name, root=into) as memory:
-        moved = source is not None and _move(memory, source)
+        moved = bool(source) and _move(memory, source or [])
         with bar:
             plan = _plan(memory, bar)
         if not json:
@@ -99,15 +99,18 @@ def sync(
         _conclude(memory, done)
 
 
-def _move(memory: Memory, source: str) -> bool:
+def _move(memory: Memory, source: list[str]) -> bool:
     """Look for the memory's source at `source` from now on; says whether that is another place."""
-    from foveal.sources import STANDARD_INPUT
-
-    if source == STANDARD_INPUT:
-        raise UserError("a source can be compared again only if it is a file or a folder; name one")
     before = memory.options
-    memory.options = replace(before, source=str(Path(source).absolute()), elsewhere=False)
-    return before != memory.options
+    now = before.at(source)
+    if now.once_only:
+        raise UserError("a source can be compared again only if it is a file or a folder; name one")
+    if len(now.named) != len(before.named):
+        raise UserError(
+            f"memory {memory.name} was read from {len(before.named)} paths; give --source for each, in their order"
+        )
+    memory.options = now
+    return before != now
 
 
 def _plan(memory: Memory, bar: ReadingBar) -> SyncPlan:
@@ -151,6 +154,7 @@ def report(memory: Memory, plan: SyncPlan, done: Mode | None) -> dict[str, Any]:
     return {
         "name": memory.name,
         "source": memory.options.source,
+        "sources": list(memory.options.named),
         "up_to_date": plan.up_to_date,
         "changed": list(plan.changed),
         "new": list(plan.new),
@@ -163,6 +167,8 @@ def report(memory: Memory, plan: SyncPlan, done: Mode | None) -> dict[str, Any]:
         "tokens": memory.length,
         "source_tokens": memory.totals.tokens,
         "reused_tokens": memory.reused,
+        "encodings": [asdict(reading) for reading in memory.encodings],
+        "notes": list(memory.notes),
     }
 
 
@@ -172,6 +178,8 @@ def _rounded(cost: dict[str, Any]) -> dict[str, Any]:
 
 def _tell(memory: Memory, plan: SyncPlan) -> None:
     """What changed and what both ways cost, on stderr: it comes before the deed and before the question."""
+    for line in memory.notes:
+        note(line)
     if plan.up_to_date:
         note(f"{memory.name}: nothing has changed in {memory.options.source}")
         if plan.outdated:

@@ -31,6 +31,7 @@ from foveal.memory.prefixes import StoredPrefixes
 from foveal.memory.reading import (
     IntArray,
     OnProgress,
+    Reading,
     ReadTotals,
     Resumed,
     ShouldStop,
@@ -52,7 +53,7 @@ from foveal.memory.store.objects import Context
 from foveal.memory.store.store import Store
 from foveal.memory.syncing import Changes, Mode, Present, SyncPlan, appended, compare, make_plan, rebuilt
 from foveal.memory.versions import Versions
-from foveal.sources import STANDARD_INPUT, SourceMap
+from foveal.sources import SourceMap
 
 ABOUT_BYTES = 1536
 """About what a context's record takes besides the facts."""
@@ -96,6 +97,10 @@ class Memory:
         """Where it is saved, or was loaded from: what that has is not read again."""
         self.reused = 0
         """Tokens that were found in the store and not run, since this memory was made or loaded."""
+        self.encodings: tuple[Reading, ...] = ()
+        """Files that were not plain UTF-8 when the source was last looked at, since this memory was made or loaded."""
+        self.notes: tuple[str, ...] = ()
+        """What to tell of how its files were found then."""
         self._versions: Versions | None = None
         self._presence: Presence | None = None
 
@@ -140,7 +145,7 @@ class Memory:
     def read(
         cls,
         engine: Engine,
-        source: str | Path,
+        source: str | Path | Sequence[str | Path],
         *,
         name: str = "",
         max_file_bytes: int | None = None,
@@ -154,7 +159,7 @@ class Memory:
         tail_every: TailEvery = "auto",
         save_every: float | None = None,
     ) -> Self:
-        """Read a folder, a file or standard input (``-``) into a new memory.
+        """Read a folder, a file, a pipe or standard input (``-``), or several of them, into a new memory.
 
         What the store at `root` (default: see `foveal.memory.store_root`) has of the source's beginning, whatever it
         was saved as, is not read again; `reused` says how many tokens that were.
@@ -166,7 +171,7 @@ class Memory:
         read, `ContextLengthError` when it has more tokens than the model's context, `InvalidName` for a name that is
         not plain.
         """
-        options = source_options(str(source), max_file_bytes, include, exclude, use_gitignore)
+        options = source_options(source, max_file_bytes, include, exclude, use_gitignore)
         if name or save_every is not None:
             check_name(name)
         distance = tail_distance(tail_every, engine.pool.layout, engine.batch.scheduler.chunk)
@@ -193,7 +198,7 @@ class Memory:
         Says what was kept, and which files had changed. Interruption, `save_every` and errors are those of `read`; the
         memory stays usable and holds what was read. Standard input has to be given again from its beginning.
         """
-        source = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
+        source = self._gather(stdin, progress)
         changes = self._compare(source)
         if changes.none and self.complete:
             return Resumed(self.length)
@@ -214,12 +219,12 @@ class Memory:
         cannot be looked at again, or when nothing is left to read; `foveal.sources.SourceError` when the source is not
         where it was.
         """
-        if self.options.source == STANDARD_INPUT:
+        if self.options.once_only:
             raise ReadError(
                 f"memory {self.name or 'without a name'} was not read from files, so nothing can be compared with it; "
                 "read it anew, or append to it"
             )
-        source = gather(self.options, self.engine.tokenizer, progress=progress)
+        source = self._gather(None, progress)
         changes = self._compare(source)
         distance = self.sequence.tail_every
         present = Present(
@@ -275,6 +280,11 @@ class Memory:
             raise ContextLengthError(
                 f"{length:,} tokens are more than the model's context of {most:,}; leave files out with --exclude"
             )
+
+    def _gather(self, stdin: BinaryIO | None, progress: OnProgress | None) -> TokenizedSource:
+        source = gather(self.options, self.engine.tokenizer, stdin=stdin, progress=progress)
+        self.encodings, self.notes = tuple(source.encodings), source.notes
+        return source
 
     def _compare(self, source: TokenizedSource) -> Changes:
         return compare(self.places, self.sequence.tokens.numpy(), source, self.engine.tokenizer, self.unread)
@@ -546,8 +556,7 @@ class _Facts:
         self.totals = replace(totals, complete=totals.complete and context.length == totals.tokens)
         self.unread: tuple[str, ...] = tuple(facts.get("unread", ()))
         self.appending: bool = bool(facts.get("appending", False))
-        options = SourceOptions(**facts["source"])
-        self.options = replace(options, include=tuple(options.include), exclude=tuple(options.exclude))
+        self.options = SourceOptions.from_dict(facts["source"])
 
     @classmethod
     def of(cls, context: Context) -> Self:

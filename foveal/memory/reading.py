@@ -1,6 +1,6 @@
 """Reading a source into a sequence, so that it can stop anywhere and go on.
 
-What is special here: tokens decide. Going on from an earlier read tokenises the source again and compares tokens; what
+Tokens decide. Going on from an earlier read tokenises the source again and compares tokens; what
 is equal is kept, and from the first difference on (rounded down to a cut of the scheduler) it is read anew. So a read
 that was interrupted, resumed, or resumed over changed files ends in the same bits as reading the same tokens at once.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -22,7 +22,16 @@ from foveal.api import Engine
 from foveal.cache.replay import OnReplay
 from foveal.config import PAGE_TOKENS
 from foveal.memory.errors import ReadError
-from foveal.sources import STANDARD_INPUT, Document, Skipped, SourceMap, TokenizedDocument, read_source, tokenize_source
+from foveal.sources import (
+    Document,
+    Skipped,
+    SourceMap,
+    TokenizedDocument,
+    is_stream,
+    plain_path,
+    read_source,
+    tokenize_source,
+)
 from foveal.text import Tokenizer
 
 TailEvery = int | Literal["auto", "full", "none"]
@@ -51,7 +60,8 @@ def tail_distance(policy: TailEvery, layout: cache.CacheLayout, chunk: int) -> i
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What to read and how; see `foveal.sources.read_source`. `source` is a path, or ``-`` for standard input.
+    """What to read and how; see `foveal.sources.read_source`. `source` is a path, or ``-`` for standard input; of
+    several `paths` it names them all, for people.
 
     `elsewhere`: the path is another machine's (the memory was imported), and is never looked at.
     """
@@ -62,10 +72,42 @@ class SourceOptions:
     exclude: tuple[str, ...] = ()
     use_gitignore: bool = True
     elsewhere: bool = False
+    paths: tuple[str, ...] = ()
+    """What was named, if it was more than one path."""
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """All paths, one or several."""
+        return self.paths or (self.source,)
+
+    @property
+    def once_only(self) -> bool:
+        """Whether (a part of) the source can be read once only, and never be compared again: a stream."""
+        return any(map(is_stream, self.named))
+
+    def at(self, paths: Sequence[str | Path]) -> SourceOptions:
+        """The same, of a source that lies at `paths`; these are made absolute."""
+        places = [plain_path(str(path)) for path in paths]
+        several = tuple(places) if len(places) > 1 else ()
+        return replace(self, source=", ".join(places), paths=several, elsewhere=False)
 
     def to_dict(self) -> dict[str, Any]:
-        said = asdict(self) | {"include": list(self.include), "exclude": list(self.exclude)}
-        return said if self.elsewhere else {key: value for key, value in said.items() if key != "elsewhere"}
+        lists = {"include": list(self.include), "exclude": list(self.exclude), "paths": list(self.paths)}
+        said = asdict(self) | lists
+        return {key: value for key, value in said.items() if value or key not in ("paths", "elsewhere")}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, **{key: tuple(data.get(key, ())) for key in ("include", "exclude", "paths")}})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file that was not read as plain UTF-8: in which encoding, and how many replacement characters it holds."""
+
+    path: str
+    encoding: str
+    replaced: int
 
 
 @dataclass(frozen=True)
@@ -130,6 +172,9 @@ class TokenizedSource:
     documents: list[TokenizedDocument] = field(default_factory=list)
     text_bytes: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    encodings: list[Reading] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+    """What the person should hear of how the files were found."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +193,7 @@ def gather(
     if options.elsewhere:
         raise ReadError(ELSEWHERE)
     source = read_source(
-        options.source,
+        options.named,
         max_file_bytes=options.max_file_bytes,
         include=options.include,
         exclude=options.exclude,
@@ -156,9 +201,11 @@ def gather(
         stdin=stdin,
     )
     expected_bytes = source.estimate().bytes
-    found, tokens = TokenizedSource(), 0
+    found, tokens = TokenizedSource(notes=source.notes), 0
 
     def count(document: Document) -> None:
+        if document.encoding != "utf-8" or document.replaced:
+            found.encodings.append(Reading(document.path, document.encoding, document.replaced))
         found.text_bytes += len(document.text.encode("utf-8", "surrogatepass"))
 
     for document in tokenize_source(source, tokenizer, on_skip=found.skipped.append, on_document=count):
@@ -248,12 +295,12 @@ class _Speed:
 
 
 def source_options(
-    source: str,
+    source: str | Path | Sequence[str | Path],
     max_file_bytes: int | None,
     include: Sequence[str],
     exclude: Sequence[str],
     use_gitignore: bool,
 ) -> SourceOptions:
-    """Options as they are recorded; a path is made absolute so that going on works from another folder."""
-    where = source if source == STANDARD_INPUT else str(Path(source).absolute())
-    return SourceOptions(where, max_file_bytes, tuple(include), tuple(exclude), use_gitignore)
+    """Options as they are recorded; paths are made absolute so that going on works from another folder."""
+    options = SourceOptions("", max_file_bytes, tuple(include), tuple(exclude), use_gitignore)
+    return options.at([source] if isinstance(source, str | Path) else source)

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from foveal.sources.header import header_line
 
 
+class SourceError(ValueError):
+    """What was asked to be read does not exist or cannot be read at all."""
+
+
 @dataclass(frozen=True)
 class Document:
     """One text, with the path people know it by (relative to what was read, forward slashes)."""
 
     path: str
     text: str
-    """The file's text as it is: line ends are kept; only a byte-order mark is dropped."""
+    """The file's text as it is: line ends are kept; only a byte-order mark is dropped. Of a notebook: its cells."""
     encoding: str = "utf-8"
-    """Python's name of the encoding it was read in."""
+    """The name of the encoding it was read in."""
     replaced: int = 0
-    """How many malformed byte sequences became U+FFFD: if not 0, the text is not all that was in the file."""
+    """How many replacement characters (U+FFFD) stand for malformed bytes: if not 0, the text is not all of the file."""
+    numbers: tuple[int, ...] | None = None
+    """For each line of the text the line of the file it comes from, ascending from 1; None where they are the same."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +34,16 @@ class Skipped:
     reason: str
 
 
+def numbered_lines(document: Document) -> list[tuple[int, str]]:
+    """The lines of the text without their ends, each with its number in the file, counted from 1."""
+    lines = document.text.removesuffix("\n").split("\n")
+    return list(zip(document.numbers or range(1, len(lines) + 1), lines, strict=True))
+
+
 def document_text(document: Document) -> str:
     """What the model reads: the header line, the text, and a line end if the text has none at its end.
 
     (The next document's header thus always begins a line.)
     """
-    ending = "" if not document.text or document.text.endswith(("\n", "\r")) else "\n"
+    ending = "" if not document.text or document.text.endswith("\n") else "\n"
     return f"{header_line(document.path)}{document.text}{ending}"

@@ -1,53 +1,20 @@
-"""Which files a code base itself says to leave out: ``.gitignore`` files, nested, with git's precedence.
+"""What ``.gitignore`` files say, where git cannot be asked: nested, with git's precedence.
 
-What is special here: an ignored folder is not entered, and so (as in git) nothing in it can be taken back by a ``!``
-pattern. Rules of the repository above the folder being read count too, unless they ignore that very folder: somebody
-who names it wants it read.
+An ignored folder is not entered, and so (as in git) nothing in it can be taken back by a ``!`` pattern. What git knows
+beside these files is not known here: which files it tracks, and the ignore file of the person.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import pathspec
+from foveal.sources.wildmatch import Patterns
 
 IGNORE_FILE = ".gitignore"
 _MAX_IGNORE_BYTES = 1 << 20
-_ALL_BELOW = re.compile(r"(^!?|/)\*\*\s*$")
-
-
-def compile_patterns(lines: list[str]) -> pathspec.GitIgnoreSpec:
-    """Patterns in gitignore syntax; lines that are no pattern are left out, as git does."""
-    good = []
-    for line in lines:
-        # "x/**" is all that lies in x, not x itself; "x/**/*" says that without matching the folder's own path.
-        line = _ALL_BELOW.sub(r"\1**/*", line)
-        try:
-            pathspec.GitIgnoreSpec.from_lines([line])
-        except ValueError:
-            continue
-        good.append(line)
-    return pathspec.GitIgnoreSpec.from_lines(good)
-
-
-def _verdict(spec: pathspec.GitIgnoreSpec, path: str) -> bool | None:
-    """Whether the last pattern that matches `path` itself ignores it; None when none does.
-
-    A pattern that only matches a folder above says nothing of `path`: had it ignored that folder, nobody would ask, and
-    if it takes the folder back (``!``), what lies inside is still decided by the patterns that match it.
-    """
-    for pattern in reversed(list(spec.patterns)):
-        match = pattern.regex.match(path) if pattern.regex is not None and pattern.include is not None else None
-        if match is None:
-            continue
-        slash = match.end("ps_d") if "ps_d" in match.re.groupindex else -1
-        if slash in (-1, len(path)):
-            return bool(pattern.include)
-    return None
 
 
 @dataclass(frozen=True)
@@ -55,7 +22,7 @@ class _Rules:
     folder: str
     """Where the patterns are anchored: path from the topmost folder, ending in ``/`` (empty for that folder)."""
     shown: str
-    spec: pathspec.GitIgnoreSpec
+    patterns: Patterns
 
 
 @dataclass(frozen=True)
@@ -63,50 +30,83 @@ class IgnoreRules:
     """The rules in force in one folder: its own and those of the folders above it. Immutable; `enter` goes down."""
 
     base: str
-    """Path of the folder being read from the topmost folder with rules, ending in ``/`` or empty."""
+    """What goes before a path from the folder that is read to make it one from the topmost folder with rules."""
     rules: tuple[_Rules, ...] = ()
+    start: str = ""
+    """What the paths that are asked for begin with, and `base` stands in for."""
 
     @classmethod
-    def for_root(cls, root: Path) -> Self:
-        """The rules that hold in `root`: its own, and those of the git repository it lies in, if any."""
+    def for_root(cls, root: Path, start: str = "") -> Self:
+        """The rules that hold in `root`, the folder that is read: its own, and those of the git repository it lies in,
+        if any. Those count unless they ignore `root` itself: somebody who names it wants it read."""
         top = next((p for p in (root, *root.parents) if os.path.lexists(p / ".git")), root)
-        rules = cls("")
-        if (top / ".git").is_dir():
-            rules = rules._with(top / ".git" / "info" / "exclude", "", ".git/info/exclude")
+        rules = cls("", start=start)._with_exclude_file(top, "", ".git/info/exclude")
         rules = rules._with(top / IGNORE_FILE, "", _shown(top / IGNORE_FILE, root))
         parts = root.relative_to(top).parts
         for depth in range(1, len(parts) + 1):
             folder = "/".join(parts[:depth]) + "/"
             if rules._matching(folder):
-                return cls("")._with(root / IGNORE_FILE, "", IGNORE_FILE)
+                return cls.at(root, start)
             path = top / folder / IGNORE_FILE
             rules = rules._with(path, folder, _shown(path, root))
-        return cls("/".join(parts) + "/" if parts else "", rules.rules)
+        return cls("/".join(parts) + "/" if parts else "", rules.rules, start)
+
+    @classmethod
+    def at(cls, folder: Path, path: str) -> Self:
+        """Only the rules of `folder` itself, whose path from the one that is read is `path`."""
+        return cls("", start=path)._with(folder / IGNORE_FILE, "", path + IGNORE_FILE)
+
+    @classmethod
+    def of_repository(cls, folder: Path, path: str) -> Self:
+        """The rules of a repository inside the folder that is read: those around it end there."""
+        rules = cls("", start=path)._with_exclude_file(folder, "", path + ".git/info/exclude")
+        return rules._with(folder / IGNORE_FILE, "", path + IGNORE_FILE)
 
     def enter(self, folder: Path, path: str) -> Self:
-        """The rules inside `folder`, whose path from the root is `path` (ending in ``/``)."""
-        return self._with(folder / IGNORE_FILE, self.base + path, path + IGNORE_FILE)
+        """The rules inside `folder`, whose path from the folder that is read is `path` (ending in ``/``)."""
+        return self._with(folder / IGNORE_FILE, self.base + path[len(self.start) :], path + IGNORE_FILE)
 
     def ignored_by(self, path: str) -> str | None:
         """Which ignore file says to leave `path` out (folders end in ``/``), or None. The nearest file decides."""
-        return self._matching(self.base + path)
+        return self._matching(self.base + path[len(self.start) :])
 
     def _matching(self, path: str) -> str | None:
         for rules in reversed(self.rules):
-            verdict = _verdict(rules.spec, path[len(rules.folder) :])
+            verdict = rules.patterns.verdict(path[len(rules.folder) :])
             if verdict is not None:
                 return rules.shown if verdict else None
         return None
 
+    def _with_exclude_file(self, top: Path, folder: str, shown: str) -> Self:
+        git_folder = _git_folder(top)
+        return self if git_folder is None else self._with(git_folder / "info" / "exclude", folder, shown)
+
     def _with(self, file: Path, folder: str, shown: str) -> Self:
-        try:
-            descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as stream:
-                raw = stream.read(_MAX_IGNORE_BYTES)
-        except OSError:
+        content = _content(file)
+        if not content:
             return self  # none there, or not a readable file: no rules
-        lines = raw.decode("utf-8-sig", "surrogateescape").splitlines()
-        return type(self)(self.base, (*self.rules, _Rules(folder, shown, compile_patterns(lines))))
+        return type(self)(self.base, (*self.rules, _Rules(folder, shown, Patterns.of_file(content))), self.start)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
+            return stream.read(_MAX_IGNORE_BYTES)
+    except OSError:
+        return b""
+
+
+def _git_folder(top: Path) -> Path | None:
+    """Where the repository of the work tree `top` keeps what all its work trees share, or None."""
+    place = top / ".git"
+    if not place.is_dir():
+        said = _content(place)
+        if not said.startswith(b"gitdir: "):
+            return None
+        place = top / os.fsdecode(said.removeprefix(b"gitdir: ").rstrip(b"\r\n"))
+    shared = _content(place / "commondir").rstrip(b"\r\n")
+    return place / os.fsdecode(shared) if shared else place
 
 
 def _shown(file: Path, root: Path) -> str:

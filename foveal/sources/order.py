@@ -1,6 +1,6 @@
 """Which files to read first: those that change rarely, so that what was read stays right for as long as may be.
 
-What is special here: git's history says how often and how lately each file was changed. A change counts half as much
+Git's history says how often and how lately each file was changed. A change counts half as much
 with every 64 commits since; the least changed file comes first, and what git does not track last of all. Over this
 project's own history that leaves about 0.6 of the bytes before the first file that the next commit changes (0.34 in the
 order of the paths). Git is only ever asked what happened: no hook, filter or other program that a repository names is
@@ -10,10 +10,11 @@ run. Without git, or when it does not answer in time, the order is that of the p
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+from foveal.sources import git
 
 HALF_LIFE = 64
 """Commits after which a change counts half as much."""
@@ -24,7 +25,6 @@ PATIENCE = 60.0
 
 _COMMIT = b"\1"
 _LOG = ("log", "-z", f"--max-count={MOST_COMMITS}", "--format=%x01", "--name-only", "--relative", "--no-renames")
-_SAFE = ("--no-pager", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "log.showSignature=false")
 
 
 class Named(Protocol):
@@ -37,15 +37,15 @@ class Named(Protocol):
 T = TypeVar("T", bound=Named)
 
 
-def rarely_changed_first(root: Path, files: Iterable[T]) -> list[T]:
+def rarely_changed_first(root: Path, files: Iterable[T], *, start: str = "") -> list[T]:
     """`files`, which lie below the folder `root`, by how much they have changed of late. What is equal stays in the
-    order it came in."""
+    order it came in. `start` is what stands before their paths from there."""
     found = list(files)
     weights = change_weights(root) if found else None
     if weights is None:
         return found
     last = float("inf")
-    return sorted(found, key=lambda file: weights.get(file.path, last))
+    return sorted(found, key=lambda file: weights.get(file.path[len(start) :], last))
 
 
 def change_weights(root: Path) -> dict[str, float] | None:
@@ -67,18 +67,4 @@ def change_weights(root: Path) -> dict[str, float] | None:
 
 def _git(root: Path, *arguments: str) -> bytes | None:
     """What git prints, or None when it is not there, has nothing to say of `root`, or takes too long."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment |= {"GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            ["git", *_SAFE, "-C", str(root), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=PATIENCE,
-            env=environment,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
+    return git.ask(root, *arguments, patience=PATIENCE).output

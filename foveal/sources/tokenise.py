@@ -1,13 +1,13 @@
 """Documents to tokens that know where they stand.
 
-What is special here: positions are characters of the document as the model reads it, header line included, so a line
-of the file and a token are related by one sorted array of line starts, and the header is simply line 0.
+Positions are characters of the document as the model reads it, header line included. So a line of the file and a token
+are related by one sorted array of line starts, and the header is simply line 0. A line of the file that is not read (in
+a notebook) begins where the next one that is begins, and holds nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -19,8 +19,6 @@ from foveal.sources.header import removed_line, replaced_line
 
 IntArray = npt.NDArray[np.int32]
 LongArray = npt.NDArray[np.int64]
-
-_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class Encoder(Protocol):
@@ -34,8 +32,8 @@ class TokenizedDocument:
     """One document as tokens: the header line's, then the text's.
 
     `starts` int32 [n]: the character each token begins in, counted from the header's first. `line_starts` int32
-    [lines + 1]: the first character of line 0 (the header), of line 1, and so on. Lines end in ``\\n``, ``\\r\\n`` or
-    ``\\r``, as in editors.
+    [lines + 1]: the first character of line 0 (the header), of line 1, and so on. Lines end in ``\n`` and nothing else,
+    as for git, grep and editors.
     """
 
     path: str
@@ -86,10 +84,21 @@ def tokenize_document(document: Document, tokenizer: Encoder) -> TokenizedDocume
     """The tokens of one document (see `document_text`) with their places. No control tokens, no BOS."""
     text = document_text(document)
     ids, starts = tokenizer.encode_with_starts(text)
-    ends = [match.end() for match in _LINE_END.finditer(text)]
-    # The end of the last line begins no other one.
-    line_starts = np.array([0, *ends[: -1 if ends and ends[-1] == len(text) else None]], dtype=np.int32)
-    return TokenizedDocument(document.path, *_places(ids, starts), line_starts)
+    return TokenizedDocument(document.path, *_places(ids, starts), _line_starts(text, document.numbers))
+
+
+def _line_starts(text: str, numbers: Sequence[int] | None) -> IntArray:
+    """`line_starts` of a text with its header. `numbers` are the lines of the file that those of the text are."""
+    starts, end = [0], text.find("\n") + 1
+    while end < len(text):  # the end of the last line begins no other one
+        starts.append(end)
+        end = text.find("\n", end) + 1 or len(text)
+    if numbers is None:
+        return np.array(starts, dtype=np.int32)
+    made = [0]
+    for start, number in zip(starts[1:], numbers, strict=True):
+        made.extend([start] * (number + 1 - len(made)))
+    return np.array(made, dtype=np.int32)
 
 
 def tokenize_source(

@@ -1,8 +1,7 @@
 """The files of a folder, in one order, and why the others are left out.
 
-What is special here: the order is that of the full paths as strings, on every machine; links are never followed (so
-there are no loops and no way out of the folder); and nothing is opened here, so that pipes, devices and huge files
-cost nothing.
+The order is that of the full paths as strings, on every machine. Links are never followed, so there are no loops and no
+way out of the folder. Nothing is opened here, so that pipes, devices and huge files cost nothing.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pathspec
-
 from foveal.sources.document import Skipped
-from foveal.sources.ignore import IgnoreRules
+from foveal.sources.listing import Everything, Rules, Tell, rules_of
+from foveal.sources.wildmatch import Patterns
 
 VERSION_CONTROL = frozenset({".git", ".hg", ".svn", ".bzr"})
 GENERATED_FOLDERS = frozenset({"__pycache__", "node_modules"})
@@ -33,6 +31,8 @@ class Candidate:
     path: str
     absolute: Path
     size: int
+    named: bool = False
+    """Whether somebody named this very file."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,22 @@ class Filters:
     """What the caller asked for, beside the code base's own rules. Globs are in gitignore syntax."""
 
     max_file_bytes: int
-    include: pathspec.GitIgnoreSpec | None = None
-    exclude: pathspec.GitIgnoreSpec | None = None
+    include: Patterns | None = None
+    exclude: Patterns | None = None
     use_gitignore: bool = True
 
 
-def walk(root: Path, filters: Filters) -> Iterator[Candidate | Skipped]:
-    """Every file below `root`, either as a candidate or as skipped, ordered by path. Never raises for what it finds."""
-    rules = IgnoreRules.for_root(root) if filters.use_gitignore else IgnoreRules("")
-    stack = [_entries(root, "", rules, filters)]
+def walk(root: Path, filters: Filters, tell: Tell, *, start: str = "") -> Iterator[Candidate | Skipped]:
+    """Every file below `root`, either as a candidate or as skipped, ordered by path. Never raises for what it finds;
+    `tell` hears where git was asked and did not answer. `start` goes before every path (it ends in ``/``)."""
+    rules = rules_of(root, start, tell) if filters.use_gitignore else Everything()
+    stack = [_entries(_Folder(start, root, rules, is_root=True), filters)]
     while stack:
         entry = next(stack[-1], None)
         if entry is None:
             stack.pop()
         elif isinstance(entry, _Folder):
-            inner = rules if not filters.use_gitignore else entry.rules.enter(entry.absolute, entry.path)
-            stack.append(_entries(entry.absolute, entry.path, inner, filters))
+            stack.append(_entries(entry, filters))
         else:
             yield entry
 
@@ -64,25 +64,29 @@ def walk(root: Path, filters: Filters) -> Iterator[Candidate | Skipped]:
 class _Folder:
     path: str
     absolute: Path
-    rules: IgnoreRules
+    rules: Rules
+    only: str = ""
+    """Why nothing but what git tracks is read here, if so."""
+    is_root: bool = False
 
 
-def _entries(
-    folder: Path, prefix: str, rules: IgnoreRules, filters: Filters
-) -> Iterator[Candidate | Skipped | _Folder]:
+def _entries(folder: _Folder, filters: Filters) -> Iterator[Candidate | Skipped | _Folder]:
     try:
-        with os.scandir(folder) as scan:
+        with os.scandir(folder.absolute) as scan:
             found = list(scan)
     except OSError as error:
-        yield Skipped(prefix or "./", f"folder cannot be read: {error.strerror}")
+        yield Skipped(folder.path or "./", f"folder cannot be read: {error.strerror}")
         return
-    marks = [why for name, why in _MARKED_FOLDERS.items() if prefix and any(entry.name == name for entry in found)]
-    if marks:
-        yield Skipped(prefix, marks[0])
-        return
+    names = set() if folder.is_root else {entry.name for entry in found}
+    mark = next((why for name, why in _MARKED_FOLDERS.items() if name in names), None)
+    if mark is not None:
+        if not folder.rules.tracked(folder.path):
+            yield Skipped(folder.path, mark)
+            return
+        folder = replace(folder, only=mark)
     # With its slash a folder sorts among the files as its contents' full paths do.
     for name, entry in sorted((_name(entry), entry) for entry in found):
-        yield _judge(prefix + name, Path(entry.path), rules, filters)
+        yield from _judge(folder, name, Path(entry.path), filters)
 
 
 def _name(entry: os.DirEntry[str]) -> str:
@@ -92,32 +96,37 @@ def _name(entry: os.DirEntry[str]) -> str:
         return entry.name  # what is wrong with it shows when it is looked at
 
 
-def _judge(path: str, absolute: Path, rules: IgnoreRules, filters: Filters) -> Candidate | Skipped | _Folder:
-    reason = _excluded(path, rules, filters)
-    if reason:
-        return Skipped(path, reason)
-    if path.endswith("/"):
-        return _Folder(path, absolute, rules)
+def _judge(folder: _Folder, name: str, absolute: Path, filters: Filters) -> Iterator[Candidate | Skipped | _Folder]:
+    path = folder.path + name
+    only = folder.only or ("generated files" if name.removesuffix("/") in GENERATED_FOLDERS and name[-1] == "/" else "")
+    reason = _excluded(path, name, folder.rules, filters, only)
+    if name.endswith("/"):
+        inner = folder.rules if reason else folder.rules.enter(absolute, path)
+        yield Skipped(path, reason) if reason else _Folder(path, absolute, inner, only)
+        return
     try:
         status = absolute.lstat()
     except OSError as error:
-        return Skipped(path, f"cannot be read: {error.strerror}")
-    reason = _unfit(absolute, status, filters.max_file_bytes)
-    return Skipped(path, reason) if reason else Candidate(path, absolute, status.st_size)
+        yield Skipped(path, f"cannot be read: {error.strerror}")
+        return
+    if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):  # git has nothing to say of anything else
+        reason = reason or _unfit(absolute, status, filters.max_file_bytes)
+    else:
+        reason = _unfit(absolute, status, filters.max_file_bytes)
+    yield Skipped(path, reason) if reason else Candidate(path, absolute, status.st_size)
 
 
-def _excluded(path: str, rules: IgnoreRules, filters: Filters) -> str | None:
-    name = path.rstrip("/").rpartition("/")[2]
-    if name in VERSION_CONTROL:
+def _excluded(path: str, name: str, rules: Rules, filters: Filters, only: str) -> str | None:
+    if name.removesuffix("/") == ".git" or (name.removesuffix("/") in VERSION_CONTROL and not rules.tracked(path)):
         return "version control data"
-    if path.endswith("/") and name in GENERATED_FOLDERS:
-        return "generated files"
-    ignored = rules.ignored_by(path)
-    if ignored:
-        return f"ignored by {ignored}"
-    if filters.exclude is not None and filters.exclude.match_file(path):
+    if only and not rules.tracked(path):
+        return only
+    reason = rules.reason(path)
+    if reason:
+        return reason
+    if filters.exclude is not None and filters.exclude.covers(path):
         return "excluded by request"
-    if filters.include is not None and not path.endswith("/") and not filters.include.match_file(path):
+    if filters.include is not None and not path.endswith("/") and not filters.include.covers(path):
         return "not among the files asked for"
     return None
 

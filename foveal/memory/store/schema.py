@@ -54,6 +54,7 @@ class _Source(Struct):
     exclude: list[str] = []
     use_gitignore: bool = True
     elsewhere: bool = False
+    paths: list[str] = []
 
 
 class _Totals(Struct):

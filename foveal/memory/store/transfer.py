@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -85,7 +85,12 @@ def _pieces(store: Store, context: Context, chain: Chain, parts: list[bytes]) ->
 
 
 def import_file(
-    store: Store, file: BinaryIO, name: str | None = None, *, trust: bool = False, source: str | Path | None = None
+    store: Store,
+    file: BinaryIO,
+    name: str | None = None,
+    *,
+    trust: bool = False,
+    source: Sequence[str | Path] | None = None,
 ) -> Context:
     """Enter the context in `file`, under `name` or its own.
 
@@ -111,7 +116,7 @@ def import_file(
         twice.close()
 
 
-def _import(store: Store, twice: Twice, name: str | None, trust: bool, source: str | Path | None) -> Context:
+def _import(store: Store, twice: Twice, name: str | None, trust: bool, source: Sequence[str | Path] | None) -> Context:
     checked = Checking(twice.first()).run()
     context = checked.context.replace(
         name=name or checked.context.name,
@@ -132,11 +137,18 @@ def _import(store: Store, twice: Twice, name: str | None, trust: bool, source: s
         raise _no_room(store, context, checked) from error
 
 
-def _with_source(facts: Any, source: str | Path | None) -> dict[str, Any]:
-    """`facts` with where the source lies: at `source`, or not on this machine."""
+def _with_source(facts: Any, source: Sequence[str | Path] | None) -> dict[str, Any]:
+    """`facts` with where the source lies: at the paths in `source`, or not on this machine. Raises `TransferError` for
+    another number of paths than it was read from."""
     if "source" not in facts:
         return dict(facts)
-    here = {"elsewhere": True} if source is None else {"elsewhere": False, "source": str(Path(source).absolute())}
+    if not source:
+        return {**facts, "source": {**facts["source"], "elsewhere": True}}
+    read = len(facts["source"].get("paths", ())) or 1
+    if len(source) != read:
+        raise TransferError(f"the memory was read from {read} paths; give --source for each, in their order")
+    paths = [str(Path(path).absolute()) for path in source]
+    here = {"elsewhere": False, "source": ", ".join(paths), "paths": paths if len(paths) > 1 else []}
     return {**facts, "source": {**facts["source"], **here}}
 
 

@@ -1,0 +1,135 @@
+"""Notebooks as cells and text outputs, with the lines of the file; pointers that stand for other files."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+import foveal.config
+from foveal.sources import Document, Skipped, SourceMap, cited_lines, read_source, tokenize_document
+from foveal.text import Tokenizer
+
+PICTURE = base64.b64encode(bytes(range(256)) * 32).decode()
+CELLS = [
+    {"cell_type": "markdown", "metadata": {}, "source": ["# Title\n", f"![p](data:image/png;base64,{PICTURE})"]},
+    {
+        "cell_type": "code",
+        "execution_count": 1,
+        "metadata": {},
+        "outputs": [
+            {"data": {"image/png": PICTURE, "text/plain": ["<Figure>"]}, "metadata": {}, "output_type": "display_data"},
+            {"name": "stdout", "output_type": "stream", "text": ["10%\r100%\n", "done é\n"]},
+            {"ename": "E", "evalue": "no", "output_type": "error", "traceback": ["\x1b[31mError\x1b[0m", "Error: no"]},
+            {"data": {"text/html": ["<table>"]}, "metadata": {}, "output_type": "display_data"},
+        ],
+        "source": ["def f(x):\n", "    return x\n", "\n", "f(1)"],
+    },
+    {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": []},
+]
+TEXT = """# %% cell 1 (markdown)
+# Title
+![p](data:image/png;base64,...)
+# %% cell 2, its output
+<Figure>
+100%
+done é
+Error
+Error: no
+# %% cell 2 (code)
+def f(x):
+    return x
+
+f(1)
+"""
+
+
+def notebook(path: Path, cells: object = CELLS, indent: int | None = 1) -> Path:
+    path.write_text(json.dumps({"cells": cells, "nbformat": 4}, ensure_ascii=False, indent=indent) + "\n")
+    return path
+
+
+def only(path: Path) -> Document | Skipped:
+    (item,) = read_source(path)
+    return item
+
+
+def test_cells_and_text_outputs_with_their_lines(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "n.ipynb")
+    document = only(path)
+    assert isinstance(document, Document)
+    assert document.text == TEXT
+    in_file = path.read_text().split("\n")
+    for number, line in cited_lines([str(path)], "n.ipynb"):
+        if not line.startswith(("# %%", "![p]", "100%", "Error")):
+            assert line in in_file[number - 1]
+
+
+def test_every_token_has_the_line_of_the_file(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "n.ipynb")
+    document = only(path)
+    assert isinstance(document, Document) and document.numbers is not None
+    tokenizer = Tokenizer.from_file(Path(foveal.config.__file__).parent / "weights" / "nano")
+    tokens, places = tokenize_document(document, tokenizer), SourceMap()
+    places.append(tokens)
+    numbers = {0, *document.numbers}
+    assert {places.locate(token).line for token in range(places.tokens)} <= numbers
+    line = next(n for n, text in enumerate(path.read_text().split("\n"), 1) if "return x" in text)
+    (found,) = places.tokens_of("n.ipynb", line, line)
+    assert tokenizer.decode(tokens.ids[found.start : found.stop]).strip() == "return x"
+    assert SourceMap.from_bytes(places.to_bytes()).locate(found.start) == places.locate(found.start)
+
+
+def test_one_line_layout_and_strings(tmp_path: Path) -> None:
+    cells = [{"cell_type": "code", "source": "a = 1\nb = 2", "outputs": [{"output_type": "stream", "text": "3\n4"}]}]
+    document = only(notebook(tmp_path / "n.ipynb", cells, indent=None))
+    assert isinstance(document, Document)
+    assert document.text == "# %% cell 1 (code)\na = 1\nb = 2\n# %% cell 1, its output\n3\n4\n"
+    assert set(document.numbers or ()) == {1}
+
+
+def test_older_notebooks(tmp_path: Path) -> None:
+    output = {"output_type": "pyout", "png": PICTURE, "text": ["1"]}
+    code = {"cell_type": "code", "input": ["x = 1\n", "x"], "outputs": [output]}
+    path = tmp_path / "n.ipynb"
+    path.write_text(json.dumps({"nbformat": 3, "worksheets": [{"cells": [code]}]}, indent=1))
+    document = only(path)
+    assert isinstance(document, Document)
+    assert document.text == "# %% cell 1 (code)\nx = 1\nx\n# %% cell 1, its output\n1\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "3",
+        '{"cells": 3}',
+        '{"cells": [3]}',
+        '{"cells": [{}]}',
+        "[" * 5000,
+        "plain\n",
+        '{"cells": [{"cell_type": "code", "source": [1]}]}',
+        '{"cells": [{"cell_type": "code", "outputs": 3}]}',
+    ],
+)
+def test_a_broken_notebook_is_read_as_plain_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "n.ipynb"
+    path.write_text(text)
+    assert only(path) == Document("n.ipynb", text)
+
+
+def test_a_notebook_without_text_is_skipped(tmp_path: Path) -> None:
+    assert only(notebook(tmp_path / "n.ipynb", [])) == Skipped("n.ipynb", "a notebook without text")
+
+
+def test_pointers_of_git_lfs_are_skipped(tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1234567\n"
+    (tmp_path / "model.bin").write_text(pointer)
+    (tmp_path / "about.md").write_text(f"A pointer:\n{pointer}")
+    items = {item.path: item for item in read_source(tmp_path)}
+    reason = "a Git LFS pointer: its content (1,234,567 bytes) is not here (git lfs pull)"
+    assert items["model.bin"] == Skipped("model.bin", reason)
+    assert isinstance(items["about.md"], Document)
