@@ -14,9 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "foveal"
-ORDER = (
-    "process config formats ops model checkpoint cache engine text sources api memory measure server train evals cli".split()
-)
+ORDER = [
+    *"process config formats ops model checkpoint cache engine text sources api memory measure".split(),
+    *"server train evals cli".split(),
+]
 EXTRAS_OF = {
     "train": ("train",),
     "evals": ("evals",),

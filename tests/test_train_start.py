@@ -12,6 +12,7 @@ from helpers.stores import TOKENIZER, write_lines
 
 import foveal.config
 from foveal.api import ModelNotFound
+from foveal.checkpoint.errors import CheckpointError
 from foveal.checkpoint.reader import open_checkpoint
 from foveal.config import preset
 from foveal.model.attention import Segment
@@ -58,7 +59,8 @@ def test_the_exported_start_recalls(tmp_path: Path, capsys: pytest.CaptureFixtur
     config = tmp_path / "run.yaml"
     config.write_text("".join(f"{name}: {value}\n" for name, value in settings.items()))
     assert main([str(config), "--export-start", str(tmp_path / "model")]) == 0
-    assert main([str(config), "--export-start", str(tmp_path / "model")]) == 1, "it does not write over a model"
+    with pytest.raises(CheckpointError, match="model"):  # it does not write over a model
+        main([str(config), "--export-start", str(tmp_path / "model")])
     assert "already there" in capsys.readouterr().err
     assert not (tmp_path / "run").exists(), "nothing was trained"
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foveal.cli.options import Json
-from foveal.cli.output import UserError, note, notes, parse_count, print_json, results, show_bytes, show_seconds, table
+from foveal.cli.output import (
+    UserError,
+    note,
+    notes,
+    parse_count,
+    plain,
+    print_json,
+    results,
+    show_bytes,
+    show_seconds,
+    table,
+)
 from foveal.config import PRESETS
 
 if TYPE_CHECKING:
@@ -68,7 +75,7 @@ def bench(
     )
     if plot is not None:
         check_plot(plot)
-    with stopping(), _Status() as status:
+    with _Status() as status:
         chosen = preset_model(preset, say=status) if preset is not None else openable(model or "")
         with chosen as folder:
             settings = Settings.from_dict(wanted.to_dict() | {"model": str(folder)})
@@ -107,26 +114,12 @@ class _Status:
 
     def __call__(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(text.replace("[", r"\["))
+            self._status.update(plain(text))
 
     def row(self, row: dict[str, Any]) -> None:
         """Tell what was measured at one depth."""
         reading, decoding = (_rate(row[name]) for name in ("prefill_tok_s", "decode_tok_s"))
         note(f"at {row['depth']:,} tokens: reading {reading} tok/s, decoding {decoding} tok/s")
-
-
-@contextmanager
-def stopping() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: processes it started stopped, temporary files gone."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # ---------------------------------------------------------------------- afterwards
@@ -138,7 +131,6 @@ def _print(document: dict[str, Any], settings: Settings) -> None:
     out.print(
         f"{model['name']}: {model['parameters']:,} parameters, {show_bytes(model['weight_bytes'])} of weights; "
         f"cache {document['cache']}; {how}\n{machine['cpu']}, {settings.threads} threads\n",
-        markup=False,
         soft_wrap=True,
     )
     out.print(_rows(document["rows"], settings))

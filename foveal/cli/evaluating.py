@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.benching import stopping
 from foveal.cli.options import Json, Threads
 from foveal.cli.output import (
     FAILED,
@@ -22,6 +21,7 @@ from foveal.cli.output import (
     note,
     notes,
     parse_count,
+    plain,
     print_json,
     results,
     show_seconds,
@@ -81,7 +81,6 @@ def evaluate(
         check_plot(plot, "evals")
     lengths = tuple(sorted({parse_count(part) for part in length.split(",")}))
     with ExitStack() as stack:
-        stack.enter_context(stopping())
         status = stack.enter_context(_Status())
         folder = (
             out if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foveal-eval-")))
@@ -189,7 +188,7 @@ class _Status:
 
     def _show(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(text.replace("[", r"\["))
+            self._status.update(plain(text))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY
             note(text)
@@ -205,7 +204,6 @@ def _print(document: dict[str, Any], session: Session) -> None:
     about = document["model"]
     results().print(
         f"{about['name']}, {document['form']} form, seed {document['seed']}, texts from {document['source']['path']}\n",
-        markup=False,
         soft_wrap=True,
     )
     results().print(_table(found))

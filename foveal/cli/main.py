@@ -9,7 +9,7 @@ import typer
 from foveal import __version__
 from foveal.cli import benching, evaluating, memories, models, planning, reading, recalling, storing, syncing, training
 from foveal.cli.entry import main as enter
-from foveal.cli.output import Commands
+from foveal.cli.output import Commands, tell
 
 app = typer.Typer(
     name="foveal",
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"foveal {__version__}")
+        tell(f"foveal {__version__}")
         raise typer.Exit
 
 

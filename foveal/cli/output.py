@@ -1,7 +1,7 @@
 """How the command line speaks: two streams, tables for people, JSON for machines, one line for an error.
 
-All text goes out through `note`, `tell`, `results` and `table`, which show names and messages as `printable` does: no file
-name can steer the terminal of who lists it.
+All text goes out through `note`, `tell`, `results` and `table`, which show names and messages as `printable` does: no
+file name can steer the terminal of who lists it.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from foveal.process import (
-    FAILED,
-    INTERRUPTED,
-    OutputClosed,
-    OutputFailed,
-    one_line,
-    printable,
-    reason,
-    show_traceback,
-)
+from foveal.process.failures import FAILED, reason, show_traceback
+from foveal.process.signals import INTERRUPTED
+from foveal.process.streams import OutputFailed
+from foveal.process.streams import told as note
+from foveal.process.text import one_line, printable
 
-__all__ = ["FAILED", "INTERRUPTED", "Commands", "UserError", "one_line", "printable"]
+__all__ = ["FAILED", "INTERRUPTED", "Commands", "UserError", "note", "one_line", "printable"]
 
 
 class _Plain(Console):
     """A console for plain text: no markup, and what is no table or bar is shown as `printable` (lines stay lines)."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        shown = (Text(printable(each, "\n")) if isinstance(each, str) else each for each in objects)
+        shown = (plain(each, "\n") if isinstance(each, str) else each for each in objects)
         super().print(*shown, **options)
+
+
+def plain(text: str, keep: str = "") -> Text:
+    """`text` for a table, a bar or a status line: `printable`, and nothing in it is taken for markup."""
+    return Text(printable(text, keep))
 
 
 def notes() -> Console:
@@ -56,12 +56,6 @@ def print_json(document: Any) -> None:
     """One JSON document on stdout, as UTF-8-safe ASCII, with a final newline."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
-
-
-def note(message: str) -> None:
-    """One line for the person, on stderr."""
-    sys.stderr.write(printable(message) + "\n")
-    sys.stderr.flush()
 
 
 def tell(message: str) -> None:
@@ -92,10 +86,12 @@ class Commands(TyperGroup):
             note(f"foveal: {one_line(line)}")
             raise typer.Exit(FAILED) from None
 
-    def main(self, *arguments: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self, args: Any = None, prog_name: str | None = None, *rest: Any, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         """As typer's, but wrong usage is shown as `printable`, and nothing else is caught."""
         try:
-            code = super().main(*arguments, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, *rest, **extra | {"standalone_mode": False})
         except typer.Abort:
             note("foveal: aborted")
             code = FAILED
@@ -162,13 +158,12 @@ def show_seconds(seconds: float) -> str:
 
 
 def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[str]] = ()) -> Table:
-    """A plain table; a column whose name ends in ``>`` is set flush right. Cells are shown as `printable`, no markup."""
+    """A plain table; a column whose name ends in ``>`` is set flush right. Cells are plain text, not markup."""
     made = _PlainTable(title=title, title_justify="left", box=None, pad_edge=False)
     made.header_style = made.title_style = "bold"
     for column in columns:
         right = column.endswith(">")
-        name = Text(printable(column.removesuffix(">")))
-        made.add_column(name, justify="right" if right else "left", overflow="fold")
+        made.add_column(plain(column.removesuffix(">")), justify="right" if right else "left", overflow="fold")
     for row in rows:
         made.add_row(*row)
     return made
@@ -176,4 +171,4 @@ def table(*columns: str, title: str | None = None, rows: Iterable[Sequence[str]]
 
 class _PlainTable(Table):
     def add_row(self, *cells: Any, **options: Any) -> None:
-        super().add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+        super().add_row(*(plain(cell) if isinstance(cell, str) else cell for cell in cells), **options)

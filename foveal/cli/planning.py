@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli.output import UserError, print_json, results, show_bytes, table
+from foveal.cli.output import UserError, print_json, results, show_bytes, table, tell
 from foveal.config import PRESETS, ModelConfig
 
 if TYPE_CHECKING:
@@ -77,11 +77,12 @@ def _print(model: str, made: Plan) -> None:
     where.add_row("total", show_bytes(made.total))
     where.add_row("usable memory", show_bytes(made.machine.usable))
     out = results()
-    out.print(f"{model}, {made.tokens:,} tokens, {made.kv} cache: {made.bytes_per_token:,.0f} bytes per token\n")
+    tell(f"{model}, {made.tokens:,} tokens, {made.kv} cache: {made.bytes_per_token:,.0f} bytes per token")
+    tell("")
     for part in (cache, other, where):
         out.print(part)
         out.print()
-    out.print(_verdict(made))
+    tell(_verdict(made))
 
 
 def _verdict(made: Plan) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from foveal.cli.options import Json, StorePath, opened
-from foveal.cli.output import FAILED, UserError, note, parse_count, print_json, results, show_bytes, table
+from foveal.cli.output import FAILED, UserError, note, parse_count, print_json, results, show_bytes, table, tell
 
 if TYPE_CHECKING:
     from foveal.memory.store.objects import Context
+    from foveal.memory.store.verify import Problem
 
 Name = Annotated[str, typer.Argument(help="Name of the memory.")]
 
@@ -93,11 +94,12 @@ def verify(
         print_json({"sound": report.sound, **counts, "repaired": repair and not report.sound, "problems": problems})
     else:
         for problem in report.problems:
-            results().print(str(problem), markup=False, soft_wrap=True)
-        what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {report.contexts:,} memories"
-        note(f"{what}: {'all as they were written' if report.sound else f'{len(problems)} problems'}")
+            tell(str(problem))
+    what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {report.contexts:,} memories"
     if not report.sound:
-        raise typer.Exit(FAILED)
+        raise UserError(f"{what}: {_counted(report.problems, repair)}")
+    if not json:
+        note(f"{what}: all as they were written")
 
 
 def export(
@@ -180,6 +182,13 @@ def du(store: StorePath = None, json: Json = False) -> None:
 
 
 # ---------------------------------------------------------------------- inside
+
+
+def _counted(problems: Sequence[Problem], repaired: bool) -> str:
+    """``3 problems, 1 of them lost; ...``."""
+    lost = sum(problem.lost for problem in problems)
+    told = f"{len(problems):,} problem{'s' * (len(problems) > 1)}" + (f", {lost:,} of them lost" if lost else "")
+    return f"{told}; what can be mended was" if repaired else f"{told}; `foveal verify --repair` mends what can be"
 
 
 def _tree(store: Any, name: str) -> dict[str, Any]:
