@@ -44,6 +44,8 @@ def _of_library(error: BaseException) -> str | None:
     text, home = str(error), type(error).__module__.partition(".")[0]
     if any(words in text for words in _NO_MEMORY):
         return f"not enough memory: {text}"
+    if os.strerror(errno.EMFILE) in text:
+        return f"{text}{_HINTS[errno.EMFILE]}"
     if "can't start new thread" in text or "thread creation failed" in text.lower():
         return "cannot start a thread; allow more processes (ulimit -u) or more memory (ulimit -v)"
     if isinstance(error, ImportError):

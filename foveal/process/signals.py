@@ -42,7 +42,7 @@ def take(*, keeps: bool = False) -> None:
 
 
 def heard() -> list[int]:
-    """Signals that ask this process to end. What was ignored when it began stays ignored (``nohup``, a shell's ``&``)."""
+    """Signals that ask this process to end, but for those ignored when it began (``nohup``, a shell's ``&``)."""
     return [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
