@@ -73,9 +73,9 @@ CONDITIONS = {
     **{f"descriptors-{n}": Conditions(descriptors=n) for n in (3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)},
     **{f"memory-{n}k": Conditions(memory=n << 10) for n in (0, 256, 1024, 4096, 16384, 65536)},
 }
-MOMENTS = ((20, signal.SIGHUP), (100, signal.SIGTERM), (3000, signal.SIGINT))
+MOMENTS = ((60, signal.SIGHUP), (100, signal.SIGTERM), (3000, signal.SIGINT))
 if SOAK:
-    MOMENTS += tuple((m, n) for m in (1, 2, *range(10, 30000, 500)) for n in (signal.SIGINT, signal.SIGTERM))
+    MOMENTS += tuple((m, n) for m in range(60, 30000, 500) for n in (signal.SIGINT, signal.SIGTERM))
 KEEP = {"read", "sync", "train", "eval", "bench"}
 
 FORBIDDEN = (

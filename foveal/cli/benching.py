@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json
+from foveal.cli.options import MOST_THREADS, Json, path_option
 from foveal.cli.output import (
     UserError,
     note,
@@ -44,13 +44,15 @@ def bench(
     jump: Annotated[
         bool, typer.Option("--jump", help="Fill the cache with made-up entries instead of reading up to each depth.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; default: all cores.")
+    ] = None,
     kv: Annotated[str | None, typer.Option(help="Entries in the cache: bf16 or fp8; default: the engine's.")] = None,
     index: Annotated[str | None, typer.Option(help="Index keys: bf16, fp8 or fp4; default: to match.")] = None,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in a repetition.")] = 64,
     prefill_tokens: Annotated[int, typer.Option(min=1, help="Tokens to read after a jump.")] = 512,
     repetitions: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 5,
-    plot: Annotated[Path | None, typer.Option(help="Draw it too, to a .png, .svg or .pdf file.")] = None,
+    plot: Annotated[Path | None, path_option(help="Draw it too, to a .png, .svg or .pdf file.")] = None,
     json: Json = False,
 ) -> None:
     """Measure reading and decoding at growing depths: tokens a second, time by operation, cache, peak memory."""

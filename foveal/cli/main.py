@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, NoReturn
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from foveal import __version__
 from foveal.cli import benching, evaluating, memories, models, planning, reading, recalling, storing, syncing, training
 from foveal.cli.entry import main as enter
-from foveal.cli.output import Commands, tell
+from foveal.cli.output import Commands, UserError, tell
 
 app = typer.Typer(
     name="foveal",
@@ -43,9 +44,18 @@ for module in (reading, syncing, recalling, memories, storing, models, planning,
 
 
 def run() -> int:
-    """Run the command of `sys.argv`; the exit code, or what it raised for `foveal.process.run` to tell."""
+    """Run the command of `sys.argv`; the exit code, or what it raised for `foveal.process.life.run` to tell."""
+    _check_folder()
     code = app(standalone_mode=False)
     return code if isinstance(code, int) else 0
+
+
+def _check_folder() -> None:
+    """A library under torch ends the process with a line of its own where the current folder was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted; go to one that is there") from None
 
 
 def main() -> NoReturn:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.cli.options import path_option
 from foveal.cli.output import UserError, note, print_json, results, show_bytes, table, tell
 from foveal.config import PRESETS, ModelConfig, preset
 
@@ -44,7 +45,7 @@ def inspect(
 
 def init(
     preset_name: Annotated[str, typer.Option("--preset", help="Shape of the model: " + ", ".join(PRESETS) + ".")],
-    out: Annotated[Path, typer.Option(help="Directory to write; must not exist or be empty.")],
+    out: Annotated[Path, path_option(help="Directory to write; must not exist or be empty.")],
     dtype: Annotated[
         str, typer.Option(help="bf16, or fp4: FP4 experts and FP8 matrices, as the published models are stored.")
     ] = "bf16",

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any, NoReturn
 
 import typer
@@ -120,7 +121,7 @@ def _exit(code: Any) -> NoReturn:
 # ---------------------------------------------------------------------- numbers for people
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_MOST = 2.0**63
+_MOST = 1 << 63
 
 
 def parse_count(text: str) -> int:
@@ -131,8 +132,8 @@ def parse_count(text: str) -> int:
     match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kKmMgGtT]?)(?:i?[bB])?\s*", text)
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a number; write one like 4096, 128k or 1M")
-    count = float(re.sub("[_,]", "", match[1])) * _UNITS[match[2].lower()]
-    if not count < _MOST:
+    count = Fraction(re.sub("[_,]", "", match[1])) * _UNITS[match[2].lower()]
+    if count >= _MOST:
         raise typer.BadParameter(f"{text!r} is too large a number")
     return int(count)
 

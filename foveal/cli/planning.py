@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     model: Annotated[str, typer.Option(help="A preset (flash, pro, nano, ...) or a model directory.")] = "flash",
     context: Annotated[str, typer.Option(help="Tokens of context: 128k, 1M (1,048,576) or a number.")] = "1M",
-    agents: Annotated[int, typer.Option(help="Agents that share the context.", min=1)] = 1,
+    agents: Annotated[int, typer.Option(help="Agents that share the context.", min=1, max=1 << 40)] = 1,
     agent_tokens: Annotated[str, typer.Option(help="Tokens of its own that each agent adds.")] = "0",
     kv: Annotated[
         str, typer.Option(help="How the cache is stored: bf16, fp8, or fp4 (FP8 entries, FP4 index keys).")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, open_engine, opened
+from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, not_empty, open_engine, opened
 from foveal.cli.output import (
     FAILED,
     INTERRUPTED,
@@ -41,7 +41,9 @@ def register(app: typer.Typer) -> None:
 
 
 def read(
-    path: Annotated[str, typer.Argument(help="A folder, a file, or - for standard input.")],
+    path: Annotated[
+        str, typer.Argument(parser=not_empty, metavar="PATH", help="A folder, a file, or - for standard input.")
+    ],
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the memory.")],
     model: Model = None,
     store: StorePath = None,

@@ -235,7 +235,7 @@ def _writing(file: str) -> Iterator[BinaryIO]:
         return
     target = Path(os.path.realpath(file))
     if target.is_dir():
-        raise UserError(f"{file} is a folder; name a file in it")
+        raise UserError(f"{file or repr(file)} is a folder; name a file in it")
     if target.exists() and not target.is_file():
         with target.open("wb") as out:
             yield out

@@ -52,6 +52,8 @@ def _of_library(error: BaseException) -> str | None:
         return f"cannot load what is needed: {text}"
     if home == "sqlite3" and type(error).__name__ == "OperationalError":
         return f"the store's index cannot be used now: {text}"
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"{error.object!r} is not text: some of its bytes are not UTF-8"
     if isinstance(error, ValueError) and "embedded null" in text:
         return "a path with a NUL byte in it cannot be opened"
     if isinstance(error, RecursionError):
@@ -69,8 +71,12 @@ def of_system(error: OSError) -> str:
     """System errors in the form ``file: what happened``."""
     if not error.strerror:
         return str(error) or type(error).__name__
-    named = "" if error.filename is None or isinstance(error, OutputFailed) else f"{os.fsdecode(error.filename)}: "
+    named = "" if error.filename is None or isinstance(error, OutputFailed) else f"{_file(error.filename)}: "
     return f"{named}{error.strerror}{_HINTS.get(error.errno or 0, '')}"
+
+
+def _file(name: str | bytes | int) -> str:
+    return str(name) if isinstance(name, int) else os.fsdecode(name) or "''"
 
 
 _HINTS = {
