@@ -36,7 +36,8 @@ def reason(error: BaseException) -> str | None:
     for each in chain:
         if isinstance(each, OSError) and isinstance(error, ImportError | SystemError):
             return of_system(each)
-    return _of_library(error)
+    # A package that could not be loaded may say so at length; what it began with is short.
+    return _of_library(chain[-1] if isinstance(error, ImportError) else error)
 
 
 def _of_library(error: BaseException) -> str | None:
@@ -46,7 +47,7 @@ def _of_library(error: BaseException) -> str | None:
         return f"not enough memory: {text}"
     if os.strerror(errno.EMFILE) in text:
         return f"{text}{_HINTS[errno.EMFILE]}"
-    if "can't start new thread" in text or "thread creation failed" in text.lower():
+    if "can't start new thread" in text or os.strerror(errno.EAGAIN) in text:
         return "cannot start a thread; allow more processes (ulimit -u) or more memory (ulimit -v)"
     if isinstance(error, ImportError):
         return f"cannot load what is needed: {text}"

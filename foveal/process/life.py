@@ -34,13 +34,50 @@ def run(load: Callable[[], Callable[[], int]], *, keeps: bool = False) -> NoRetu
         streams.say(of_system(error))
         os._exit(FAILED)
     imports.safely()
-    # Before torch is loaded: its threads shall sleep while they wait for each other. The default, to spin, made reading
-    # ten times slower on a machine whose cores had other work too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _tame_libraries()
     sys.unraisablehook = _unraisable
     atexit.register(_leave)  # first in, last out
     _End.code = _worked(load)
     sys.exit(_End.code)
+
+
+def _tame_libraries() -> None:
+    """Settings of torch's and numpy's libraries, which read them when they are loaded."""
+    # Threads shall sleep while they wait for each other. The default, to spin, made reading ten times slower on a
+    # machine whose cores had other work too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # numpy multiplies nothing large here, and its library ends the process when it cannot start its threads.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if not _threads_can_start():  # torch's and tokenizers' would end the process too
+        os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _threads_can_start() -> bool:
+    """Whether as many can as there are cores; asked only where the limit of processes is small."""
+    import _thread
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if most == resource.RLIM_INFINITY or most > _MANY_PROCESSES:
+        return True
+    gate = _thread.allocate_lock()
+    gate.acquire()
+    try:
+        for _ in range(os.cpu_count() or 1):
+            _thread.start_new_thread(_pass, (gate,))
+    except RuntimeError:
+        return False
+    finally:
+        gate.release()
+    return True
+
+
+def _pass(gate: Any) -> None:
+    with gate:
+        pass
+
+
+_MANY_PROCESSES = 4096
 
 
 def _worked(load: Callable[[], Callable[[], int]]) -> int:
