@@ -69,16 +69,17 @@ class Prefetch:
             return self.feed.batch(step, rows, length, documents)
 
     def _begin(self, call: Call) -> list[Future[list[Row]]]:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_enter, initargs=(self.feed,))
         step, rows, length, documents = call
         each = -(-len(rows) // self.workers)
         groups = [rows[i : i + each] for i in range(0, len(rows), each)]
-        pool = self._pool
-        # A worker begins as ``python -c``, with the current folder on its path and without a handler of its own.
-        imports.safely()
+        pool = self._pool = self._pool or self._started()
         return shielded(lambda: [pool.submit(_rows, step, group, length, documents) for group in groups])
+
+    def _started(self) -> ProcessPoolExecutor:
+        # A worker begins as ``python -c``, with the current folder on its path; so does what Python starts beside it.
+        imports.safely()
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.workers, context, initializer=_enter, initargs=(self.feed,))
 
     def __enter__(self) -> Self:
         return self
