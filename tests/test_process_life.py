@@ -120,6 +120,8 @@ def test_how_it_ended(work: str, code: int, line: str) -> None:
 
 def test_a_fault_of_another_package_says_what_ran_out() -> None:
     assert reason(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")) is not None
+    full = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert reason(type("SafetensorError", (Exception,), {})(full)) == full
     assert "ulimit -n" in str(reason(RuntimeError("unable to open file <x>: Too many open files (24)")))
     assert "ulimit -u" in str(reason(RuntimeError("can't start new thread")))
     assert reason(RuntimeError("another")) is None and reason(KeyError("x")) is None

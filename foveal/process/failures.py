@@ -45,6 +45,8 @@ def _of_library(error: BaseException) -> str | None:
     text, home = str(error), type(error).__module__.partition(".")[0]
     if any(words in text for words in _NO_MEMORY):
         return f"not enough memory: {text}"
+    if "(os error " in text and os.strerror(errno.EAGAIN) not in text:  # as Rust writes the system's refusals
+        return text
     if os.strerror(errno.EMFILE) in text:
         return f"{text}{_HINTS[errno.EMFILE]}"
     if "can't start new thread" in text or os.strerror(errno.EAGAIN) in text:

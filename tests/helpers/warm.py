@@ -64,9 +64,7 @@ class Warm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # no more requests: it ends
 
     def run(self, command: Sequence[str], conditions: Conditions, folder: Path | None = None) -> Ended:
         """Run ``foveal COMMAND`` in `folder`."""
