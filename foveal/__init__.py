@@ -1,17 +1,19 @@
 """Foveal: a compressed, forkable, citable memory for agents, on DeepSeek-V4's attention.
 
-What is special here: names are imported when they are first used, so that ``import foveal.config`` or a command that
-only lists files does not load torch.
+Names are imported when they are first used, so that ``import foveal.config`` or a command that only lists files does
+not load torch.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
 
+# Nothing else is imported: the command line begins here, and a signal may come before it has its handlers.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     from foveal.api import Engine as Engine
     from foveal.api import Generation as Generation
     from foveal.config import PRESETS as PRESETS
@@ -55,6 +57,8 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         home = homes.get(name)
         if home is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        import importlib
+
         value = getattr(importlib.import_module(home), name)
         setattr(sys.modules[package], name, value)
         return value

@@ -22,7 +22,8 @@ BARE = {"dict": "dict[str, Any]", "list": "list[Any]", "tuple": "tuple[Any, ...]
 def main() -> None:
     """Generate, then name the arrays."""
     out = TARGET.with_suffix(".tmp")
-    subprocess.run([sys.executable, "-m", "nanobind.stubgen", "-m", "foveal._native", "-q", "-o", str(out)], check=True)
+    command = [sys.executable, "-P", "-m", "nanobind.stubgen", "-m", "foveal._native", "-q", "-o", str(out)]
+    subprocess.run(command, check=True)
     text = out.read_text(encoding="utf-8")
     out.unlink()
     text = ARRAY.sub("Array", text).replace("import numpy\nfrom numpy.typing import NDArray\n", "")

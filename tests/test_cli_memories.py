@@ -285,6 +285,7 @@ def test_a_flipped_byte_is_noticed_and_mended(foveal: Foveal, source: Path) -> N
     shown = foveal("show", "s", "--verify")
     assert shown.exit_code == 1 and "damaged" in shown.stderr and shown.stderr.count("\n") == 1
     found = foveal("verify", "--json")
+    assert found.stderr.startswith("foveal: ") and found.stderr.count("\n") == 1 and " problem" in found.stderr
     assert found.exit_code == 1 and json.loads(found.stdout)["problems"][0]["memories"] == ["s"]
     again = foveal.json("recall", "s", "def alpha(", "--max-tokens", "8")
     assert again | {"seconds": 0} == right | {"seconds": 0}

@@ -12,8 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from foveal.cli.output import Commands, UserError, parse_count, print_json, show_bytes, show_seconds
-from foveal.cli.progress import Interruption, ReadingBar, describe
+from foveal.cli import main
+from foveal.cli.output import (
+    Commands,
+    UserError,
+    note,
+    notes,
+    parse_count,
+    print_json,
+    results,
+    show_bytes,
+    show_seconds,
+    table,
+    tell,
+)
+from foveal.cli.progress import Interruption, LiveBar, ReadingBar, describe
 from foveal.cli.reading import summarise_skipped
 from foveal.config import ConfigError
 from foveal.memory import Progress
@@ -36,7 +49,7 @@ def test_counts_are_read(text: str, count: int) -> None:
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "k", "-1", "1x", "one", "1 2", "0x10"])
+@pytest.mark.parametrize("text", ["", "k", "-1", "1x", "one", "1 2", "0x10", "9" * 400, "9" * 19])
 def test_what_is_no_count_is_a_usage_error(text: str) -> None:
     with pytest.raises(typer.BadParameter):
         parse_count(text)
@@ -95,9 +108,44 @@ def test_an_expected_failure_is_one_line_and_exit_code_1(error: Exception, line:
     assert (result.exit_code, result.stderr, result.stdout) == (1, line + "\n", "")
 
 
-def test_a_fault_of_ours_keeps_its_traceback() -> None:
+def test_a_fault_of_ours_goes_up() -> None:
+    """`foveal.process.life.run` tells of it; in a test it is seen whole."""
     result = CliRunner().invoke(app_raising(ZeroDivisionError("ours")), ["fail"])
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+ODD = "a\x1b[31mRED\n[bold].py"
+SHOWN = "a\\x1b[31mRED\\n[bold].py"
+
+
+def test_no_name_reaches_a_terminal_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = table("name", ODD, title=None, rows=[(ODD, "1")])
+    shown.add_row(ODD, "2")
+    results().print(shown)
+    results().print(ODD.replace("\n", ""))
+    tell(ODD)
+    note(ODD)
+    notes().print(shown)
+    bar = LiveBar(ODD)
+    bar.show(ODD, 1, 2, ODD, ODD)
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err and printed.out.count("[bold]") == 5
+    assert SHOWN + "\n" in printed.out and SHOWN + "\n" in printed.err
+    (task,) = bar._bar.tasks
+    assert (task.description, task.fields["count"], task.fields["file"]) == (SHOWN, SHOWN, SHOWN)
+
+
+def test_wrong_usage_is_escaped() -> None:
+    result = CliRunner().invoke(main.app, ["ls", "--\x1b[31m"])
+    assert result.exit_code == 2 and "\\x1b[31m" in result.stderr and "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["ls --store", "read", "sync a --source", "tokenize x --out", "init --preset nano --out"]
+)
+def test_an_empty_path_is_not_the_current_folder(command: str) -> None:
+    result = CliRunner().invoke(main.app, [*command.split(), "", *(["-n", "a"] if command == "read" else [])])
+    assert result.exit_code == 2 and "it is empty" in result.stderr
 
 
 def test_json_is_ascii_and_strict(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def _step(made: Path, make: Callable[[Path], None]) -> None:
 def _source(folder: Path, to: Path, archive: Path | None) -> None:
     if archive is None:
         # Of this package alone: with ":all:" pip would compile cmake, too, to ask for the archive's name.
-        _run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", NAME, "-d", folder, LLAMA)
+        _run(sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-binary", NAME, "-d", folder, LLAMA)
         archive = folder / f"{SOURCE}.tar.gz"
     to.mkdir()
     with tarfile.open(archive) as packed:
@@ -84,7 +84,7 @@ def _source(folder: Path, to: Path, archive: Path | None) -> None:
 def _build(source: Path, to: Path) -> None:
     """Compile it for this machine: ggml's default when built from source."""
     try:
-        _run(sys.executable, "-m", "venv", to)
+        _run(sys.executable, "-P", "-m", "venv", to)
         _run(to / "bin" / "python", "-m", "pip", "install", "--quiet", source)
     except BaseException:
         shutil.rmtree(to, ignore_errors=True)
@@ -106,7 +106,7 @@ def _plain(checkpoint: Path, to: Path) -> None:
 
 def _gguf(source: Path, checkpoint: Path, to: Path) -> None:
     converter = source / "vendor" / "llama.cpp"
-    _run(sys.executable, "-c", _CONVERT, converter, checkpoint, "--outfile", to, "--outtype", "q8_0")
+    _run(sys.executable, "-P", "-c", _CONVERT, converter, checkpoint, "--outfile", to, "--outtype", "q8_0")
 
 
 def _run(*command: str | Path) -> None:

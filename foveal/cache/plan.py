@@ -45,6 +45,8 @@ def parse_tokens(text: str) -> int:
     count = Fraction(match[1]) * _UNITS[match[2]] if match else Fraction(-1)
     if count < 1 or count.denominator != 1:
         raise PlanError(f"{text!r} is not a number of tokens; write one like 4096, 128k or 1M")
+    if count >= 1 << 63:
+        raise PlanError(f"{text!r} is more tokens than can be counted")
     return int(count)
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json
-from foveal.cli.output import UserError, note, notes, parse_count, print_json, results, show_bytes, show_seconds, table
+from foveal.cli.options import MOST_THREADS, Json, path_option
+from foveal.cli.output import (
+    UserError,
+    note,
+    notes,
+    parse_count,
+    plain,
+    print_json,
+    results,
+    show_bytes,
+    show_seconds,
+    table,
+)
 from foveal.config import PRESETS
 
 if TYPE_CHECKING:
@@ -37,13 +44,15 @@ def bench(
     jump: Annotated[
         bool, typer.Option("--jump", help="Fill the cache with made-up entries instead of reading up to each depth.")
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; default: all cores.")
+    ] = None,
     kv: Annotated[str | None, typer.Option(help="Entries in the cache: bf16 or fp8; default: the engine's.")] = None,
     index: Annotated[str | None, typer.Option(help="Index keys: bf16, fp8 or fp4; default: to match.")] = None,
     decode_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in a repetition.")] = 64,
     prefill_tokens: Annotated[int, typer.Option(min=1, help="Tokens to read after a jump.")] = 512,
     repetitions: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 5,
-    plot: Annotated[Path | None, typer.Option(help="Draw it too, to a .png, .svg or .pdf file.")] = None,
+    plot: Annotated[Path | None, path_option(help="Draw it too, to a .png, .svg or .pdf file.")] = None,
     json: Json = False,
 ) -> None:
     """Measure reading and decoding at growing depths: tokens a second, time by operation, cache, peak memory."""
@@ -68,7 +77,7 @@ def bench(
     )
     if plot is not None:
         check_plot(plot)
-    with stopping(), _Status() as status:
+    with _Status() as status:
         chosen = preset_model(preset, say=status) if preset is not None else openable(model or "")
         with chosen as folder:
             settings = Settings.from_dict(wanted.to_dict() | {"model": str(folder)})
@@ -107,26 +116,12 @@ class _Status:
 
     def __call__(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(text.replace("[", r"\["))
+            self._status.update(plain(text))
 
     def row(self, row: dict[str, Any]) -> None:
         """Tell what was measured at one depth."""
         reading, decoding = (_rate(row[name]) for name in ("prefill_tok_s", "decode_tok_s"))
         note(f"at {row['depth']:,} tokens: reading {reading} tok/s, decoding {decoding} tok/s")
-
-
-@contextmanager
-def stopping() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: processes it started stopped, temporary files gone."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # ---------------------------------------------------------------------- afterwards
@@ -138,7 +133,6 @@ def _print(document: dict[str, Any], settings: Settings) -> None:
     out.print(
         f"{model['name']}: {model['parameters']:,} parameters, {show_bytes(model['weight_bytes'])} of weights; "
         f"cache {document['cache']}; {how}\n{machine['cpu']}, {settings.threads} threads\n",
-        markup=False,
         soft_wrap=True,
     )
     out.print(_rows(document["rows"], settings))

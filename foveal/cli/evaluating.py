@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.benching import stopping
-from foveal.cli.options import Json, Threads
+from foveal.cli.options import Json, Threads, path_option
 from foveal.cli.output import (
     FAILED,
     INTERRUPTED,
@@ -22,6 +21,7 @@ from foveal.cli.output import (
     note,
     notes,
     parse_count,
+    plain,
     print_json,
     results,
     show_seconds,
@@ -53,21 +53,23 @@ def evaluate(
     ] = None,
     model: Annotated[str, typer.Option(help="nano, or a model directory.")] = "nano",
     source: Annotated[
-        Path | None, typer.Option(help="Folder the texts are made from; default: Python's standard library.")
+        Path | None,
+        path_option(help="Folder the texts are made from; default: Python's standard library."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed makes other texts and questions.")] = 0,
     form: Annotated[
         str, typer.Option(help="completion (cues that are continued), chat (instructions), or auto (docs/evals.md).")
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for results and memories; the same command goes on from there.")
+        Path | None,
+        path_option(help="Folder for results and memories; the same command goes on from there."),
     ] = None,
     full_context: Annotated[
         str, typer.Option(help="Longest text that is also read with attention to all of it; 0: none.")
     ] = "0",
     endpoint: Annotated[str | None, typer.Option(help="Ask an OpenAI-compatible server at this address.")] = None,
     endpoint_model: Annotated[str | None, typer.Option(help="The name it serves the model by.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw it too, to a .png, .svg or .pdf file.")] = None,
+    plot: Annotated[Path | None, path_option(help="Draw it too, to a .png, .svg or .pdf file.")] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -81,7 +83,6 @@ def evaluate(
         check_plot(plot, "evals")
     lengths = tuple(sorted({parse_count(part) for part in length.split(",")}))
     with ExitStack() as stack:
-        stack.enter_context(stopping())
         status = stack.enter_context(_Status())
         folder = (
             out if out is not None else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foveal-eval-")))
@@ -189,7 +190,7 @@ class _Status:
 
     def _show(self, text: str) -> None:
         if self._status is not None:
-            self._status.update(text.replace("[", r"\["))
+            self._status.update(plain(text))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY
             note(text)
@@ -205,7 +206,6 @@ def _print(document: dict[str, Any], session: Session) -> None:
     about = document["model"]
     results().print(
         f"{about['name']}, {document['form']} form, seed {document['seed']}, texts from {document['source']['path']}\n",
-        markup=False,
         soft_wrap=True,
     )
     results().print(_table(found))

@@ -1,16 +1,16 @@
-"""The `foveal` command: puts the commands together and is the entry point of the installed script."""
+"""The `foveal` command: puts the commands together."""
 
 from __future__ import annotations
 
 import os
-import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from foveal import __version__
 from foveal.cli import benching, evaluating, memories, models, planning, reading, recalling, storing, syncing, training
-from foveal.cli.output import INTERRUPTED, Commands
+from foveal.cli.entry import main as enter
+from foveal.cli.output import Commands, UserError, tell
 
 app = typer.Typer(
     name="foveal",
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"foveal {__version__}")
+        tell(f"foveal {__version__}")
         raise typer.Exit
 
 
@@ -43,18 +43,24 @@ for module in (reading, syncing, recalling, memories, storing, models, planning,
     module.register(app)
 
 
-def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    # Before torch is loaded: its threads shall sleep while they wait for each other. The default, to spin, made reading
-    # ten times slower on a machine whose cores had other work too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+def run() -> int:
+    """Run the command of `sys.argv`; the exit code, or what it raised for `foveal.process.life.run` to tell."""
+    _check_folder()
+    code = app(standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def _check_folder() -> None:
+    """A library under torch ends the process with a line of its own where the current folder was deleted."""
     try:
-        app()
-    except BrokenPipeError:  # the reader of stdout went away (`foveal ls | head -1`): nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was deleted; go to one that is there") from None
+
+
+def main() -> NoReturn:
+    """As the installed script, which begins with `foveal.cli.entry`."""
+    enter()
 
 
 if __name__ == "__main__":

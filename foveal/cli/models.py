@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.output import UserError, note, print_json, results, show_bytes, table
+from foveal.cli.options import path_option
+from foveal.cli.output import UserError, note, print_json, results, show_bytes, table, tell
 from foveal.config import PRESETS, ModelConfig, preset
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def inspect(
 
 def init(
     preset_name: Annotated[str, typer.Option("--preset", help="Shape of the model: " + ", ".join(PRESETS) + ".")],
-    out: Annotated[Path, typer.Option(help="Directory to write; must not exist or be empty.")],
+    out: Annotated[Path, path_option(help="Directory to write; must not exist or be empty.")],
     dtype: Annotated[
         str, typer.Option(help="bf16, or fp4: FP4 experts and FP8 matrices, as the published models are stored.")
     ] = "bf16",
@@ -63,7 +64,7 @@ def init(
     if json:
         print_json(summary_document(str(out), summary))
     else:
-        typer.echo(f"{out}: {summary.tensors:,} tensors, {show_bytes(summary.nbytes)}")
+        tell(f"{out}: {summary.tensors:,} tensors, {show_bytes(summary.nbytes)}")
 
 
 def _stored_as(config: ModelConfig, dtype: str) -> ModelConfig:
@@ -118,6 +119,6 @@ def _print(path: str, summary: Summary) -> None:
     out.print()
     out.print(formats)
     out.print()
-    out.print(f"{path}: {summary.tensors:,} tensors, {summary.nbytes:,} bytes ({show_bytes(summary.nbytes)})")
+    tell(f"{path}: {summary.tensors:,} tensors, {summary.nbytes:,} bytes ({show_bytes(summary.nbytes)})")
     extra = f", and {summary.mtp_parameters:,} in MTP blocks" if summary.mtp_parameters else ""
-    out.print(f"{summary.parameters:,} parameters, {summary.active:,} active for a token{extra}", soft_wrap=True)
+    tell(f"{summary.parameters:,} parameters, {summary.active:,} active for a token{extra}")

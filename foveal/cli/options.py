@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,13 +14,35 @@ if TYPE_CHECKING:
     from foveal.api import Engine
     from foveal.memory import MemoryInfo, Store
 
+MOST_THREADS = 1024
+
+
+def place(text: str) -> Path:
+    """The path that was given. Raises `typer.BadParameter` when it is empty: a variable that is not set is not the
+    current folder."""
+    return Path(not_empty(text))
+
+
+def not_empty(text: str) -> str:
+    """`text`, which names a file or folder; as `place`."""
+    if not text:
+        raise typer.BadParameter("it is empty; name a file or a folder")
+    return text
+
+
+def path_option(*names: str, help: str) -> Any:
+    """An option that takes a path."""
+    return typer.Option(*names, parser=place, metavar="PATH", help=help)
+
+
 StorePath = Annotated[
-    Path | None, typer.Option("--store", help="Folder of the store; default $FOVEAL_STORE or ~/.local/share/foveal.")
+    Path | None,
+    path_option("--store", help="Folder of the store; default $FOVEAL_STORE or ~/.local/share/foveal."),
 ]
 Model = Annotated[
     str | None, typer.Option("--model", help="nano, or a model directory; default: the memory's own, else nano.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: one on each core.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; default: one on each core.")]
 MemoryLimit = Annotated[
     str | None,
     typer.Option(help="Memory this process may hold (2G); pages beyond that stay on the disk until they are needed."),

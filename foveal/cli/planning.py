@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli.output import UserError, print_json, results, show_bytes, table
+from foveal.cli.output import UserError, print_json, results, show_bytes, table, tell
 from foveal.config import PRESETS, ModelConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     model: Annotated[str, typer.Option(help="A preset (flash, pro, nano, ...) or a model directory.")] = "flash",
     context: Annotated[str, typer.Option(help="Tokens of context: 128k, 1M (1,048,576) or a number.")] = "1M",
-    agents: Annotated[int, typer.Option(help="Agents that share the context.", min=1)] = 1,
+    agents: Annotated[int, typer.Option(help="Agents that share the context.", min=1, max=1 << 40)] = 1,
     agent_tokens: Annotated[str, typer.Option(help="Tokens of its own that each agent adds.")] = "0",
     kv: Annotated[
         str, typer.Option(help="How the cache is stored: bf16, fp8, or fp4 (FP8 entries, FP4 index keys).")
@@ -77,11 +77,12 @@ def _print(model: str, made: Plan) -> None:
     where.add_row("total", show_bytes(made.total))
     where.add_row("usable memory", show_bytes(made.machine.usable))
     out = results()
-    out.print(f"{model}, {made.tokens:,} tokens, {made.kv} cache: {made.bytes_per_token:,.0f} bytes per token\n")
+    tell(f"{model}, {made.tokens:,} tokens, {made.kv} cache: {made.bytes_per_token:,.0f} bytes per token")
+    tell("")
     for part in (cache, other, where):
         out.print(part)
         out.print()
-    out.print(_verdict(made))
+    tell(_verdict(made))
 
 
 def _verdict(made: Plan) -> str:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from foveal.cli.output import note, notes, show_seconds
+from foveal.cli.output import note, notes, printable, show_seconds
+from foveal.process.signals import heard
+from foveal.process.streams import tell_at_once
 
 if TYPE_CHECKING:
     from foveal.memory import Progress
@@ -51,6 +53,7 @@ class LiveBar:
 
     def show(self, description: str, done: float, total: float | None, count: str, file: str = "") -> None:
         """`done` of `total` (None: not known yet), in words `count`, at `file`."""
+        description, count, file = printable(description), printable(count), printable(file)
         self._bar.update(self._task, description=description, completed=done, total=total, count=count, file=file)
 
     def tell(self, line: str) -> None:
@@ -99,22 +102,28 @@ class Interruption:
     def __init__(self, bar: ReadingBar, kept: str = "what was read is kept") -> None:
         self._bar, self._kept = bar, kept
         self.asked = False
+        self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
         return self.asked
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked or not self._bar.reading:
+            before = self._before.get(number)
+            if callable(before):
+                before(number, frame)
             raise KeyboardInterrupt
         self.asked = True
-        note(f"stopping after this chunk; {self._kept}")
+        tell_at_once(f"stopping after this chunk; {self._kept}")
 
     @contextmanager
     def watch(self) -> Iterator[Self]:
         """Take the signals for the time of a ``with`` block, and give them back after it."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in heard():
+            self._before[number] = signal.getsignal(number)
+            signal.signal(number, self._on_signal)
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, open_engine, opened
+from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, not_empty, open_engine, opened
 from foveal.cli.output import (
     FAILED,
     INTERRUPTED,
@@ -42,7 +42,10 @@ def register(app: typer.Typer) -> None:
 
 
 def read(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Folders, files, pipes, or - for standard input.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(parser=not_empty, metavar="PATH", help="Folders, files, pipes, or - for standard input."),
+    ],
     name: Annotated[str, typer.Option("--name", "-n", help="Name of the memory.")],
     model: Model = None,
     store: StorePath = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, open_engine, opened
-from foveal.cli.output import print_json, results, table
+from foveal.cli.output import print_json, printable, results, table
 
 if TYPE_CHECKING:
     from foveal.memory import Citation, Memory, Recall, RecallStream, SourceOptions
@@ -90,7 +90,7 @@ def _cite(result: Recall, source: SourceOptions | None) -> None:
         _write(f"\nthe cue does not stand there{part if result.cue_matched else ''}\n")
     if source is not None:
         for citation in result.citations:
-            _write(f"\n{citation.path}\n" + "".join(_quote(source, citation)))
+            _write(f"\n{printable(citation.path)}\n" + "".join(_quote(source, citation)))
 
 
 def _quote(source: SourceOptions, citation: Citation) -> Iterator[str]:
@@ -114,10 +114,10 @@ def _quote(source: SourceOptions, citation: Citation) -> Iterator[str]:
 
 
 def _write(text: str) -> None:
-    """Write to stdout at once. Recalled text may hold anything a file can: what stdout's encoding lacks becomes an
-    escape, and on a terminal control characters do too, so that a file cannot steer the terminal of who recalls it."""
+    """Write to stdout at once. Recalled text may hold anything a file can. A pipe gets it as it is, but for what
+    stdout's encoding lacks; a terminal gets it as `printable`, so that a file cannot steer it."""
     if sys.stdout.isatty():
-        text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+        text = printable(text, "\n\t")
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()

@@ -141,7 +141,7 @@ class ComputingBar(ReadingBar):
         self.tell(f"{count}, {progress.file}")
 
 
-def tell(outcome: Outcome) -> None:
+def tell_outcome(outcome: Outcome) -> None:
     """What was found, in a line or two on stderr."""
     pages, tails, tokens = (outcome.count(what) for what in ("pages", "tails", "tokens"))
     different = "" if outcome.problems else ", all as the network computes them"

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -15,12 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, opened
-from foveal.cli.output import FAILED, INTERRUPTED, UserError, note, parse_count, print_json, results, show_bytes, table
+from foveal.cli.output import (
+    FAILED,
+    INTERRUPTED,
+    UserError,
+    note,
+    parse_count,
+    print_json,
+    results,
+    show_bytes,
+    table,
+    tell,
+)
 
 if TYPE_CHECKING:
     from foveal.cli.recomputing import Outcome
     from foveal.memory.store.objects import Context
-    from foveal.memory.store.verify import Report
+    from foveal.memory.store.verify import Problem, Report
 
 Name = Annotated[str, typer.Argument(help="Name of the memory.")]
 
@@ -119,12 +130,15 @@ def verify(
     _tell_verified(report, again, repair=repair, json=json)
     if again is not None and not again.complete:
         raise typer.Exit(INTERRUPTED)
-    if not report.sound or (again is not None and not again.sound):
+    found = [*report.problems, *(again.problems if again is not None else [])]
+    if found:
+        raise UserError(_counted(found, repair))
+    if again is not None and not again.sound:
         raise typer.Exit(FAILED)
 
 
 def _tell_verified(report: Report, again: Outcome | None, *, repair: bool, json: bool) -> None:
-    from foveal.cli.recomputing import tell
+    from foveal.cli.recomputing import tell_outcome
 
     found = [*report.problems, *(again.problems if again is not None else [])]
     problems = [
@@ -144,12 +158,12 @@ def _tell_verified(report: Report, again: Outcome | None, *, repair: bool, json:
         print_json(told if again is None else {**told, "recomputed": again.document()})
         return
     for problem in found:
-        results().print(str(problem), markup=False, soft_wrap=True)
+        tell(str(problem))
     what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {report.contexts:,} memories"
-    note(f"{what}: {'all as they were written' if report.sound else f'{len(report.problems)} problems'}")
+    note(f"{what}: all as they were written" if report.sound else f"{what} were read")
     _tell_lost(sum(report.lost.values()))
     if again is not None:
-        tell(again)
+        tell_outcome(again)
 
 
 def export(
@@ -263,6 +277,13 @@ def _tell_lost(nbytes: int) -> None:
         note(f"{show_bytes(nbytes)} of damaged files lie in the folder lost; `foveal gc --empty-lost` deletes them")
 
 
+def _counted(problems: Sequence[Problem], repaired: bool) -> str:
+    """``3 problems, 1 of them lost; ...``."""
+    lost = sum(problem.lost for problem in problems)
+    told = f"{len(problems):,} problem{'s' * (len(problems) > 1)}" + (f", {lost:,} of them lost" if lost else "")
+    return f"{told}; what can be mended was" if repaired else f"{told}; `foveal verify --repair` mends what can be"
+
+
 def _tree(store: Any, name: str) -> dict[str, Any]:
     """The tree of forks that `name` stands in, from the oldest ancestor that is known."""
     from foveal.memory import StoreError
@@ -307,7 +328,7 @@ def _writing(file: str) -> Iterator[BinaryIO]:
         return
     target = Path(os.path.realpath(file))
     if target.is_dir():
-        raise UserError(f"{file} is a folder; name a file in it")
+        raise UserError(f"{file or repr(file)} is a folder; name a file in it")
     if target.exists() and not target.is_file():
         with target.open("wb") as out:
             yield out

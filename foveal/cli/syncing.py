@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, Model, StorePath, Threads, open_engine, opened
+from foveal.cli.options import Json, Model, StorePath, Threads, not_empty, open_engine, opened
 from foveal.cli.output import (
     INTERRUPTED,
     UserError,
@@ -48,7 +48,11 @@ def sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what changed and what it costs.")] = False,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="Where the source lies now, if it was moved; once for each of its paths. It is remembered."),
+        typer.Option(
+            parser=not_empty,
+            metavar="PATH",
+            help="Where the source lies now, if it was moved; once for each of its paths. It is remembered.",
+        ),
     ] = None,
     model: Model = None,
     store: StorePath = None,

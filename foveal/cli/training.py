@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveal.cli.options import Json
+from foveal.cli.options import Json, path_option, place
 from foveal.cli.output import INTERRUPTED, UserError, note, print_json, results, show_bytes, show_seconds, table
 from foveal.cli.progress import LiveBar
 
@@ -34,10 +34,12 @@ def train(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: --set tokens=1e6.")
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Do not train: write the newest checkpoint as a model directory.")
+        Path | None,
+        path_option(help="Do not train: write the newest checkpoint as a model directory."),
     ] = None,
     export_start: Annotated[
-        Path | None, typer.Option(help="Do not train: write the untrained start as a model directory.")
+        Path | None,
+        path_option(help="Do not train: write the untrained start as a model directory."),
     ] = None,
     measure: Annotated[
         int | None, typer.Option(min=1, metavar="STEPS", help="Do not train: time STEPS steps of each stage.")
@@ -88,10 +90,17 @@ def train(
 
 
 def make_store(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders; each file becomes a document.")],
-    out: Annotated[Path, typer.Option(help="The store: OUT.bin, OUT.idx.npy and OUT.json are written.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(parser=place, metavar="PATH", help="Files and folders; each file becomes a document."),
+    ],
+    out: Annotated[
+        Path,
+        path_option(help="The store: OUT.bin, OUT.idx.npy and OUT.json are written."),
+    ],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A tokenizer.json or its folder; default: that of nano.")
+        Path | None,
+        path_option(help="A tokenizer.json or its folder; default: that of nano."),
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only what this glob matches; may be given again.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Nothing that this glob matches.")] = None,

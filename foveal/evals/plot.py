@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foveal.evals.errors import EvalError
-from foveal.measure.plot import check_plot
+from foveal.measure.plot import check_plot, plain_style
 
 _ACROSS = 4
 
@@ -18,8 +18,14 @@ def plot(document: dict[str, Any], path: Path) -> None:
     rows = document["results"]
     if not rows:
         raise EvalError("there is nothing to draw: nothing was measured")
+    with plain_style():
+        _draw_all(document, path)
+
+
+def _draw_all(document: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
+    rows = document["results"]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     across = min(_ACROSS, len(tasks))
     down = -(-len(tasks) // across)

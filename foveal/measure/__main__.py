@@ -1,40 +1,41 @@
 """The process that measures: one `Settings` as JSON on standard input, one JSON object a line on standard output.
 
-What is special here: it is a process of its own, so that its memory mark belongs to what is measured and to nothing
-before it. Lines are ``{"say": text}``, ``{"facts": {...}}``, ``{"row": {...}}`` and, at the end, ``{"error": text}``
-if it failed in a way that a person can understand. Anything else is a fault and a traceback on standard error.
+It is a process of its own, so that its memory mark belongs to what is measured and to nothing before it. Lines are
+``{"say": text}``, ``{"facts": {...}}``, ``{"row": {...}}`` and, when it failed, ``{"error": text}`` at the end.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
+import signal
 import sys
-from collections.abc import Mapping
-from typing import Any
+
+from foveal.process import failures, signals, streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 
 def main() -> int:
-    """Exit code: 0 done, 1 failed, 130 interrupted."""
-    # As in `foveal.cli.main`: before torch is loaded, so that its threads sleep while they wait.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Exit code: 0 done, 1 failed."""
+    import json
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever started it wants it gone, and there is nothing to put away
     try:
         _measure(json.load(sys.stdin))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever asked is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except streams.OutputFailed:  # whoever asked is gone
+        raise
     except Exception as error:
-        if not (isinstance(error, OSError | MemoryError) or type(error).__module__.startswith("foveal.")):
-            raise
-        _tell("error", str(error) or type(error).__name__)
-        return 1
+        failures.show_traceback(error)
+        _tell("error", failures.reason(error) or failures.fault(error))
+        return failures.FAILED
     return 0
 
 
 def _measure(data: Mapping[str, Any]) -> None:
+    import dataclasses
+
     from foveal.api import Engine
     from foveal.measure.settings import Settings
     from foveal.measure.speed import Meter, facts
@@ -48,9 +49,18 @@ def _measure(data: Mapping[str, Any]) -> None:
 
 
 def _tell(kind: str, value: Any) -> None:
+    import json
+
     sys.stdout.write(json.dumps({kind: value}) + "\n")
     sys.stdout.flush()
 
 
+def _load() -> Callable[[], int]:
+    return main
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.take(keeps=True)
+    from foveal.process.life import run
+
+    run(_load, keeps=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,21 @@ def plot(document: dict[str, Any], path: Path) -> None:
     Raises `MeasureError` when matplotlib is not installed, has no such format, or there is nothing to draw.
     """
     check_plot(path)
+    with plain_style():
+        _draw(document, path)
+
+
+@contextmanager
+def plain_style() -> Iterator[None]:
+    """matplotlib as it is without a ``matplotlibrc``: it would take one from the current folder, with LaTeX to run."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def _draw(document: dict[str, Any], path: Path) -> None:
     rows = document["rows"]
     if not rows:
         raise MeasureError("there is nothing to draw: no depth was measured")

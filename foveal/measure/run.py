@@ -1,6 +1,6 @@
 """Measure in processes of their own, and gather what they say.
 
-What is special here: after a jump each depth gets a fresh process, so that its peak memory is its own; along a reading
+After a jump each depth gets a fresh process, so that its peak memory is its own; along a reading
 one process goes through all depths, and its peak at each is that of having read so far.
 """
 
@@ -11,11 +11,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import IO, Any
 
 from foveal.checkpoint import inspect_checkpoint
 from foveal.measure.machine import machine_facts
 from foveal.measure.settings import MeasureError, Settings
+from foveal.process.signals import shielded
 
 Say = Callable[[str], None]
 
@@ -68,12 +70,11 @@ def _messages(settings: Settings, say: Say) -> Iterator[tuple[str, Any]]:
 
 
 def _process(settings: Settings) -> Iterator[tuple[str, Any]]:
-    command = [sys.executable, "-m", "foveal.measure"]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = shielded(_start)
     assert child.stdin is not None and child.stdout is not None
     failed: str | None = None
     try:
-        with child.stdin as pipe:
+        with suppress(BrokenPipeError), child.stdin as pipe:  # it may have failed before it reads
             json.dump(settings.to_dict(), pipe)
         for kind, value in _lines(child.stdout):
             if kind == "error":
@@ -85,6 +86,12 @@ def _process(settings: Settings) -> Iterator[tuple[str, Any]]:
         _stop(child)
     if code:
         raise MeasureError(failed or _reason(code, settings))
+
+
+def _start() -> subprocess.Popen[str]:
+    """-P: the current folder is no place to import from."""
+    command = [sys.executable, "-P", "-m", "foveal.measure"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _lines(stream: IO[str]) -> Iterator[tuple[str, Any]]:

@@ -124,7 +124,7 @@ def download(requirements: Sequence[str], folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     wheel_for_any_platform = "--only-binary=:all: --implementation py --abi none --platform any --python-version 3.13"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *wheel_for_any_platform.split()]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", *wheel_for_any_platform.split()]
     result = subprocess.run([*command, "--dest", str(folder), *requirements], capture_output=True, text=True)
     if result.returncode:
         raise CorpusError(f"pip could not fetch the packages:\n{result.stderr.strip()}")

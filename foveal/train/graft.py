@@ -9,17 +9,17 @@ changed. Where the new shape has more attention heads, those of the trained laye
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-from foveal.api import ModelNotFound, model_folder
+from foveal.api import model_folder
 from foveal.checkpoint.reader import open_checkpoint
 from foveal.config import LayerKind
 from foveal.model.transformer import Transformer
 from foveal.model.weights import load_parameters
-from foveal.train.__main__ import REFUSALS
+from foveal.process.failures import reason
+from foveal.process.streams import told
 from foveal.train.data import TokenTable
 from foveal.train.export import export_model
 from foveal.train.launch import composer_of, find_config, started
@@ -73,8 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
         run = RunConfig.from_yaml(find_config(given.run))
         model = grafted(run, given.source)
         export_model(model, model.config, given.out, Path(run.tokenizer).parent)
-    except (*REFUSALS, ModelNotFound, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        line = str(error) if isinstance(error, ValueError) else reason(error)
+        if line is None:
+            raise
+        told(f"error: {line}")
         return 1
     print(f"wrote {given.out}")
     return 0

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
 
 import torch
 
+from foveal.process import imports
+from foveal.process.signals import shielded
 from foveal.train.batch import Batch, Feed, Row, assembled
 
 _AHEAD = 2
@@ -59,16 +62,24 @@ class Prefetch:
         for call in calls:
             if call not in self._pending:
                 self._pending[call] = self._begin(call)
-        return assembled([_unpacked(row) for future in self._pending.pop(calls[0]) for row in future.result()])
+        try:
+            return assembled([_unpacked(row) for future in self._pending.pop(calls[0]) for row in future.result()])
+        except BrokenExecutor:  # a worker was killed, as by a signal to the whole group: this process does it alone
+            self.workers, self._pending = 0, {}
+            return self.feed.batch(step, rows, length, documents)
 
     def _begin(self, call: Call) -> list[Future[list[Row]]]:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self.workers, context, initializer=_enter, initargs=(self.feed,))
         step, rows, length, documents = call
         each = -(-len(rows) // self.workers)
         groups = [rows[i : i + each] for i in range(0, len(rows), each)]
-        return [self._pool.submit(_rows, step, group, length, documents) for group in groups]
+        pool = self._pool = self._pool or self._started()
+        return shielded(lambda: [pool.submit(_rows, step, group, length, documents) for group in groups])
+
+    def _started(self) -> ProcessPoolExecutor:
+        # A worker begins as ``python -c``, with the current folder on its path; so does what Python starts beside it.
+        imports.safely()
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.workers, context, initializer=_enter, initargs=(self.feed,))
 
     def __enter__(self) -> Self:
         return self
@@ -80,6 +91,7 @@ class Prefetch:
 
 def _enter(feed: Feed) -> None:
     global _feed
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer hears it, and ends its workers
     torch.set_num_threads(1)
     _feed = feed
     threading.Thread(target=_leave_with_parent, daemon=True).start()

@@ -8,7 +8,7 @@ by the clock instead, added up over restarts). The loop is the same for one proc
 from __future__ import annotations
 
 import signal
-import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.process.signals import heard
+from foveal.process.streams import tell_at_once, told
 from foveal.train import snapshot
 from foveal.train.anticipation import Anticipation
 from foveal.train.batch import Batch, Feed
@@ -334,7 +336,7 @@ class Trainer:
         self.anticipation.begin(spike.step - 1)
         if self.group.first:
             message = f"loss spike in step {spike.step}; on from step {self.position.step} with anticipatory routing"
-            print(message, file=sys.stderr, flush=True)
+            told(message)
 
     # ------------------------------------------------------------------ held-out text
 
@@ -416,7 +418,7 @@ class Trainer:
         if self.record is not None and saved.record:
             changed = self.record.changes(saved.record, found[-1])
             if changed and self.group.first:
-                print(f"settings changed since {found[-1].name}: {', '.join(changed)}", file=sys.stderr, flush=True)
+                told(f"settings changed since {found[-1].name}: {', '.join(changed)}")
 
     def _restore(self, path: Path) -> Snapshot:
         saved = snapshot.load(path)
@@ -436,17 +438,19 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the current step; a second one ends it at once."""
+        """Ctrl-C, SIGTERM and SIGHUP end the run after the current step; a second one ends it at once."""
+
+        previous: dict[int, Any] = {}
 
         def ask(number: int, frame: FrameType | None) -> None:
-            print("stopping after this step; the same command goes on from here", file=sys.stderr, flush=True)
+            tell_at_once("stopping after this step; the same command goes on from here")
             self._stop = True
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, previous[number])
 
-        try:
-            previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: the caller handles signals
-            previous = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere the caller handles signals
+            for number in heard():
+                previous[number] = signal.getsignal(number)
+                signal.signal(number, ask)
         try:
             yield
         finally:
