@@ -7,9 +7,11 @@ key of an encrypted one is given to `open_store`, or stands in ``FOVEAL_STORE_KE
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
+import sqlite3
 import threading
 import weakref
 from dataclasses import dataclass
@@ -73,6 +75,14 @@ def open_store(
             store = Store(folder, durability=durability, tenant=tenant, key=key, create=create)
             _open[folder, durability, tenant, key] = store
         return store
+
+
+@atexit.register
+def _close_all() -> None:
+    """A store that is closed has its index in one file: SQLite takes its log in."""
+    for store in list(_open.values()):
+        with contextlib.suppress(StoreError, OSError, sqlite3.Error):
+            store.close()
 
 
 def _is_at(store: Store, folder: Path) -> bool:
