@@ -25,7 +25,7 @@ from foveal.sources import (
 )
 from foveal.text import Tokenizer
 
-TOKENIZER = Tokenizer.from_file(Path(foveal.config.__file__).parent / "weights" / "nano")
+TOKENIZER = Tokenizer.from_file(Path(foveal.__file__).parent / "weights" / "nano")
 
 pieces = st.sampled_from(
     [

@@ -170,7 +170,7 @@ def test_an_index_that_lost_its_log_is_not_believed(tmp_path: Path) -> None:
             for name, length in found.items():
                 loaded = loading.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
                 assert torch.equal(loaded.sequence.tokens.to(torch.int64), TOKENS[:length])
-            assert verify(store).sound
+            assert all(problem.mended for problem in verify(store).problems) and verify(store).sound
         shutil.rmtree(copy)
 
 

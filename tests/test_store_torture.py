@@ -21,5 +21,6 @@ def test_kills_and_damage(setting: Setting, tmp_path: Path) -> None:
     # Its limit is that of a process: of a fresh one, whatever this one has done before.
     script = Path(__file__).with_name("store_torture.py")
     command = [sys.executable, script, "--minutes", "0.02", "--only", setting.name, "--seed", "1", "--dir", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(script.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "nothing lost" in done.stdout, done.stdout + done.stderr

@@ -355,7 +355,7 @@ def test_any_other_path_is_taken(store: Store, data: bytes, path: str) -> None:
 
 def test_a_strangers_source_is_not_here(store: Store, data: bytes, tmp_path: Path) -> None:
     assert take(store, data).facts["source"]["elsewhere"] is True
-    there = take(store, data, "b", source=tmp_path).facts["source"]
+    there = take(store, data, "b", source=[tmp_path]).facts["source"]
     assert there["source"] == str(tmp_path) and not there["elsewhere"]
     assert take(store, data, "c", trust=True).facts["source"]["elsewhere"] is True, "bytes are trusted, not paths"
 

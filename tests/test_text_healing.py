@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import foveal.config
 from foveal.text import PrefixConstraint, Tokenizer, allowed_tokens, heal
 
-TOKENIZER = Tokenizer.from_file(Path(foveal.config.__file__).parent / "weights" / "nano")
+TOKENIZER = Tokenizer.from_file(Path(foveal.__file__).parent / "weights" / "nano")
 SOURCE = Path(foveal.config.__file__).read_text(encoding="utf-8")
 
 any_text = st.text(st.characters(), max_size=30)

@@ -15,7 +15,7 @@ from foveal.text import Tokenizer, TokenizerError
 from foveal.text.specials import LAST_SPECIALS, THINK_START, USER
 from foveal.text.wtf8 import complete_prefix, to_bytes, to_text
 
-NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
+NANO = Path(foveal.__file__).parent / "weights" / "nano"
 TOKENIZER = Tokenizer.from_file(NANO)
 
 any_text = st.text(st.characters(), max_size=60)  # lone surrogates included

@@ -25,7 +25,7 @@ from foveal.train.optim import OptimConfig
 from foveal.train.settings import RunConfig, SettingsError, StageConfig
 from foveal.train.structured import Circuit, structured_start
 
-NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
+NANO = Path(foveal.__file__).parent / "weights" / "nano"
 
 
 def run_from(folder: Path, source: str | None, **model: object) -> RunConfig:

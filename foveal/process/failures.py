@@ -67,6 +67,7 @@ def _of_library(error: BaseException) -> str | None:
 _NO_MEMORY = (
     "can't allocate memory", "annot allocate memory", "failed to map segment", "std::bad_alloc", "out of memory",
     "ot enough memory", "nable to allocate",
+    "error return without exception set",  # an extension module's, whose own error found no memory
 )  # fmt: skip
 
 

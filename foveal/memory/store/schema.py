@@ -49,7 +49,7 @@ class RecordError(ValueError):
 
 class _Source(Struct):
     source: str
-    max_file_bytes: Count | None = None
+    max_file_bytes: Annotated[int, Meta(ge=0)] | None = None
     include: list[str] = []
     exclude: list[str] = []
     use_gitignore: bool = True

@@ -11,11 +11,12 @@ import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
-from foveal.memory.errors import IndexDamaged, StoreError
+from foveal.memory.errors import IndexDamaged, StoreError, StoreUnavailable
 from foveal.memory.store import copies
 from foveal.memory.store.about import ABOUT, ABOUT_COPY, read_about
 from foveal.memory.store.gc import collect, is_sound, lost_bytes
@@ -77,6 +78,13 @@ def verify(store: Store, names: Iterable[str] | None = None, *, repair: bool = F
     wanted = None if names is None else set(names)
     for name in wanted or ():
         store.context(name)
+    try:
+        return _verify(store, wanted, repair)
+    except OSError as error:
+        raise StoreUnavailable(Path(error.filename or store.folder), error) from error
+
+
+def _verify(store: Store, wanted: set[str] | None, repair: bool) -> Report:
     checked = _check(store, wanted)
     if wanted is None:
         told = [Problem(what, where, mended=True) for what, where in store.repairs.told()]
