@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import stat
 import threading
@@ -20,7 +21,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from foveal.memory.errors import FormatError, IndexBehind, IndexDamaged, MemoryNotFound, StoreBusy, StoreError
+from foveal.memory.errors import (
+    FormatError,
+    IndexBehind,
+    IndexDamaged,
+    MemoryNotFound,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+)
 from foveal.memory.store import copies, records
 from foveal.memory.store.about import ABOUT, ABOUT_COPY, FORMAT, about_bytes, open_cipher, read_about
 from foveal.memory.store.cipher import Cipher
@@ -207,7 +216,8 @@ class Store:
             if writer.changed:
                 if self.durability != "off":
                     self.packs.sync()
-                index.commit(State(self.packs.sizes, self.packs.next_pack, state.serial + 1))
+                dropped = tuple(writer.unlink)
+                index.commit(State(self.packs.sizes, self.packs.next_pack, state.serial + 1, dropped=dropped))
             else:
                 index.rollback()
             self.packs.end()
@@ -250,7 +260,7 @@ class Store:
         """Give the space of a failed transaction back at once, if the disk lets us; the next writer does it anyway."""
         with contextlib.suppress(OSError, StoreError):
             state = self._file.current().state()
-            self.packs.begin(state.sizes, state.next_pack, self.packs.files(), own=True)
+            self.packs.begin(state, self.packs.files(), own=True)
 
     def _recover(self) -> None:
         """Cut off what a dead writer left, unless somebody is writing just now or we may not."""
@@ -268,13 +278,13 @@ class Store:
     def _settle(self, state: State) -> None:
         """Begin behind what is committed, and cut off the rest.
 
-        Raises `IndexBehind` when the index is behind the packs: its log was lost, or damaged, and nothing may be cut
-        off on its word.
+        Raises `IndexBehind` when the index is behind the packs: its log was lost, or damaged, or a pack came back that
+        was away when the index was made again. Nothing may be cut off on its word.
         """
         files = self.packs.files()
-        if files != state.sizes and self.packs.holds_more(state.sizes):
+        if files != state.sizes and self.packs.holds_more(state):
             raise IndexBehind(f"{self.folder / INDEX} is behind the packs")
-        self.packs.begin(state.sizes, state.next_pack, files)
+        self.packs.begin(state, files)
 
     @property
     def index(self) -> Index:
@@ -427,7 +437,8 @@ class Store:
 
     def insist(self, attempt: Callable[[], T | None]) -> T | None:
         """What `attempt` finds; tried again for as long as others change the store meanwhile, and then once more with
-        the index made again, for the packs may know better than it does."""
+        the index made again, for the packs may know better than it does. Raises `StoreUnavailable` while a pack is
+        missing: it may hold what was not found."""
         for _ in range(_ATTEMPTS):
             before = self.look(Index.stamp)
             found = attempt()
@@ -435,17 +446,28 @@ class Store:
                 return found
             if self.look(Index.stamp) == before:
                 break
+        self._check_packs()
         self.repair()
         found = attempt()
         if found is not None:
             self.repairs.add("index", f"{self.folder / INDEX} did not lead to what was saved; it was made again")
         return found
 
+    def missing_packs(self) -> list[Path]:
+        """Packs that something was committed to, and whose files are not there. Raises `StoreUnavailable`."""
+        sizes = self.look(Index.state).sizes
+        return [self.packs.path(pack) for pack in sorted(sizes.keys() - self.packs.files().keys())]
+
+    def _check_packs(self) -> None:
+        for path in self.missing_packs():
+            raise StoreUnavailable(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+
     def context(self, name: str) -> Context:
         """The context called `name`. Raises `MemoryNotFound`, or `StoreError` when both copies of it are damaged."""
         label = self.names.label(name)
         row = self.look(lambda index: index.seek(label))
         if row is not None and self._readable(row) is None:
+            self._check_packs()
             self.repair()  # the packs may know better than the index
             row = self.look(lambda index: index.seek(label))
         if row is None:

@@ -11,11 +11,12 @@ import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 from foveal.config import PAGE_TOKENS
 from foveal.engine import Fingerprint
-from foveal.memory.errors import IndexDamaged, StoreError
+from foveal.memory.errors import IndexDamaged, StoreError, StoreUnavailable
 from foveal.memory.store import copies
 from foveal.memory.store.about import ABOUT, ABOUT_COPY, read_about
 from foveal.memory.store.gc import collect, is_sound, lost_bytes
@@ -108,8 +109,11 @@ def _check(store: Store, wanted: set[str] | None) -> _Checked:
 
 def _repair(store: Store, checked: _Checked) -> None:
     """Mend what was found; then, if that was not all, make the index again, which brings back what only it had lost."""
-    store.mend_about()
-    store.mend_reserve()
+    try:
+        store.mend_about()
+        store.mend_reserve()
+    except OSError as error:
+        raise StoreError(f"cannot write to the store {store.folder}: {error}") from error
     for remake in (False, True):
         if remake:
             store.repair()
@@ -166,7 +170,10 @@ class _Checking:
 
     def run(self) -> _Checked:
         if self.wanted is None:
-            self._check_files()
+            try:
+                self._check_files()
+            except OSError as error:
+                raise StoreUnavailable(Path(error.filename or self.store.folder), error) from error
         for row in self.view.contexts:
             self._check_context(row)
         if self.wanted is None:
@@ -194,8 +201,10 @@ class _Checking:
         files = self.store.packs.files()
         for pack, size in self.view.state.sizes.items():
             path = self.store.packs.path(pack)
-            if files.get(pack, -1) < size:
-                self._problem("pack", f"{path.name} has {files.get(pack, 0)} bytes instead of {size}")
+            if pack not in files:
+                self._problem("pack", f"{path.name} is missing; put it back if it lies elsewhere")
+            elif files[pack] < size:
+                self._problem("pack", f"{path.name} has {files[pack]} bytes instead of {size}")
             elif not self.store.packs.sound(pack):
                 self._problem("pack", f"the header of {path.name} is damaged")
 
