@@ -404,3 +404,21 @@ def test_a_value_of_the_index_that_became_text_is_damage(folder: Path) -> None:
     with opened(folder) as store:
         assert listed(store) == ["a"] and is_right(store, 300)
         assert any(problem.what == "index" and problem.mended for problem in verify(store).problems)
+
+
+@pytest.mark.parametrize("names", [(ABOUT,), (ABOUT_COPY,), (ABOUT, ABOUT_COPY)])
+def test_another_stores_identity_is_not_taken_on(folder: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Its packs would look damaged, and all its memories gone."""
+    with opened(folder) as store, opened(tmp_path / "other"):
+        save(store, 300)
+    own = (folder / ABOUT).read_bytes()
+    for name in names:
+        shutil.copy(tmp_path / "other" / name, folder / name)
+    if len(names) == 2:
+        with pytest.raises(StoreError, match="another store"):
+            opened(folder)
+        (folder / ABOUT).write_bytes(own)
+    with opened(folder) as store:
+        assert listed(store) == ["a"] and is_right(store, 300)
+        assert any(problem.what == "about" and problem.mended for problem in verify(store).problems)
+    assert (folder / ABOUT).read_bytes() == (folder / ABOUT_COPY).read_bytes() == own

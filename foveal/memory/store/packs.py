@@ -394,6 +394,18 @@ class Packs:
         self._new.clear()
 
 
+def owners(folder: Path, disk: Disk) -> Iterator[bytes]:
+    """The identity of the store that each pack in `folder` says it belongs to, of those that begin as packs do. Raises
+    `OSError`."""
+    for name in sorted(disk.sizes(folder)):
+        if not _NAME.fullmatch(name):
+            continue
+        with contextlib.suppress(FileNotFoundError), open(disk.open(folder / name), "rb") as file:
+            head = file.read(PACK_HEADER_BYTES)
+            if len(head) == PACK_HEADER_BYTES and checksum(head[: _HEADER.size]) == head[_HEADER.size :]:
+                yield _HEADER.unpack_from(head)[3]
+
+
 def _came_back(pack: int, state: State) -> bool:
     """Whether there was a pack of that number before, and nobody has emptied it: it was away meanwhile."""
     return pack < state.next_pack and pack not in state.sizes and pack not in state.dropped

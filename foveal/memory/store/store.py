@@ -39,7 +39,7 @@ from foveal.memory.store.index_file import ENDS, INDEX, LOCK, REBUILT, REPLACED,
 from foveal.memory.store.known import KnownPages
 from foveal.memory.store.names import Names
 from foveal.memory.store.objects import Context
-from foveal.memory.store.packs import LOST, Packs
+from foveal.memory.store.packs import LOST, Packs, owners
 from foveal.memory.store.records import Kind
 from foveal.memory.store.repairs import REPAIRS, Repairs
 from foveal.memory.store.rows import ContextRow, Entry, State
@@ -340,9 +340,9 @@ class Store:
     # ------------------------------------------------------------------ opening
 
     def _about(self, key: bytes | None, create: bool) -> dict[str, Any]:
-        """What `store.json` says; made anew, or from its copy, when it is not there."""
+        """What `store.json` says, or its copy; made anew when there is neither."""
         found = [read_about(self.folder / name, self.disk) for name in (ABOUT, ABOUT_COPY)]
-        about = found[0] or found[1]
+        about = self._own_about([one for one in found if one is not None])
         if about is None:
             if self._has_packs():
                 raise StoreError(f"{self.folder / ABOUT} and its copy are damaged; put one of them back from a backup")
@@ -359,6 +359,24 @@ class Store:
             with contextlib.suppress(OSError, StoreBusy):
                 self.mend_about(0)
         return about
+
+    def _own_about(self, found: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """That of `found` which belongs to the packs; the first where there are none. Raises `StoreError` when none
+        does: under another store's identity all packs would be taken for damaged."""
+        stores = [one.get("store") for one in found]
+        try:
+            others = []
+            for owner in owners(self.folder / "packs", self.disk) if found else ():
+                if owner.hex() in stores:
+                    return found[stores.index(owner.hex())]
+                others.append(owner)
+        except FileNotFoundError:
+            return found[0] if found else None
+        if others:
+            raise StoreError(
+                f"{self.folder / ABOUT} is that of another store than the packs beside it; put the right one back"
+            )
+        return found[0] if found else None
 
     def _has_packs(self) -> bool:
         try:
