@@ -12,7 +12,7 @@ import pytest
 from store_damage import flip
 from store_support import CHUNK, Runner, made_up_places, random_tokens, same
 
-from foveal.memory.errors import StoreError
+from foveal.memory.errors import StoreError, StoreUnavailable
 from foveal.memory.store import contexts, gc, loading, records, saving
 from foveal.memory.store.about import ABOUT, ABOUT_COPY
 from foveal.memory.store.objects import Context
@@ -324,3 +324,101 @@ def test_compaction_without_room_says_so(folder: Path, monkeypatch: pytest.Monke
         done = gc.collect(store, threshold=0.0)
         assert done.packs == 0 and done.kept and "no room" in done.kept[0]
         assert before <= {path.name for path in (folder / "packs").iterdir()}
+
+
+# ---------------------------------------------------------------------- of another moment, or away for a while
+
+
+def listed(store: Store) -> list[str]:
+    return [found.name if isinstance(found, Context) else str(found) for found in store.contexts()]
+
+
+def test_a_log_of_another_moment_is_not_believed(folder: Path, tmp_path: Path) -> None:
+    """SQLite takes in every log that is whole, and all that an index says of what it has may stand in one page."""
+    with opened(folder) as store:
+        save(store, 700)
+        contexts.fork(store, "a", "b", at=300)
+        first = shutil.copytree(folder, tmp_path / "first")  # all is in its log still, and its process dies
+    index = (first / INDEX).read_bytes()
+    (first / INDEX).unlink()
+    with opened(first):  # makes it again, and dies
+        copy = shutil.copytree(first, tmp_path / "copy")
+    assert (copy / f"{INDEX}-wal").stat().st_size
+    (copy / INDEX).write_bytes(index)
+    with opened(copy) as store:
+        assert listed(store) == ["a", "b"]
+        assert gc.collect(store, threshold=0.0).kept == ()
+        assert is_right(store, 700) and is_right(store, 300, "b")
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_pack_that_comes_back_is_taken_in_again(folder: Path, tmp_path: Path, number: int) -> None:
+    """Its disk was not there, say, while the index was made again without it."""
+    with opened(folder) as store:
+        store.packs.pack_bytes = 100_000
+        save(store, 1000)
+        save(store, 700, "b")
+    pack, away = folder / "packs" / f"{number:010}.pack", tmp_path / "away"
+    pack.rename(away)
+    with opened(folder) as store:
+        problems = verify(store, repair=True).problems
+        assert any("is missing" in problem.where for problem in problems)
+        save(store, 500, "c")
+    assert not pack.exists(), "no number is used again"
+    away.rename(pack)
+    with opened(folder) as store:
+        assert listed(store) == ["a", "b", "c"] and pack.exists()
+        assert is_right(store, 1000) and is_right(store, 700, "b") and is_right(store, 500, "c")
+        assert not (folder / "lost").exists()
+
+
+def test_while_a_pack_is_missing_nothing_is_called_damaged(folder: Path, tmp_path: Path) -> None:
+    """What only it has cannot be had now; compaction waits for it."""
+    with opened(folder) as store:
+        save(store, 700)
+    pack = first_pack(folder)
+    pack.rename(tmp_path / "away")
+    with opened(folder) as store:
+        with pytest.raises(StoreUnavailable, match=f"{pack.name} just now"):
+            is_right(store, 700)
+        assert gc.collect(store, threshold=0.0).kept == (f"{pack.name} is missing",)
+        assert listed(store) == ["a"]
+    (tmp_path / "away").rename(pack)
+    with opened(folder) as store:
+        assert is_right(store, 700) and verify(store).sound
+
+
+def test_a_value_of_the_index_that_became_text_is_damage(folder: Path) -> None:
+    """One bit of the byte that says of which type a value is; the text is none in UTF-8."""
+    with opened(folder) as store:
+        save(store, 300)
+        label = store.names.label("a")
+    data = bytearray((folder / INDEX).read_bytes())
+    blob, text = 12 + 2 * len(label), 13 + 2 * len(label)  # SQLite's serial types of that many bytes
+    start = data.find(label)
+    while start >= 0:
+        types = data.find(bytes([blob]), start - 16, start)
+        data[max(types, 0)] = text if types >= 0 else data[0]
+        start = data.find(label, start + 1)
+    (folder / INDEX).write_bytes(data)
+    with opened(folder) as store:
+        assert listed(store) == ["a"] and is_right(store, 300)
+        assert any(problem.what == "index" and problem.mended for problem in verify(store).problems)
+
+
+@pytest.mark.parametrize("names", [(ABOUT,), (ABOUT_COPY,), (ABOUT, ABOUT_COPY)])
+def test_another_stores_identity_is_not_taken_on(folder: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Its packs would look damaged, and all its memories gone."""
+    with opened(folder) as store, opened(tmp_path / "other"):
+        save(store, 300)
+    own = (folder / ABOUT).read_bytes()
+    for name in names:
+        shutil.copy(tmp_path / "other" / name, folder / name)
+    if len(names) == 2:
+        with pytest.raises(StoreError, match="another store"):
+            opened(folder)
+        (folder / ABOUT).write_bytes(own)
+    with opened(folder) as store:
+        assert listed(store) == ["a"] and is_right(store, 300)
+        assert any(problem.what == "about" and problem.mended for problem in verify(store).problems)
+    assert (folder / ABOUT).read_bytes() == (folder / ABOUT_COPY).read_bytes() == own

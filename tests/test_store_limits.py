@@ -7,10 +7,12 @@ import io
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -287,3 +289,33 @@ def test_work_as_root_does_not_take_a_store_from_its_owner(folder: Path) -> None
 def test_the_error_says_which_file_and_why(folder: Path) -> None:
     error = StoreUnavailable(Path("/s/packs/1.pack"), PermissionError(13, "Permission denied"))
     assert "/s/packs/1.pack" in str(error) and "Permission denied" in str(error) and "nothing was changed" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_file_is_not_waited_for(folder: Path, kind: str) -> None:
+    """A named pipe, or a folder, in place of any file of the store: whoever opens a pipe waits for another to do so."""
+    for name in (*(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()), f"{INDEX}-wal"):
+        path, away = folder / name, folder.with_name("away")
+        there = path.exists()
+        if there:
+            path.rename(away)
+        os.mkfifo(path) if kind == "pipe" else path.mkdir()
+        for work in (_list, _verify, _collect):
+            in_a_child(work_in_time(partial(work, folder)))
+        path.unlink() if kind == "pipe" else path.rmdir()
+        if there:
+            away.rename(path)
+        assert in_a_child(partial(_load, folder)) == "", name
+
+
+def work_in_time(work: Callable[[], None]) -> Callable[[], None]:
+    """`work`, ended when it waits for longer than anything takes."""
+
+    def timed() -> None:
+        signal.alarm(20)
+        try:
+            work()
+        finally:
+            signal.alarm(0)
+
+    return timed

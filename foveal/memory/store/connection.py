@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from foveal.memory.errors import IndexDamaged, IndexOutdated, StoreError, StoreUnavailable
-from foveal.memory.store.files import Disk
+from foveal.memory.store.files import Disk, not_a_file
 from foveal.memory.store.names import checksum
 from foveal.memory.store.rows import State
 
@@ -61,10 +62,18 @@ class Connection:
             self.execute(f"PRAGMA synchronous={level}")
             self.execute("PRAGMA cell_size_check=ON")
             self.execute(f"PRAGMA journal_size_limit={LOG_BYTES}")
-            self.state()
+            self._check_whole()
         except BaseException:
             self._connection.close()
             raise
+
+    def _check_whole(self) -> None:
+        """`check_listed`, of one moment."""
+        self.execute("BEGIN")
+        try:
+            self.check_listed()
+        finally:
+            self.rollback()
 
     def _connect_settled(self, wait: float) -> tuple[sqlite3.Connection, int]:
         """A connection, and the number of the file that it has open.
@@ -86,6 +95,8 @@ class Connection:
         """
         if not self._exists(self.path):
             raise IndexDamaged(f"{self.path} is missing")
+        for end in ("-wal", "-shm", "-journal"):
+            self._exists(Path(f"{self.path}{end}"))
         writable = os.access(self.path.parent, os.W_OK)
         self.read_only = "" if writable else "read-only"
         problem: StoreError | None = None
@@ -103,6 +114,7 @@ class Connection:
                     check_same_thread=False,
                     cached_statements=64,
                 )
+                connection.text_factory = any_text
                 self._check_schema(connection)
                 if options != "mode=rw" and writable:
                     self.read_only = "read-only"
@@ -124,19 +136,22 @@ class Connection:
             raise IndexDamaged(f"{self.path} has the form {version}, and this version writes {SCHEMA_VERSION}")
 
     def _exists(self, path: Path) -> bool:
-        try:
-            return self.disk.stat(path) is not None
-        except OSError as error:
-            raise StoreUnavailable(path, error) from error
+        return self._size(path) is not None
 
     def _has_log(self) -> bool:
         """Whether there is a log that may hold what the index itself does not."""
-        path = Path(f"{self.path}-wal")
+        return bool(self._size(Path(f"{self.path}-wal")))
+
+    def _size(self, path: Path) -> int | None:
+        """Bytes of a file; None when there is none. Raises `StoreUnavailable`, also for what is no file: SQLite would
+        wait for ever at a named pipe."""
         try:
             found = self.disk.stat(path)
         except OSError as error:
             raise StoreUnavailable(path, error) from error
-        return found is not None and found.st_size > 0
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            raise StoreUnavailable(path, not_a_file(path))
+        return None if found is None else found.st_size
 
     def replaced(self) -> bool:
         """Whether another process has made the index anew. Raises `StoreUnavailable`."""
@@ -183,7 +198,7 @@ class Connection:
         self.execute("BEGIN IMMEDIATE")
 
     def commit(self, state: State) -> None:
-        data = state.to_bytes()
+        data = state._replace(listed=self._listed()).to_bytes()
         self.execute("UPDATE state SET data = ?, checksum = ?", (data, checksum(data)))
         try:
             self.disk.commit(self._connection, self.path)
@@ -194,6 +209,20 @@ class Connection:
         if self._connection.in_transaction:
             with contextlib.suppress(sqlite3.Error):  # SQLite has rolled it back itself
                 self._connection.execute("ROLLBACK")
+
+    def check_listed(self) -> None:
+        """Raise `IndexDamaged` when its contexts and deletions are not those that its state was committed with.
+
+        SQLite takes in any log whose own checksums are right. That of another moment, or of another store, puts whole
+        pages of it in place of ours, and every page is sound.
+        """
+        state = self.state()
+        if state.listed and state.listed != self._listed():
+            raise IndexDamaged(f"{self.path} does not list what was saved last: its log belongs to another one")
+
+    def _listed(self) -> str:
+        rows = self.rows("SELECT 0, label, serial FROM contexts UNION ALL SELECT 1, label, serial FROM gone")
+        return checksum(*(repr(row).encode() for row in sorted(rows, key=repr))).hex()
 
     def state(self) -> State:
         """Raises `IndexDamaged` when it is not as it was written."""
@@ -211,6 +240,11 @@ class Connection:
             self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             self.execute(f"PRAGMA busy_timeout={wait}")
+
+
+def any_text(data: bytes) -> str:
+    """Text of any bytes: none of our columns holds any, so a damaged row is found by the types of its values."""
+    return data.decode("utf-8", "backslashreplace")
 
 
 def _inode(path: Path) -> int | None:

@@ -9,10 +9,12 @@ system can refuse. Folders are 0700 and files 0600: what was read is the user's 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,21 @@ Look = Literal["open", "map", "stat", "list", "read", "lock", "query"]
 
 _POLL = 0.02
 """Seconds between two looks at a lock that is taken."""
+
+
+def open_file(path: Path, flags: int) -> int:
+    """A descriptor of the regular file at `path`. Raises `OSError` for anything else that may have its name: whoever
+    opens a named pipe would wait for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise not_a_file(path)
+    return descriptor
+
+
+def not_a_file(path: Path) -> OSError:
+    """What is said of a folder, a pipe or a socket where a file should be."""
+    return OSError(errno.EINVAL, "it is not a file", str(path))
 
 
 class Disk:
@@ -43,7 +60,7 @@ class Disk:
     def open(self, path: Path) -> int:
         """A descriptor for reading."""
         self.look("open", path)
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_file(path, os.O_RDONLY)
 
     def map(self, descriptor: int, path: Path, size: int) -> mmap.mmap:
         """A private map of the first `size` bytes of an open file."""
@@ -72,7 +89,8 @@ class Disk:
         """The bytes of a small file; None when there is no such file."""
         self.look("read", path)
         try:
-            return path.read_bytes()
+            with open(open_file(path, os.O_RDONLY), "rb") as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
@@ -100,7 +118,7 @@ class Disk:
     def append(self, path: Path, data: bytes) -> None:
         """Write `data` behind what a file has, in one call."""
         self.step("write", path, len(data))
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        descriptor = open_file(path, os.O_WRONLY | os.O_APPEND)
         try:
             os.write(descriptor, data)
         finally:

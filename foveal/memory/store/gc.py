@@ -53,6 +53,8 @@ def collect(store: Store, *, threshold: float = 0.25) -> Collected:
     unreadable = unreadable_contexts(store)
     if unreadable:
         return Collected(0, 0, tuple(f"the record of context {label} is damaged" for label in unreadable))
+    if missing := store.missing_packs():  # what lived there may come back with it
+        return Collected(0, 0, tuple(f"{path.name} is missing" for path in missing))
     before = disk_bytes(store)
     packs, kept = 0, []
     for pack in _wasteful(store, threshold):

@@ -17,8 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from foveal.memory.errors import IndexDamaged, StoreError
-from foveal.memory.store.connection import SCHEMA_VERSION, SQL_ERRORS, Connection
+from foveal.memory.errors import IndexDamaged, StoreError, StoreUnavailable
+from foveal.memory.store.connection import SCHEMA_VERSION, SQL_ERRORS, Connection, any_text, translate
 from foveal.memory.store.files import Disk
 from foveal.memory.store.names import checksum
 from foveal.memory.store.packs import Place
@@ -34,6 +34,7 @@ from foveal.memory.store.rows import (
     columns_of,
     context_of,
     entry_of,
+    gone_of,
 )
 
 SCHEMA = """
@@ -152,6 +153,8 @@ class Index(Connection):
     def way_up(self, key: bytes, position: int) -> list[tuple[bytes, Place]]:
         """Key and place of node `key`, of the one before it, and so on to the one that ends at `position`."""
         rows = self.rows(_PATH, (key, position))
+        for row in rows:
+            check_types(row, (bytes, int, int, int))
         return [(row[0], Place(row[1], row[2], row[3])) for row in rows]  # type: ignore[misc, arg-type]
 
     def tails_behind(self, node: int) -> list[Entry]:
@@ -162,6 +165,8 @@ class Index(Connection):
     def kind(self, number: int) -> int:
         """The kind of an object; 0 when there is none of that number."""
         rows = self.rows("SELECT kind FROM objects WHERE id = ?", (number,))
+        for row in rows:
+            check_types(row, (int,))
         return int(rows[0][0]) if rows else 0  # type: ignore[call-overload]
 
     def forget(self, number: int) -> None:
@@ -203,6 +208,7 @@ class Index(Connection):
         """Raise `IndexDamaged` when a context may be missing though nobody deleted it."""
         if self.rows("PRAGMA integrity_check(contexts)") != [("ok",)]:
             raise IndexDamaged(f"{self.path}: its list of contexts is not sound")
+        self.check_listed()
 
     def context(self, label: bytes) -> ContextRow | None:
         found = self.rows(f"SELECT {CONTEXT_COLUMNS} FROM contexts WHERE label = ?", (label,))
@@ -221,9 +227,7 @@ class Index(Connection):
     def gone(self) -> list[GoneRow]:
         """The deletions that are remembered."""
         rows = self.rows(f"SELECT {', '.join(GoneRow._fields)} FROM gone")
-        for row in rows:
-            check_types(row, (bytes, *[int] * 6))
-        return [GoneRow(*row) for row in rows]  # type: ignore[arg-type]
+        return [gone_of(row) for row in rows]
 
     def put_gone(self, label: bytes, serial: int, places: Sequence[Place]) -> None:
         """Remember a deletion. `places`: where its record lies, and where its copy does, if there is one."""
@@ -232,7 +236,8 @@ class Index(Connection):
     def legacy(self) -> Legacy | None:
         """What an index that is to be made again leaves to the next one; None when it cannot be read."""
         try:
-            return Legacy(self.state().serial, self.contexts(), self.gone())
+            state = self.state()
+            return Legacy(state.serial, state.next_pack, self.contexts(), self.gone())
         except StoreError:
             return None
 
@@ -280,6 +285,8 @@ class Index(Connection):
     def used_by(self, context: int) -> list[int]:
         """The numbers of the objects that context number `context` uses."""
         rows = self.rows("SELECT object FROM uses WHERE context = ?", (context,))
+        for row in rows:
+            check_types(row, (int,))
         return [int(number) for (number,) in rows]  # type: ignore[call-overload]
 
     def keys_used_by(self, context: int) -> dict[tuple[int, bytes], int]:
@@ -307,7 +314,10 @@ class Index(Connection):
             "SELECT object, count(*) FROM uses GROUP BY object",
             "SELECT parent, count(*) FROM objects WHERE kind = 1 GROUP BY parent",
         ):
-            found.update(dict(self.rows(sql)))  # type: ignore[arg-type]
+            rows = self.rows(sql)
+            for row in rows:
+                check_types(row, (int, int))
+            found.update(dict(rows))  # type: ignore[arg-type]
         return found
 
     def collect(self, candidates: Iterable[int]) -> None:
@@ -353,6 +363,8 @@ class Index(Connection):
             " UNION ALL SELECT pack2, span FROM contexts UNION ALL SELECT pack, span FROM gone"
             " UNION ALL SELECT pack2, span FROM gone) WHERE pack != 0 GROUP BY pack"
         )
+        for row in rows:
+            check_types(row, (int, int))
         return {int(pack): int(size) for pack, size in rows}  # type: ignore[call-overload]
 
 
@@ -362,11 +374,15 @@ def _unfinished(path: Path) -> Path:
 
 
 def salvage(path: Path) -> Legacy | None:
-    """What can still be read of an index that is outdated or not sound. What cannot leaves None."""
+    """What can still be read of an index that is outdated or not sound. What cannot leaves None. Raises
+    `StoreUnavailable` for one that the system does not let us read now: it may know what no pack has any more."""
     columns = CONTEXT_COLUMNS
     connection = None
+    if not path.is_file():
+        return None
     try:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        connection.text_factory = any_text
         data, proof = connection.execute("SELECT data, checksum FROM state").fetchone()
         if checksum(data) != proof:
             return None
@@ -376,9 +392,12 @@ def salvage(path: Path) -> Legacy | None:
         gone = ", ".join(GoneRow._fields)
         gone = gone.replace("pack2, offset2", "0, 0") if absent else gone
         contexts = [context_of(row) for row in connection.execute(f"SELECT {columns} FROM contexts ORDER BY id")]
-        deleted = [GoneRow(*row) for row in connection.execute(f"SELECT {gone} FROM gone")]
-        return Legacy(State.from_bytes(data).serial, contexts, deleted)
-    except (*SQL_ERRORS, StoreError, TypeError, ValueError):
+        deleted = [gone_of(row) for row in connection.execute(f"SELECT {gone} FROM gone")]
+        state = State.from_bytes(data)
+        return Legacy(state.serial, state.next_pack, contexts, deleted)
+    except (*SQL_ERRORS, StoreError, TypeError, ValueError) as error:
+        if isinstance(error, SQL_ERRORS) and isinstance(problem := translate(error, path), StoreUnavailable):
+            raise problem from error
         return None
     finally:
         if connection is not None:

@@ -30,12 +30,13 @@ from foveal.cache.mapped import let_go_of
 from foveal.memory.errors import StoreUnavailable
 from foveal.memory.store import records
 from foveal.memory.store.cipher import Cipher
-from foveal.memory.store.files import Buffer, Disk
+from foveal.memory.store.files import Buffer, Disk, open_file
 from foveal.memory.store.names import checksum
 from foveal.memory.store.records import HEADER_BYTES, Header, Kind
 
 if TYPE_CHECKING:
     from foveal.cache import Pager
+    from foveal.memory.store.rows import State
 
 PACK_MAGIC = b"FovealPk"
 PACK_HEADER_BYTES = 64
@@ -152,13 +153,15 @@ class Packs:
             expected = place.offset + place.span
         return [*found, (expected, end)] if expected < end else found
 
-    def holds_more(self, sizes: dict[int, int]) -> bool:
-        """Whether whole transactions lie behind `sizes`: then whoever says that these are the sizes is behind.
+    def holds_more(self, state: State) -> bool:
+        """Whether there is more than `state` knows: whole transactions behind its sizes, or a pack that it has not.
 
         The last record of a transaction is that of a context, or of its deletion; all before it must be whole. A
         compaction shows in that a pack is gone and there is more than there should be elsewhere.
         """
-        files = self.files()
+        files, sizes = self.files(), state.sizes
+        if any(size > PACK_HEADER_BYTES and _came_back(pack, state) for pack, size in files.items()):
+            return True
         if not sizes.keys() <= files.keys() and any(size > sizes.get(pack, 0) for pack, size in files.items()):
             return True
         ended = False
@@ -248,26 +251,32 @@ class Packs:
 
     # ------------------------------------------------------------------ writing
 
-    def begin(self, sizes: dict[int, int], next_pack: int, files: dict[int, int], *, own: bool = False) -> None:
-        """Start appending behind `sizes`; cut off, or delete, whatever is not in them. `files`: what `files` said;
-        `own`: what is to be cut off was written by this process, and failed."""
+    def begin(self, state: State, files: dict[int, int], *, own: bool = False) -> None:
+        """Start appending behind what `state` knows; cut off, or delete, whatever lies behind. `files`: what `files`
+        said; `own`: what is to be cut off was written by this process, and failed."""
         self.abandon()
-        self.sizes, self.next_pack = dict(sizes), next_pack
+        self.sizes, self.next_pack = dict(state.sizes), state.next_pack
+        behind = {pack: self.sizes.get(pack, 0) for pack, size in files.items() if size > self.sizes.get(pack, -1)}
+        behind = {pack: size for pack, size in behind.items() if size or pack >= state.next_pack}
+        finished = not own and any(self._is_finished(pack, size) for pack, size in behind.items())
+        for pack, size in behind.items():
+            self._cut(pack, size, finished)
+            self.next_pack = max(self.next_pack, pack + 1)
         for pack, size in files.items():
-            if pack < next_pack and pack not in sizes:  # a compaction was committed, and died before it deleted this
+            if pack in state.sizes or pack in behind:
+                continue
+            if pack in state.dropped or size <= PACK_HEADER_BYTES:  # who emptied or made it died before it went on
                 self.unlink(pack)
-            elif pack not in sizes:
-                self._cut(pack, 0, own)
-                self.next_pack = max(self.next_pack, pack + 1)
-            elif size > sizes[pack]:
-                self._cut(pack, sizes[pack], own)
 
-    def _cut(self, pack: int, size: int, own: bool) -> None:
-        """Cut a pack off behind `size` bytes (0: delete it). What may hold a change that was acknowledged, and can only
-        not be told from a torn one because something before it is damaged, is kept in `lost`."""
+    def _is_finished(self, pack: int, size: int) -> bool:
+        """Whether something ends behind `size` that may be a transaction."""
+        return any(header.kind in _LAST for _, header in self.scan(pack, max(size, PACK_HEADER_BYTES)))
+
+    def _cut(self, pack: int, size: int, finished: bool) -> None:
+        """Cut a pack off behind `size` bytes (0: delete it). What may belong to a change that was acknowledged
+        (`finished`), and can only not be told from a torn one because something before it is damaged, is kept in
+        `lost`."""
         path = self.path(pack)
-        behind = self.scan(pack, max(size, PACK_HEADER_BYTES))
-        finished = not own and any(header.kind in _LAST for _, header in behind)
         self._maps.pop(pack, None)
         if size == 0:
             if finished:
@@ -361,7 +370,7 @@ class Packs:
         pack = max(open_packs, default=0)
         if pack not in self._writing and pack:
             try:
-                self._writing[pack] = os.open(self.path(pack), os.O_RDWR | os.O_CLOEXEC)
+                self._writing[pack] = open_file(self.path(pack), os.O_RDWR)
             except FileNotFoundError:  # lost: leave it to `verify`, and go on in a new one
                 pack = 0
         return pack or self._create()
@@ -383,6 +392,23 @@ class Packs:
             os.close(descriptor)
         self._writing.clear()
         self._new.clear()
+
+
+def owners(folder: Path, disk: Disk) -> Iterator[bytes]:
+    """The identity of the store that each pack in `folder` says it belongs to, of those that begin as packs do. Raises
+    `OSError`."""
+    for name in sorted(disk.sizes(folder)):
+        if not _NAME.fullmatch(name):
+            continue
+        with contextlib.suppress(FileNotFoundError), open(disk.open(folder / name), "rb") as file:
+            head = file.read(PACK_HEADER_BYTES)
+            if len(head) == PACK_HEADER_BYTES and checksum(head[: _HEADER.size]) == head[_HEADER.size :]:
+                yield _HEADER.unpack_from(head)[3]
+
+
+def _came_back(pack: int, state: State) -> bool:
+    """Whether there was a pack of that number before, and nobody has emptied it: it was away meanwhile."""
+    return pack < state.next_pack and pack not in state.sizes and pack not in state.dropped
 
 
 class _Empty(Exception):

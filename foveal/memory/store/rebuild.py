@@ -81,7 +81,7 @@ def build(packs: Packs, path: Path, disk: Disk, known: Legacy | None = None) -> 
         try:
             index.begin()
             _Entering(packs, found, index).run()
-            next_pack = max(packs.files(), default=0) + 1
+            next_pack = max([0, *packs.files(), *([known.next_pack - 1] if known is not None else [])]) + 1
             index.commit(State(found.sizes, next_pack, found.serial + 1, complete=False))
             index.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:

@@ -92,9 +92,11 @@ def _places(pack: int, offset: int, span: int, pack2: int, offset2: int) -> list
 
 
 class Legacy(NamedTuple):
-    """What an index knew before transaction `serial`: contexts, whose records prove themselves, and deletions."""
+    """What an index knew before transaction `serial`: contexts, whose records prove themselves, deletions, and which
+    numbers of packs are taken."""
 
     serial: int
+    next_pack: int
     contexts: list[ContextRow]
     gone: list[GoneRow]
 
@@ -107,18 +109,28 @@ class State(NamedTuple):
     serial: int
     complete: bool = True
     """Off when the index was made again, and what is kept twice has not been completed since."""
+    dropped: tuple[int, ...] = ()
+    """Packs that a compaction has emptied, and whose files may still be there."""
+    listed: str = ""
+    """A hash of which contexts and deletions there are ("": not known, as older versions left it)."""
 
     def to_bytes(self) -> bytes:
-        data = {"sizes": sorted(self.sizes.items()), "next_pack": self.next_pack, "serial": self.serial}
+        data: dict[str, object] = {"sizes": sorted(self.sizes.items())}
+        data |= {"next_pack": self.next_pack, "serial": self.serial}
         if not self.complete:
             data["complete"] = 0
+        if self.dropped:
+            data["dropped"] = sorted(self.dropped)
+        if self.listed:
+            data["listed"] = self.listed
         return json.dumps(data, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> State:
         found = json.loads(data)
         sizes = {int(pack): int(size) for pack, size in found["sizes"]}
-        return cls(sizes, found["next_pack"], found["serial"], bool(found.get("complete", 1)))
+        complete, dropped = bool(found.get("complete", 1)), tuple(found.get("dropped", ()))
+        return cls(sizes, found["next_pack"], found["serial"], complete, dropped, found.get("listed", ""))
 
 
 def columns_of(places: Sequence[Place]) -> tuple[int, int, int, int, int]:
@@ -138,6 +150,11 @@ def entry_of(row: tuple[object, ...]) -> Entry:
 def context_of(row: tuple[object, ...]) -> ContextRow:
     check_types(row, (int, bytes, bytes, int, bytes, *[int] * 5, float))
     return ContextRow(*row)  # type: ignore[arg-type]
+
+
+def gone_of(row: tuple[object, ...]) -> GoneRow:
+    check_types(row, (bytes, *[int] * 6))
+    return GoneRow(*row)  # type: ignore[arg-type]
 
 
 def check_types(row: tuple[object, ...], types: tuple[type, ...]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import stat
 import threading
@@ -20,7 +21,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from foveal.memory.errors import FormatError, IndexBehind, IndexDamaged, MemoryNotFound, StoreBusy, StoreError
+from foveal.memory.errors import (
+    FormatError,
+    IndexBehind,
+    IndexDamaged,
+    MemoryNotFound,
+    StoreBusy,
+    StoreError,
+    StoreUnavailable,
+)
 from foveal.memory.store import copies, records
 from foveal.memory.store.about import ABOUT, ABOUT_COPY, FORMAT, about_bytes, open_cipher, read_about
 from foveal.memory.store.cipher import Cipher
@@ -30,7 +39,7 @@ from foveal.memory.store.index_file import ENDS, INDEX, LOCK, REBUILT, REPLACED,
 from foveal.memory.store.known import KnownPages
 from foveal.memory.store.names import Names
 from foveal.memory.store.objects import Context
-from foveal.memory.store.packs import LOST, Packs
+from foveal.memory.store.packs import LOST, Packs, owners
 from foveal.memory.store.records import Kind
 from foveal.memory.store.repairs import REPAIRS, Repairs
 from foveal.memory.store.rows import ContextRow, Entry, State
@@ -207,7 +216,8 @@ class Store:
             if writer.changed:
                 if self.durability != "off":
                     self.packs.sync()
-                index.commit(State(self.packs.sizes, self.packs.next_pack, state.serial + 1))
+                dropped = tuple(writer.unlink)
+                index.commit(State(self.packs.sizes, self.packs.next_pack, state.serial + 1, dropped=dropped))
             else:
                 index.rollback()
             self.packs.end()
@@ -250,7 +260,7 @@ class Store:
         """Give the space of a failed transaction back at once, if the disk lets us; the next writer does it anyway."""
         with contextlib.suppress(OSError, StoreError):
             state = self._file.current().state()
-            self.packs.begin(state.sizes, state.next_pack, self.packs.files(), own=True)
+            self.packs.begin(state, self.packs.files(), own=True)
 
     def _recover(self) -> None:
         """Cut off what a dead writer left, unless somebody is writing just now or we may not."""
@@ -268,13 +278,13 @@ class Store:
     def _settle(self, state: State) -> None:
         """Begin behind what is committed, and cut off the rest.
 
-        Raises `IndexBehind` when the index is behind the packs: its log was lost, or damaged, and nothing may be cut
-        off on its word.
+        Raises `IndexBehind` when the index is behind the packs: its log was lost, or damaged, or a pack came back that
+        was away when the index was made again. Nothing may be cut off on its word.
         """
         files = self.packs.files()
-        if files != state.sizes and self.packs.holds_more(state.sizes):
+        if files != state.sizes and self.packs.holds_more(state):
             raise IndexBehind(f"{self.folder / INDEX} is behind the packs")
-        self.packs.begin(state.sizes, state.next_pack, files)
+        self.packs.begin(state, files)
 
     @property
     def index(self) -> Index:
@@ -330,9 +340,9 @@ class Store:
     # ------------------------------------------------------------------ opening
 
     def _about(self, key: bytes | None, create: bool) -> dict[str, Any]:
-        """What `store.json` says; made anew, or from its copy, when it is not there."""
+        """What `store.json` says, or its copy; made anew when there is neither."""
         found = [read_about(self.folder / name, self.disk) for name in (ABOUT, ABOUT_COPY)]
-        about = found[0] or found[1]
+        about = self._own_about([one for one in found if one is not None])
         if about is None:
             if self._has_packs():
                 raise StoreError(f"{self.folder / ABOUT} and its copy are damaged; put one of them back from a backup")
@@ -349,6 +359,24 @@ class Store:
             with contextlib.suppress(OSError, StoreBusy):
                 self.mend_about(0)
         return about
+
+    def _own_about(self, found: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """That of `found` which belongs to the packs; the first where there are none. Raises `StoreError` when none
+        does: under another store's identity all packs would be taken for damaged."""
+        stores = [one.get("store") for one in found]
+        try:
+            others = []
+            for owner in owners(self.folder / "packs", self.disk) if found else ():
+                if owner.hex() in stores:
+                    return found[stores.index(owner.hex())]
+                others.append(owner)
+        except FileNotFoundError:
+            return found[0] if found else None
+        if others:
+            raise StoreError(
+                f"{self.folder / ABOUT} is that of another store than the packs beside it; put the right one back"
+            )
+        return found[0] if found else None
 
     def _has_packs(self) -> bool:
         try:
@@ -427,7 +455,8 @@ class Store:
 
     def insist(self, attempt: Callable[[], T | None]) -> T | None:
         """What `attempt` finds; tried again for as long as others change the store meanwhile, and then once more with
-        the index made again, for the packs may know better than it does."""
+        the index made again, for the packs may know better than it does. Raises `StoreUnavailable` while a pack is
+        missing: it may hold what was not found."""
         for _ in range(_ATTEMPTS):
             before = self.look(Index.stamp)
             found = attempt()
@@ -435,17 +464,28 @@ class Store:
                 return found
             if self.look(Index.stamp) == before:
                 break
+        self._check_packs()
         self.repair()
         found = attempt()
         if found is not None:
             self.repairs.add("index", f"{self.folder / INDEX} did not lead to what was saved; it was made again")
         return found
 
+    def missing_packs(self) -> list[Path]:
+        """Packs that something was committed to, and whose files are not there. Raises `StoreUnavailable`."""
+        sizes = self.look(Index.state).sizes
+        return [self.packs.path(pack) for pack in sorted(sizes.keys() - self.packs.files().keys())]
+
+    def _check_packs(self) -> None:
+        for path in self.missing_packs():
+            raise StoreUnavailable(path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+
     def context(self, name: str) -> Context:
         """The context called `name`. Raises `MemoryNotFound`, or `StoreError` when both copies of it are damaged."""
         label = self.names.label(name)
         row = self.look(lambda index: index.seek(label))
         if row is not None and self._readable(row) is None:
+            self._check_packs()
             self.repair()  # the packs may know better than the index
             row = self.look(lambda index: index.seek(label))
         if row is None:

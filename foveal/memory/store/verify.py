@@ -116,8 +116,11 @@ def _check(store: Store, wanted: set[str] | None) -> _Checked:
 
 def _repair(store: Store, checked: _Checked) -> None:
     """Mend what was found; then, if that was not all, make the index again, which brings back what only it had lost."""
-    store.mend_about()
-    store.mend_reserve()
+    try:
+        store.mend_about()
+        store.mend_reserve()
+    except OSError as error:
+        raise StoreError(f"cannot write to the store {store.folder}: {error}") from error
     for remake in (False, True):
         if remake:
             store.repair()
@@ -174,7 +177,10 @@ class _Checking:
 
     def run(self) -> _Checked:
         if self.wanted is None:
-            self._check_files()
+            try:
+                self._check_files()
+            except OSError as error:
+                raise StoreUnavailable(Path(error.filename or self.store.folder), error) from error
         for row in self.view.contexts:
             self._check_context(row)
         if self.wanted is None:
@@ -202,8 +208,10 @@ class _Checking:
         files = self.store.packs.files()
         for pack, size in self.view.state.sizes.items():
             path = self.store.packs.path(pack)
-            if files.get(pack, -1) < size:
-                self._problem("pack", f"{path.name} has {files.get(pack, 0)} bytes instead of {size}")
+            if pack not in files:
+                self._problem("pack", f"{path.name} is missing; put it back if it lies elsewhere")
+            elif files[pack] < size:
+                self._problem("pack", f"{path.name} has {files[pack]} bytes instead of {size}")
             elif not self.store.packs.sound(pack):
                 self._problem("pack", f"the header of {path.name} is damaged")
 
