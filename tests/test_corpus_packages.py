@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import foveal.config
+import foveal
 from foveal.text import Tokenizer
 from foveal.train import corpus
 from foveal.train.corpus import CorpusError, CorpusFile, keep_text, licence_of, read_package, without_duplicates
 from foveal.train.nano_tokenizer import save_nano_tokenizer, train_nano_tokenizer
 
-NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
+NANO = Path(foveal.__file__).parent / "weights" / "nano"
 CODE = "def function(argument):\n    return argument + 1  # a line of code\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import foveal.config
+import foveal
 from foveal.sources import Document, Skipped, SourceMap, cited_lines, read_source, tokenize_document
 from foveal.text import Tokenizer
 
@@ -71,7 +71,7 @@ def test_every_token_has_the_line_of_the_file(tmp_path: Path) -> None:
     path = notebook(tmp_path / "n.ipynb")
     document = only(path)
     assert isinstance(document, Document) and document.numbers is not None
-    tokenizer = Tokenizer.from_file(Path(foveal.config.__file__).parent / "weights" / "nano")
+    tokenizer = Tokenizer.from_file(Path(foveal.__file__).parent / "weights" / "nano")
     tokens, places = tokenize_document(document, tokenizer), SourceMap()
     places.append(tokens)
     numbers = {0, *document.numbers}

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import foveal.config
+import foveal
 from foveal.text import StopChecker, StreamingDetokenizer, Tokenizer, TokenStream
 
-TOKENIZER = Tokenizer.from_file(Path(foveal.config.__file__).parent / "weights" / "nano")
+TOKENIZER = Tokenizer.from_file(Path(foveal.__file__).parent / "weights" / "nano")
 
 
 @given(st.lists(st.integers(0, 4095), max_size=40))

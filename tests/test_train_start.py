@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.stores import TOKENIZER, write_lines
 
-import foveal.config
+import foveal
 from foveal.api import ModelNotFound
 from foveal.checkpoint.errors import CheckpointError
 from foveal.checkpoint.reader import open_checkpoint
@@ -25,7 +25,7 @@ from foveal.train.optim import OptimConfig
 from foveal.train.settings import RunConfig, SettingsError, StageConfig
 from foveal.train.structured import Circuit, structured_start
 
-NANO = Path(foveal.config.__file__).parent / "weights" / "nano"
+NANO = Path(foveal.__file__).parent / "weights" / "nano"
 
 
 def run_from(folder: Path, source: str | None, **model: object) -> RunConfig:
