@@ -344,7 +344,7 @@ class Engine:
     def _prompt(self, prompt: str | Sequence[int], heal_prompt: bool) -> tuple[list[int], bytes]:
         """Tokens to run, and bytes to be generated anew after them."""
         if not isinstance(prompt, str):
-            return list(prompt.tolist() if hasattr(prompt, "tolist") else prompt), b""
+            return self.batch.check_tokens(prompt).tolist(), b""
         tokens, remainder = heal(self.tokenizer, prompt) if heal_prompt else ([], b"")
         # A prompt of one word leaves nothing to run before it is healed: it is taken as it is.
         return (tokens, remainder) if tokens else (self.tokenizer.encode(prompt), b"")
@@ -360,8 +360,8 @@ class Engine:
     ) -> Generation:
         """`stream`, to its end."""
         params = with_settings(params, **settings)
-        count = len(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         tokens, remainder = self._prompt(prompt, heal_prompt)
+        count = len(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else len(tokens)
         self.batch.check_room(len(tokens) + (base.length if base is not None else 0), params)
         start = self.start(tokens, base=base)
         events = self._continue(start, tokens, remainder, params, trace=False)
@@ -424,13 +424,21 @@ def collect(events: Iterator[Event], *, prompt_tokens: int, reused_tokens: int =
 
 
 def with_settings(params: SamplingParams, **settings: Any) -> SamplingParams:
-    """`params` with some fields replaced. `stop` may be a string or any sequence of strings."""
-    if "stop" in settings:
-        stop = settings["stop"]
-        settings["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if "stop_tokens" in settings:
-        settings["stop_tokens"] = tuple(settings["stop_tokens"] or ())
+    """`params` with some fields replaced. `stop` may be a string or any sequence of strings, and so `stop_tokens` of
+    ids; None is none of them. Raises `ParameterError`."""
+    if isinstance(settings.get("stop"), str):
+        settings["stop"] = (settings["stop"],)
+    settings |= {name: _as_tuple(settings[name]) for name in ("stop", "stop_tokens") if name in settings}
     return dataclasses.replace(params, **settings) if settings else params
+
+
+def _as_tuple(value: Any) -> Any:
+    """A tuple of what `value` holds; what holds nothing stays what it is, and is refused by that."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple | set | frozenset) else value
 
 
 def model_folder(model: str | Path) -> Path:

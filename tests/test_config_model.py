@@ -50,7 +50,7 @@ def test_counts_that_may_be_zero(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [0, -0.5, math.inf, math.nan, True, "1", None])
+@pytest.mark.parametrize("value", [0, -0.5, math.inf, math.nan, True, "1", None, 1e39, 1e-320, 10**400])
 def test_numbers_are_positive_and_finite(name: str, value: object) -> None:
     refused(name, value, "a number > 0")
 

@@ -203,6 +203,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"num_nextn_predict_layers": 10**9, "compress_ratios": [0] * 43}, "num_nextn_predict_layers", "<= 64"),
     ({"hc_sinkhorn_iters": 10**12}, "hc_sinkhorn_iters", "<= 1000"),
     ({"dim": 1, "hidden_size": 4096}, "hidden_size", "give one"),
+    ({"rope_scaling": False}, "rope_scaling", "must be an object"),
+    ({"rope_scaling": ""}, "rope_scaling", "must be an object"),
+    ({"rope_scaling": {"factor": 16, "original_max_position_embeddings": 65536}}, "rope_scaling", "no rope_type"),
+    ({"rope_scaling": {"kind": "yarn"}}, "rope_scaling", "no rope_type"),
+    ({"rope_scaling": {"type": "yarn", "factor": 10**400, "original_max_position_embeddings": 1}}, "rope_scaling", ""),
+    ({"expert_dtype": ""}, "expert_dtype", "'fp4' or"),
+    ({"expert_dtype": False}, "expert_dtype", "'fp4' or"),
+    ({"linear_dtype": 0}, "linear_dtype", "'fp8' or"),
 ]
 
 
@@ -254,7 +262,12 @@ def test_scale_dtype_as_the_inference_code_spells_it() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 10**12) | st.floats(allow_nan=True) | st.text(max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**12)
+    | st.sampled_from([2**70, 10**400])
+    | st.floats(allow_nan=True)
+    | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import foveal.config
+import foveal
 from foveal.text import Tokenizer
 from foveal.train import corpus
 from foveal.train.corpus import CorpusError, CorpusFile, keep_text, licence_of, read_package, without_duplicates

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cli_support import write_model
@@ -111,6 +112,22 @@ def test_settings_replace_fields() -> None:
     assert with_settings(SamplingParams(), stop="ab").stop == ("ab",)
     assert with_settings(SamplingParams(), stop=["a", "b"], stop_tokens=[3]).stop_tokens == (3,)
     assert with_settings(SamplingParams(stop=("x",)), stop=None).stop == ()
+    assert with_settings(SamplingParams(), stop_tokens=np.array([1, 2])).stop_tokens == (1, 2)
+
+
+@pytest.mark.parametrize("value", [0, False, "", {}, -0.0])
+def test_what_holds_nothing_is_no_list(value: object) -> None:
+    for name in ("stop", "stop_tokens"):
+        with pytest.raises(ParameterError, match=f"'{name}'"):
+            with_settings(SamplingParams(), **{name: value})
+
+
+def test_tokens_that_are_no_sequence_or_outside_are_refused(engine: Engine) -> None:
+    for prompt in (b"ab", {1, 2}, {1: 2}, 5, None, iter([1])):
+        with pytest.raises(ParameterError, match="no sequence of token ids"):
+            engine.generate(prompt, max_tokens=1)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="'stop_tokens' has"):
+        engine.generate([1], max_tokens=1, stop_tokens=[engine.config.vocab_size])
 
 
 def test_names_of_the_package() -> None:

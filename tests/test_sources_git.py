@@ -222,3 +222,78 @@ def test_a_repository_of_somebody_else_is_told(tmp_path: Path) -> None:
     assert {item.path for item in source if isinstance(item, Document)} == {"a.py", ".gitignore"}
     (note,) = source.notes
     assert "belongs to somebody else" in note and "safe.directory" in note
+
+
+def test_a_repository_whose_work_tree_is_elsewhere_is_told(tmp_path: Path) -> None:
+    """Git would answer of that place, which may be the whole disk."""
+    other = tmp_path / "other"
+    write(other, {"b.py": "x"})
+    root = repository(tmp_path / "r", {"b.py": "x", "a.py": "x", ".gitignore": "c.py", "c.py": "x"})
+    git(root, "config", "core.worktree", str(other))
+    assert read(root) == {"a.py", "b.py", ".gitignore"}
+    (note,) = read_source(root).notes
+    assert "outside of the repository's work tree" in note
+
+
+@pytest.mark.parametrize("broken", ["HEAD", "core.bare"])
+def test_a_repository_that_is_none_to_git_is_told(tmp_path: Path, broken: str) -> None:
+    root = repository(tmp_path / "r", {"a.py": "x"})
+    if broken == "HEAD":
+        (root / ".git" / "HEAD").write_text("")
+    else:
+        git(root, "config", "core.bare", "true")
+    assert read(root) == {"a.py"}
+    (note,) = read_source(root).notes
+    assert note.endswith("its ignore files decided what was read")
+
+
+def test_names_whose_case_git_does_not_tell_apart(tmp_path: Path) -> None:
+    root = repository(tmp_path / "r", {"Foo.py": "x", "Src/a.py": "x"}, commit=True)
+    write(root, {".gitignore": "bar.py\n", "bar.py": "x", "new.py": "x"})
+    (root / "Foo.py").rename(root / "foo.py")
+    (root / "Src").rename(root / "src")
+    for folds in ("true", "false"):
+        git(root, "config", "core.ignorecase", folds)
+        assert read(root) == {".gitignore", "foo.py", "src/a.py", "new.py"}
+        assert skipped(root)["bar.py"] == "ignored by git"
+    (root / ".gitignore").write_text("foo.py\n")
+    assert "foo.py" not in read(root)
+    git(root, "config", "core.ignorecase", "true")
+    assert "foo.py" in read(root)  # to git it is tracked
+
+
+def test_a_folder_in_the_place_of_a_tracked_file(tmp_path: Path) -> None:
+    root = repository(tmp_path / "r", {"a": "x"}, commit=True)
+    (root / "a").unlink()
+    write(root, {".gitignore": "*.log\n", "a/b.log": "x"})
+    assert skipped(root)["a/"] == "ignored by git"
+    write(root, {"a/c.py": "x"})
+    assert read(root) == {".gitignore", "a/c.py"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_cannot_be_read_is_not_called_ignored(tmp_path: Path) -> None:
+    root = repository(tmp_path / "r", {"a.py": "x", "b/c.py": "x"})
+    (root / "b").chmod(0)
+    assert skipped(root)["b/"] == "folder cannot be read: Permission denied"
+    (root / "b").chmod(0o700)
+
+
+def test_nothing_is_fetched_for_a_partial_clone(tmp_path: Path) -> None:
+    """Git would run what the repository names as the program at the other end."""
+    root = repository(tmp_path / "r", {"sub/a.py": "x"}, commit=True)
+    write(root, {"sub/a.py": "y"})
+    git(root, "commit", "-qam", "second")
+    shown = subprocess.run(["git", "-C", root, "rev-parse", "HEAD~1:sub"], capture_output=True, check=True)
+    tree = shown.stdout.decode().strip()
+    (root / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
+    mark = tmp_path / "ran"
+    for name, value in {
+        "extensions.partialClone": "origin",
+        "remote.origin.url": str(tmp_path),
+        "remote.origin.promisor": "true",
+        "remote.origin.uploadpack": f"touch '{mark}'; true",
+    }.items():
+        git(root, "config", name, value)
+    assert read(root) == {"sub/a.py"}
+    assert not mark.exists()

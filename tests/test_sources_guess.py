@@ -65,7 +65,18 @@ def test_the_guess_has_its_common_name(encoding: str, text: str) -> None:
 
 
 def test_signs_without_letters_are_western() -> None:
-    for text in ("# © 2004 Foo\n", "# 20 °C ± 1\n", "x = 5  # µm\n", "“quoted” – 5 €\n", "naïve «café»\n"):
+    for text in (
+        "# © 2004 Foo\n",
+        "# 20 °C ± 1\n",
+        "x = 5  # µm\n",
+        "“quoted” – 5 €\n",
+        "naïve «café»\n",
+        "x = 9  # 10 µs\n",
+        "t = 5  # µs\n",
+        "/* × */\n",
+        "// ñ\n",
+        "print('ñ')\n",
+    ):
         assert decode(text.encode("cp1252")) == Decoded(text, "cp1252")
 
 
@@ -80,6 +91,15 @@ def test_signs_without_letters_are_western() -> None:
 )
 def test_utf8_with_a_broken_place_stays_utf8(raw: bytes, text: str, replaced: int) -> None:
     assert decode(raw) == Decoded(text, "utf-8", replaced)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("cp866", "x = 1  # проверка\n"), ("cp866", "/* комментарий */\n"), ("cp874", "// ผิดพลาด\n")],
+)
+def test_what_is_half_utf8_by_chance_is_none(encoding: str, text: str) -> None:
+    """Letters of many scripts, and what is no letter, are no damaged text."""
+    assert decode(text.encode(encoding)) == Decoded(text, encoding)
 
 
 def test_a_broken_byte_in_a_long_text_does_not_change_its_encoding() -> None:

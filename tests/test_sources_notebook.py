@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-import foveal.config
+import foveal
 from foveal.sources import Document, Skipped, SourceMap, cited_lines, read_source, tokenize_document
 from foveal.text import Tokenizer
 
@@ -111,14 +112,51 @@ def test_older_notebooks(tmp_path: Path) -> None:
         '{"cells": [{}]}',
         "[" * 5000,
         "plain\n",
-        '{"cells": [{"cell_type": "code", "source": [1]}]}',
-        '{"cells": [{"cell_type": "code", "outputs": 3}]}',
+        '{"cells": null}',
     ],
 )
 def test_a_broken_notebook_is_read_as_plain_text(tmp_path: Path, text: str) -> None:
     path = tmp_path / "n.ipynb"
     path.write_text(text)
     assert only(path) == Document("n.ipynb", text)
+
+
+ODD_CELLS = [
+    None,
+    "text",
+    {"source": "no = 'kind'"},
+    {"cell_type": ["code"], "source": "kind = 'list'"},
+    {"cell_type": "code", "source": None, "outputs": None},
+    {"cell_type": "code", "source": [1, "x = 1\n", None, "y"], "outputs": {"a": 1}},
+    {"cell_type": "code", "execution_count": 10**5000, "source": "z", "outputs": [None, 1, {"data": [PICTURE]}]},
+    {
+        "cell_type": "code",
+        "outputs": [{"text": None}, {"data": {"text/plain": 5, "image/png": PICTURE}}],
+        "source": "w",
+    },
+]
+
+
+def test_odd_cells_do_not_make_the_others_data(tmp_path: Path) -> None:
+    sys.set_int_max_str_digits(0)
+    document = only(notebook(tmp_path / "N.IPYNB", ODD_CELLS))
+    sys.set_int_max_str_digits(4300)
+    assert isinstance(document, Document)
+    titles = ["# %% cell 3", "# %% cell 4", *(f"# %% cell {number} (code)" for number in (6, 7, 8))]
+    sources = ["no = 'kind'", "kind = 'list'", "x = 1\ny", "z", "w"]
+    assert document.text == "".join(f"{title}\n{source}\n" for title, source in zip(titles, sources, strict=True))
+
+
+@pytest.mark.parametrize("parts", [PICTURE, [f"{PICTURE[:76]}\n", f"{PICTURE[:76]}\n", "AA=="]])
+def test_a_notebook_with_a_conflict_is_read_without_its_pictures(tmp_path: Path, parts: object) -> None:
+    cells = [{"cell_type": "code", "outputs": [{"data": {"image/png": parts}}], "source": ["x = 1\n", "y = 2"]}]
+    path = notebook(tmp_path / "n.ipynb", cells)
+    raw = path.read_text().replace(' "nbformat"', '<<<<<<< HEAD\n "nbformat"')
+    path.write_text(raw)
+    document = only(path)
+    assert isinstance(document, Document) and document.numbers is None
+    assert PICTURE[:76] not in document.text and "x = 1" in document.text
+    assert document.text.count("\n") == raw.count("\n")
 
 
 def test_a_notebook_without_text_is_skipped(tmp_path: Path) -> None:
@@ -133,3 +171,24 @@ def test_pointers_of_git_lfs_are_skipped(tmp_path: Path) -> None:
     reason = "a Git LFS pointer: its content (1,234,567 bytes) is not here (git lfs pull)"
     assert items["model.bin"] == Skipped("model.bin", reason)
     assert isinstance(items["about.md"], Document)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("\n", "\r\n"),
+        ("\n", "\r"),
+        ("\n", " \n"),
+        ("version", "\ufeffversion"),
+        ("size 12\n", "size 12\n\n"),
+        ("size 12\n", "size 12"),
+        ("https://git-lfs", "http://git-media"),
+        ("size", "later some thing\nsize"),
+        ("oid", f"ext-0-name sha256:{'1' * 64}\noid"),
+    ],
+)
+def test_pointers_that_were_touched_are_pointers(tmp_path: Path, old: str, new: str) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12\n"
+    (tmp_path / "a.bin").write_bytes(pointer.replace(old, new).encode())
+    found = only(tmp_path / "a.bin")
+    assert isinstance(found, Skipped) and "(12 bytes)" in found.reason

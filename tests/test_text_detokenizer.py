@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import foveal.config
+import foveal
 from foveal.text import StopChecker, StreamingDetokenizer, Tokenizer, TokenStream
 
 TOKENIZER = Tokenizer.from_file(Path(foveal.__file__).parent / "weights" / "nano")

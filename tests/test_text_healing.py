@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import foveal.config
+import foveal
 from foveal.text import PrefixConstraint, Tokenizer, allowed_tokens, heal
 
 TOKENIZER = Tokenizer.from_file(Path(foveal.__file__).parent / "weights" / "nano")
-SOURCE = Path(foveal.config.__file__).read_text(encoding="utf-8")
+SOURCE = (Path(foveal.__file__).parent / "config" / "model.py").read_text(encoding="utf-8")
 
 any_text = st.text(st.characters(), max_size=30)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import foveal.config
+import foveal
 from foveal.text import Tokenizer, TokenizerError
 from foveal.text.specials import LAST_SPECIALS, THINK_START, USER
 from foveal.text.wtf8 import complete_prefix, to_bytes, to_text
@@ -101,6 +102,51 @@ def test_unknown_ids_and_bad_files_are_refused(tmp_path: Path) -> None:
     data = json.loads((NANO / "tokenizer.json").read_text(encoding="utf-8")) | {"normalizer": {"type": "NFC"}}
     with pytest.raises(TokenizerError, match="byte-level BPE"):
         Tokenizer(json.dumps(data))
+
+
+def _changed(**changes: Any) -> str:
+    data = json.loads((NANO / "tokenizer.json").read_text(encoding="utf-8"))
+    model = data["model"] | changes.pop("model", {})
+    return json.dumps(data | {"model": model} | changes)
+
+
+@pytest.mark.parametrize("value", [None, 0, "x", [], {}, [1], {"type": "X"}, True])
+@pytest.mark.parametrize("field", ["version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model"])
+def test_fields_of_other_types_are_refused(field: str, value: Any) -> None:
+    data = json.loads((NANO / "tokenizer.json").read_text(encoding="utf-8")) | {field: value}
+    try:
+        Tokenizer(json.dumps(data))
+    except TokenizerError:
+        return
+    assert value is None and field in ("post_processor", "decoder")  # that they are not there
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ({"one more": -1}, "not a tokenizer"),
+        ({"one more": 5}, "id 5 has two tokens"),
+        ({"one more": 4097}, "4096"),
+        ({"one more": 4_000_000_000}, "4096"),
+        ({"one more": 1 << 40}, "not a tokenizer"),
+    ],
+)
+def test_each_id_has_one_token(tokens: dict[str, int], said: str) -> None:
+    vocabulary = json.loads((NANO / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    with pytest.raises(TokenizerError, match=said):
+        Tokenizer(_changed(model={"vocab": vocabulary | tokens}))
+
+
+def test_a_text_is_encoded_whole_and_always_alike() -> None:
+    truncation = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        **{"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 2, "pad_type_id": 0, "pad_token": "x"},
+    }
+    text = "def load(path): return 1"
+    assert Tokenizer(_changed(truncation=truncation, padding=padding)).encode(text) == TOKENIZER.encode(text)
+    with pytest.raises(TokenizerError, match="dropout"):
+        Tokenizer(_changed(model={"dropout": 0.5}))
 
 
 @given(st.binary(max_size=40) | any_text.map(to_bytes), st.integers(0, 40))

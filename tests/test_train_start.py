@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.stores import TOKENIZER, write_lines
 
-import foveal.config
+import foveal
 from foveal.api import ModelNotFound
 from foveal.checkpoint.errors import CheckpointError
 from foveal.checkpoint.reader import open_checkpoint

@@ -297,10 +297,12 @@ def test_settings_are_read_strictly(tmp_path: Path) -> None:
         RunConfig.from_yaml(path)
 
 
-def test_the_shipped_runs_are_readable() -> None:
+def test_the_shipped_runs_are_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     for path in launch.CONFIGS.glob("*.yaml"):
         run = RunConfig.from_yaml(path)
         assert run.model_config().vocab_size == 4096 and run.stages[-1].quantize
+    assert Path(RunConfig.from_yaml(launch.find_config("toy")).tokenizer).is_file(), "whatever the current folder"
 
 
 def test_a_curve_becomes_a_picture(tmp_path: Path) -> None:

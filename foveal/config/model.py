@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,9 @@ class ConfigError(ValueError):
         super().__init__("; ".join(problems))
 
 
+_LEAST, _MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+
+
 class LayerKind(enum.StrEnum):
     """What a layer's attention sees beside its raw window (report section 2.3)."""
 
@@ -49,8 +51,8 @@ _KIND_OF_RATIO = {0: LayerKind.SLIDING, CSA_RATIO: LayerKind.CSA, HCA_RATIO: Lay
 
 
 def is_positive(value: object) -> TypeGuard[float]:
-    """Whether it is a finite number above 0, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    """Whether it is a number above 0 that fp32, in which the network computes, holds as such; and no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and _LEAST <= value <= _MOST
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -161,7 +163,7 @@ class ModelConfig:
             value, most = getattr(self, name), _AT_MOST.get(name, _LARGEST)
             yield from self._wrong(name, is_whole(value) and 0 <= value <= most, f"an integer >= 0 (and <= {most})")
         for name in _NUMBERS:
-            yield from self._wrong(name, is_positive(getattr(self, name)), "a number > 0")
+            yield from self._wrong(name, is_positive(getattr(self, name)), "a number > 0, of a size that fp32 holds")
         for name, allowed in _STORED_AS.items():
             yield from self._wrong(name, getattr(self, name) in allowed, " or ".join(map(repr, allowed)))
 

@@ -211,12 +211,13 @@ def _storage(given: Mapping[str, Any]) -> dict[str, Any]:
     found = given.get("quantization_config")
     quantization = found if isinstance(found, Mapping) else {}
     quantised = bool(quantization) or given.get("dtype") == "fp8"
-    return {
-        "linear_dtype": given.get("linear_dtype") or ("fp8" if quantised else "bf16"),
-        "expert_dtype": given.get("expert_dtype")
-        or quantization.get("expert_dtype")
-        or ("fp4" if quantised else "bf16"),
-    }
+    linear, experts = given.get("linear_dtype"), given.get("expert_dtype")
+    experts = quantization.get("expert_dtype") if experts is None else experts
+    if linear is None:
+        linear = "fp8" if quantised else "bf16"
+    if experts is None:
+        experts = "fp4" if quantised else "bf16"
+    return {"linear_dtype": linear, "expert_dtype": experts}
 
 
 def _hash_layers(given: Mapping[str, Any], problems: list[str]) -> dict[str, int]:

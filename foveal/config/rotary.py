@@ -25,8 +25,8 @@ def rotary_fields(given: Mapping[str, Any], problems: list[str]) -> dict[str, An
 
     `given` is under Hugging Face names; what is wrong is added to `problems`.
     """
-    where = "rope_scaling" if given.get("rope_scaling") else "rope_parameters"
-    raw = given.get(where) or {}
+    where = "rope_parameters" if given.get("rope_scaling") in (None, {}) else "rope_scaling"
+    raw = _or(given.get(where), {})
     if not isinstance(raw, Mapping):
         problems.append(f"config field {where!r} is {raw!r}; it must be an object")
         raw = {}
@@ -93,6 +93,7 @@ def _nested(
 
 
 _FRACTION = "partial_rotary_factor"
+_TYPES = ("rope_type", "type")
 
 
 def _or(value: Any, other: Any) -> Any:
@@ -106,6 +107,9 @@ def _kind(raw: Mapping[str, Any]) -> Any:
 def _yarn(where: str, prefix: str, raw: Mapping[str, Any], problems: list[str]) -> YarnScaling | None:
     kind = _kind(raw)
     if kind == "default":
+        stray = sorted(set(map(str, raw)) - {"rope_theta", _FRACTION}) if raw.keys().isdisjoint(_TYPES) else ()
+        if stray:
+            problems.append(f"config field {where!r} has {prefix}{stray[0]} but no {prefix}rope_type; write 'yarn'")
         return None
     if kind != "yarn":
         problems.append(f"config field {where!r} has {prefix}type {kind!r}; it must be 'yarn', or absent")

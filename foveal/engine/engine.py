@@ -87,13 +87,17 @@ class BatchEngine:
         """Queue the continuation of `state` by `prompt` (token ids, at least one).
 
         The request owns `state` from now on and changes it. Raises `ParameterError` when the prompt is empty or holds
-        an id outside the vocabulary, or when stop strings are given without `text` to find them in;
+        an id outside the vocabulary, as `stop_tokens` may, or when stop strings are given without `text` to find them;
         `ContextLengthError` when the prompt and `max_tokens` do not fit the context.
         """
         ids = self.check_tokens(prompt)
         if not len(ids):
             raise ParameterError("the prompt is empty; give at least one token")
         self.check_room(state.length + len(ids), params)
+        outside = [token for token in params.stop_tokens if token >= self.config.vocab_size]
+        if outside:
+            allowed = f"in the vocabulary (0 to {self.config.vocab_size - 1})"
+            raise ParameterError(f"sampling parameter 'stop_tokens' has {outside[0]}; it must be {allowed}")
         if params.stop and text is None:
             raise ParameterError("stop strings need a text stream; use stop_tokens for requests without one")
         seed = params.seed if params.seed is not None else secrets.randbits(62)

@@ -18,6 +18,8 @@ def token_ids(tokens: Sequence[int], vocabulary: int) -> IdArray:
     Raises `ParameterError` naming the first that is no integer, or is not from 0 to `vocabulary` - 1.
     """
     given = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
+        raise ParameterError(f"{type(tokens).__name__} is no sequence of token ids")
     kinds = set(map(type, given))
     if any(not issubclass(kind, int | np.integer) or issubclass(kind, bool) for kind in kinds):
         place, token = next((p, t) for p, t in enumerate(given) if not _is_integer(t))

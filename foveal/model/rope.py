@@ -29,7 +29,7 @@ def rotation_of(config: ModelConfig, layer: int) -> Rotation:
 def plain_frequencies(channels: int, theta: float) -> Tensor:
     """theta^(-2i / channels) for i < channels / 2, rounded as in the official code: at position p a frequency that is
     off by one bit turns the pair by p * 6e-8 too far."""
-    return 1.0 / (theta ** (torch.arange(0, channels, 2, dtype=torch.float32, device="cpu") / channels))
+    return 1.0 / (float(theta) ** (torch.arange(0, channels, 2, dtype=torch.float32, device="cpu") / channels))
 
 
 def yarn_frequencies(plain: Tensor, theta: float, yarn: YarnScaling) -> Tensor:

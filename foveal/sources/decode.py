@@ -100,7 +100,8 @@ def _not_utf8(raw: bytes) -> Decoded:
     if declared is not None:
         return declared
     encoding = guess.guess(raw)
-    if whole >= broken and not guess.is_asian(encoding):
+    plain = "".join(match[0].decode("utf-8", "ignore") for match in _UTF8.finditer(raw))
+    if whole >= broken and not guess.is_asian(encoding) and guess.is_of_one_script(plain):
         return _replacing(raw, "utf-8")  # two bytes of UTF-8 are a capital and a sign elsewhere
     found = _replacing(raw, guess.codec(raw, encoding))
     return Decoded(found.text, _name(encoding), found.replaced)

@@ -21,15 +21,22 @@ _SAFE = (
     *("--no-pager", "--no-optional-locks"),
     *("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "log.showSignature=false"),
 )
+_QUIET = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "LC_ALL": "C",
+    # A partial clone fetches what it lacks by programs that its settings name; not every git knows the first of these.
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "",
+}
 _SETTINGS = re.compile(
     r"GIT_(CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|KEY_\d+|VALUE_\d+)|CEILING_DIRECTORIES|DISCOVERY_ACROSS_FILESYSTEM)"
 )
-_NO_WORK_TREE = ("not a git repository", "must be run in a work tree")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What git printed, or None and, in one line, why it did not answer (empty: there is no repository to ask)."""
+    """What git printed, or None and, in one line, why it did not answer."""
 
     output: bytes | None
     problem: str = ""
@@ -54,8 +61,16 @@ def ask(folder: Path, *arguments: str, patience: float = PATIENCE) -> Answer:
         return Answer(None, f"git cannot be run: {getattr(error, 'strerror', None) or error}")
     if done.returncode == 0:
         return Answer(done.stdout)
-    said = done.stderr.decode("utf-8", "replace")
-    return Answer(None, "" if any(words in said for words in _NO_WORK_TREE) else _problem(said))
+    return Answer(None, _problem(done.stderr.decode("utf-8", "replace")))
+
+
+def of_work_tree(folder: Path, *arguments: str) -> Answer:
+    """As `ask`, where `folder` lies in the work tree of its repository: the settings of a repository may name another
+    place, of which git would answer."""
+    inside = ask(folder, "rev-parse", "--is-inside-work-tree")
+    if inside.output is not None and inside.output.strip() != b"true":
+        return Answer(None, "it lies outside of the repository's work tree")
+    return ask(folder, *arguments) if inside.output is not None else inside
 
 
 def _program() -> str | None:
@@ -66,7 +81,7 @@ def _program() -> str | None:
 
 def _environment() -> dict[str, str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith("GIT_") or _SETTINGS.fullmatch(name)}
-    return kept | {"GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    return kept | _QUIET
 
 
 def _problem(said: str) -> str:

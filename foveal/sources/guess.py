@@ -36,7 +36,7 @@ _LANGUAGES = {
     "cp1257": ["lt", "lv", "et"],
 }
 """The encodings of Latin letters, and the languages they are told apart by."""
-_LATIN_PRIORS = {"cp1252": 0.0, "cp1250": -1.0, "iso-8859-2": -1.3, "cp1254": -1.2, "cp1257": -2.2}
+_LATIN_PRIORS = {"cp1252": 0.0, "cp1250": -1.0, "iso-8859-2": -1.3, "cp1254": -1.2, "cp1257": -3.2}
 _LANGUAGE_PRIORS = {
     **{"is": -2.5, "ca": -0.7, "nl": -0.3, "hr": -0.2, "sl": -0.2, "sk": -0.3, "ro": -0.3, "et": -0.5},
 }
@@ -68,8 +68,11 @@ _QUOTES = frozenset("’‘“”„‚«»‹›…–—·•©®°§\xa0")
 _INSIDE = frozenset("’‘·…\xa0—–“”")
 """Signs that stand inside words, and between them."""
 _UNITS = frozenset("©®°§±×÷€£µ™²³½¼")
-_ALONE = 4.0
-"""What it costs encodings of other scripts when no two bytes beyond ASCII stand together: their words are all such."""
+_ALONE, _ALONE_ASIAN = 8.0, 4.0
+"""What it costs encodings of other scripts when no two bytes beyond ASCII stand together: their words are all such (but
+for East Asian characters, whose second byte may be ASCII)."""
+_QUOTED = 1e-6
+"""How likely a letter stands alone: no word is that short."""
 _NO_LETTER = -12.0
 _PLAIN_SIGN = -6.0
 """What a sign costs where a letter would cost about `_PLAIN_SIGN`: at a word, and elsewhere."""
@@ -87,6 +90,14 @@ def guess(raw: bytes) -> str:
 def is_asian(name: str) -> bool:
     """Whether the encoding writes a character in two bytes."""
     return name in _ASIAN
+
+
+def is_of_one_script(text: str) -> bool:
+    """Whether the characters of `text` beyond ASCII are letters of one script, and one that texts in the encodings
+    guessed here are written in (signs count for nothing)."""
+    scripts = {_script(character) for character in text if character.isalpha() and character > "\x7f"}
+    unassigned = any(unicodedata.category(character) in ("Cn", "Co", "Cc") for character in text if character > "\x7f")
+    return not unassigned and "other" not in scripts and (len(scripts) < 2 or scripts <= {"kana", "han", "half"})
 
 
 def codec(raw: bytes, name: str) -> str:
@@ -139,7 +150,9 @@ def _ranked(sample: bytes) -> list[str]:
             fit = _BARELY  # one broken byte, and chardet rules it out
         found = weight * math.log(fit + _FLOOR) + _PRIORS[name] - _STRANGE * strange[name]
         found += 0.6 * min(signs, 8) * (1 - 3 * strange[name])
-        return found - _ALONE if alone and name not in _LANGUAGES else found
+        if alone and name not in _LANGUAGES:
+            found -= _ALONE_ASIAN if name in _ASIAN else _ALONE
+        return found
 
     def latin(name: str) -> float:
         return _latin_fit(texts[name], name) + _LATIN_PRIORS[name] - 8 * strange[name]
@@ -314,8 +327,8 @@ def _latin_fit(text: str, name: str) -> float:
             break
         place, sign = match.start(), match[0].lower()
         before, after = text[place - 1 : place].lower(), text[place + 1 : place + 2].lower()
-        if not sign.isalpha():
-            plain = _INSIDE if before.isalpha() and after.isalpha() else _QUOTES
+        if not sign.isalpha() or (sign == "µ" and not before.isalpha()):
+            plain = {"µ"} if sign == "µ" else _INSIDE if before.isalpha() and after.isalpha() else _QUOTES
             at_word = before.isalpha() or after.isalpha()
             for language in fits:
                 fits[language] += _NO_LETTER if at_word and sign not in plain else _PLAIN_SIGN
@@ -330,6 +343,8 @@ def _likelihood(language: str, before: str, letter: str, after: str) -> float:
     counts, total = _counts(language)
     own = counts.get(letter, 0)
     likely = (own + 0.05) / (total + 2)
+    if (before, after) == ("^", "$"):
+        return math.log(likely * _QUOTED)
     for pair in (before + letter, letter + after):
         likely *= (counts.get(pair, 0) + 0.08) / (own + 2)
     return math.log(likely)

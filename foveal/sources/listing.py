@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -72,10 +73,10 @@ def _inner_rules(folder: Path, path: str, tell: Tell) -> Rules:
 
 
 def _listing(folder: Path, start: str, tell: Tell) -> Listing | None:
-    answer = git.ask(folder, *_LIST)
+    answer = git.of_work_tree(folder, *_LIST)
     if answer.output is not None:
         return Listing.of(folder, start, answer.output, tell)
-    if answer.problem and _in_repository(folder):
+    if _in_repository(folder):
         tell(f"{folder}: {answer.problem}; its ignore files decided what was read")
     return None
 
@@ -117,18 +118,38 @@ class Listing:
             end = path.rfind("/", 0, end)
 
     def reason(self, path: str) -> str | None:
-        own = path[len(self.start) :]
+        own = self._as_git_has(path)
         if own in self.files or own in self.folders or own in self.repositories:
             return None
         if not own.endswith("/"):
             return IGNORED
-        if own[:-1] in self.files:
-            return None if os.path.lexists(self.folder / own / ".git") else NOT_CHECKED_OUT
-        return None if _is_hollow(self.folder / own) else IGNORED
+        if own[:-1] in self.files and os.path.lexists(self.folder / own / ".git"):
+            return None
+        if not _is_hollow(self.folder / own):
+            return IGNORED
+        return NOT_CHECKED_OUT if own[:-1] in self.files else None
 
     def tracked(self, path: str) -> bool:
-        own = path[len(self.start) :]
+        own = self._as_git_has(path)
         return self.files.get(own.removesuffix("/"), False) or self.folders.get(own, False)
+
+    def _as_git_has(self, path: str) -> str:
+        """`path` from `folder` on, as git has it: where it does not tell cases apart, a tracked file may be called
+        otherwise by now."""
+        own = path[len(self.start) :]
+        if own in self.files or own in self.folders or own in self.repositories:
+            return own
+        other = self._by_folded.get(_folded(own))
+        return own if other is None or not self._folds_case else other
+
+    @cached_property
+    def _by_folded(self) -> dict[bytes, str]:
+        return {_folded(path): path for paths in (self.files, self.folders) for path in paths if paths[path]}
+
+    @cached_property
+    def _folds_case(self) -> bool:
+        said = git.ask(self.folder, "config", "--type=bool", "core.ignorecase").output
+        return said is not None and said.strip() == b"true"
 
     def enter(self, folder: Path, path: str) -> Rules:
         own = path[len(self.start) :]
@@ -159,8 +180,14 @@ class ByFiles:
         return ByFiles(self.rules.enter(folder, path), self.tell, self.around)
 
 
+def _folded(path: str) -> bytes:
+    """As git compares names without their case: ASCII only."""
+    return os.fsencode(path).lower()
+
+
 def _is_hollow(folder: Path) -> bool:
-    """Whether there is nothing in `folder` but folders: git, which knows no folders, has nothing to say of it."""
+    """Whether there is nothing in `folder` but folders: git, which knows no folders, has nothing to say of it. Of what
+    cannot be read neither."""
     waiting = [folder]
     while waiting:
         try:
@@ -170,5 +197,5 @@ def _is_hollow(folder: Path) -> bool:
                         return False
                     waiting.append(Path(entry.path))
         except OSError:
-            return False
+            continue
     return True

@@ -17,6 +17,8 @@ from typing import Any
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _DATA = re.compile(r"data:([\w.+/-]*(?:;[\w=.-]+)*);base64,[A-Za-z0-9+/=_%-]{40,}")
+_STRING = re.compile(r'"[A-Za-z0-9+/]{72,}={0,2}(?:\\n)*"')
+"""A string of nothing but base64, or one line of it."""
 _TEXTS = ("text/plain", "text/markdown", "text/latex")
 """What is read of a result: the first of these that it has."""
 
@@ -31,7 +33,7 @@ class _Placed(str):
 
 def is_notebook(path: str) -> bool:
     """Whether a file of this name is a notebook."""
-    return path.endswith(".ipynb")
+    return path.lower().endswith(".ipynb")
 
 
 def notebook_text(text: str) -> tuple[str, tuple[int, ...]] | None:
@@ -42,14 +44,21 @@ def notebook_text(text: str) -> tuple[str, tuple[int, ...]] | None:
         lines: Numbered = []
         for number, cell in enumerate(cells, 1):
             lines += _cell_lines(number, cell, lambda place: bisect.bisect_left(ends, place) + 1)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        if cells and not lines and not any(_field(cell, "cell_type") for cell in cells):
+            return None
+    except (ValueError, LookupError, RecursionError):
         return None
     return "".join(f"{line}\n" for _, line in lines), _ascending([number for number, _ in lines])
 
 
+def without_data(text: str) -> str:
+    """`text`, of a notebook that is broken, without its pictures and other data; its lines stay what they are."""
+    return _STRING.sub('"..."', _DATA.sub(r"data:\1;base64,...", text))
+
+
 def _parse(text: str) -> Any:
     """The document, its strings (not the names of fields) as `_Placed`."""
-    decoder: Any = JSONDecoder(strict=False)
+    decoder: Any = JSONDecoder(strict=False, parse_int=float)  # a number may have any count of digits
 
     def string(source: str, end: int, strict: bool) -> tuple[str, int]:
         found, after = scanstring(source, end, strict)
@@ -62,7 +71,7 @@ def _parse(text: str) -> Any:
     return decoder.decode(text)
 
 
-def _cells(document: Any) -> Sequence[dict[str, Any]]:
+def _cells(document: Any) -> Sequence[Any]:
     """The cells of a notebook of any version. Raises `ValueError` when there are none where they should be."""
     if not isinstance(document, dict):
         raise ValueError("no object")
@@ -71,19 +80,20 @@ def _cells(document: Any) -> Sequence[dict[str, Any]]:
     sheets = document.get("worksheets")
     if not isinstance(sheets, list):
         raise ValueError("no cells")
-    return [cell for sheet in sheets for cell in sheet["cells"]]
+    return [cell for sheet in sheets for cell in _list(_field(sheet, "cells"))]
 
 
-def _cell_lines(number: int, cell: dict[str, Any], line_of: Callable[[int], int]) -> Numbered:
-    """The lines of one cell, in the order in which its fields stand in the file."""
-    kind = cell["cell_type"]
+def _cell_lines(number: int, cell: Any, line_of: Callable[[int], int]) -> Numbered:
+    """The lines of one cell, in the order in which its fields stand in the file. What is no text, or of another form
+    than the format has, is left out."""
+    kind = _field(cell, "cell_type")
     lines: Numbered = []
-    for name, value in cell.items():
+    for name, value in cell.items() if isinstance(cell, dict) else ():
         if name in ("source", "input"):
             found = _joined(value, line_of)
-            title = f"# %% cell {number} ({kind})"
+            title = f"# %% cell {number} ({kind})" if isinstance(kind, str) else f"# %% cell {number}"
         elif name == "outputs":
-            found = [line for output in value for line in _output_lines(output, line_of)]
+            found = [line for output in _list(value) for line in _output_lines(output, line_of)]
             title = f"# %% cell {number}, its output"
         else:
             continue
@@ -92,15 +102,22 @@ def _cell_lines(number: int, cell: dict[str, Any], line_of: Callable[[int], int]
     return lines
 
 
-def _output_lines(output: dict[str, Any], line_of: Callable[[int], int]) -> Numbered:
-    if "traceback" in output:
-        found = _joined(output["traceback"], line_of, separate=True)
-    elif "data" in output:
-        data = output["data"]
-        name = next((name for name in _TEXTS if name in data), None)
-        found = [] if name is None else _joined(data[name], line_of)
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _output_lines(output: Any, line_of: Callable[[int], int]) -> Numbered:
+    data = _field(output, "data")
+    if (traceback := _field(output, "traceback")) is not None:
+        found = _joined(traceback, line_of, separate=True)
+    elif data is not None:
+        found = _joined(next((text for name in _TEXTS if (text := _field(data, name))), None), line_of)
     else:
-        found = _joined(output.get("text", ()), line_of)
+        found = _joined(_field(output, "text"), line_of)
     return [(number, _ANSI.sub("", line).rstrip("\r").rpartition("\r")[2]) for number, line in found]
 
 
@@ -108,9 +125,9 @@ def _joined(value: Any, line_of: Callable[[int], int], *, separate: bool = False
     """The lines of a text that is one string or a list of parts. `separate`: each part begins a line."""
     lines: Numbered = []
     open_line = False
-    for part in [value] if isinstance(value, str) else value:
+    for part in [value] if isinstance(value, str) else _list(value):
         if not isinstance(part, _Placed):
-            raise ValueError("no text")
+            continue
         number = line_of(part.place)
         for place, line in enumerate(_DATA.sub(r"data:\1;base64,...", part).split("\n")):
             if place == 0 and open_line and not separate:

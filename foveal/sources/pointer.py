@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
-_LFS = re.compile(
-    rb"version https://(?:git-lfs\.github\.com|hawser\.github\.com)/spec/v\d+\n(?:ext-\d+-[^\n]*\n)*"
-    rb"oid sha256:[0-9a-f]{64}\nsize (\d+)\n?"
-)
+_END = rb"[ \t]*(?:\r\n|\r|\n)"
+_MORE = rb"(?:[a-z0-9.-]+ [^\r\n]*" + _END + rb")*?"
+_VERSION = rb"(?:\xef\xbb\xbf)?version https?://[a-z0-9.-]+/spec/(?:v\d+|latest)" + _END
+_LFS = re.compile(_VERSION + _MORE + rb"oid sha256:[0-9a-f]{64}" + _END + _MORE + rb"size (\d{1,20})[ \t\r\n]*")
+"""As git-lfs writes them, and as editors and settings of line ends may leave them; with keys of later versions."""
 _MOST = 1024
 """Bytes that a pointer has at most, by its specification."""
 

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from foveal.sources.decode import HEAD_BYTES, binary_reason, decode
 from foveal.sources.document import Document, Skipped, SourceError, numbered_lines
-from foveal.sources.notebook import is_notebook, notebook_text
+from foveal.sources.notebook import is_notebook, notebook_text, without_data
 from foveal.sources.order import rarely_changed_first
 from foveal.sources.pointer import pointer_reason
 from foveal.sources.roots import Root, find_roots, open_stream, place_of
@@ -201,8 +201,8 @@ def _document(path: str, raw: bytes, max_file_bytes: int) -> Document | Skipped:
     if isinstance(decoded, str):
         return Skipped(path, decoded)
     text, numbers = decoded.text, None
-    if is_notebook(path) and (cells := notebook_text(text)) is not None:
-        text, numbers = cells
+    if is_notebook(path):
+        text, numbers = notebook_text(text) or (without_data(text), None)
         if not text:
             return Skipped(path, "a notebook without text")
     return Document(path, text, decoded.encoding, decoded.replaced, numbers) if text else Skipped(path, "empty file")

@@ -44,7 +44,8 @@ def find_roots(paths: Sequence[str]) -> tuple[Root, ...]:
     found: dict[object, Root] = {}
     for path in paths:
         root = _root(path)
-        found.setdefault(root.place or root.given, root)
+        # Standard input has many names.
+        found.setdefault(root.place or STDIN_PATH, root)
     roots = list(found.values())
     names = _names(roots)
     if len(roots) == 1 and roots[0].kind == "folder":

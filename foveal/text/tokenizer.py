@@ -40,10 +40,10 @@ class Tokenizer:
 
     def __init__(self, definition: str) -> None:
         """`definition` is the content of a ``tokenizer.json``. Raises `TokenizerError` if it is not byte-level BPE."""
+        self._special = _built(definition)  # it knows the types of all fields
         data = _parse(definition)
         self._data = data
-        self._special = tokenizers.Tokenizer.from_str(definition)
-        self._plain = tokenizers.Tokenizer.from_str(json.dumps(data | {"added_tokens": [], "post_processor": None}))
+        self._plain = _built(json.dumps(data | {"added_tokens": [], "post_processor": None}))
         self._control: dict[str, int] = {entry["content"]: entry["id"] for entry in data["added_tokens"]}
         self._bytes = self._byte_table()
         self._lengths = np.array([len(token) for token in self._bytes], dtype=np.int64)
@@ -162,14 +162,16 @@ class Tokenizer:
 
     def _byte_table(self) -> list[bytes]:
         vocabulary: dict[str, int] = self._data["model"]["vocab"] | self._control
-        size = max(vocabulary.values()) + 1
-        table: list[bytes | None] = [None] * size
+        table: dict[int, str] = {}
         for token, id_ in vocabulary.items():
-            table[id_] = token.encode() if token in self._control else _unmap(token)
-        missing = [id_ for id_, token in enumerate(table) if token is None]
+            if id_ in table:
+                raise TokenizerError(f"id {id_} has two tokens, {table[id_]!r} and {token!r}; it must have one")
+            table[id_] = token
+        missing = [id_ for id_ in range(len(table)) if id_ not in table]
         if missing:
             raise TokenizerError(f"ids {missing[:8]} have no token; the vocabulary must have no gaps")
-        return [token for token in table if token is not None]
+        tokens = (table[id_] for id_ in range(len(table)))
+        return [token.encode() if token in self._control else _unmap(token) for token in tokens]
 
     def _required(self, token: str) -> int:
         try:
@@ -198,17 +200,30 @@ def _ids(engine: tokenizers.Tokenizer, text: str) -> list[int]:
     return engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
+def _built(definition: str) -> tokenizers.Tokenizer:
+    try:
+        built = tokenizers.Tokenizer.from_str(definition)
+    except Exception as error:  # it has no class of its own for them
+        raise TokenizerError(f"not a tokenizer.json: {error}") from error
+    built.no_truncation()  # what the file was saved with for other ends: every text is encoded whole
+    built.no_padding()
+    return built
+
+
 def _parse(definition: str) -> dict[str, Any]:
     try:
         data = json.loads(definition)
         kind, vocabulary = data["model"]["type"], data["model"]["vocab"]
         normaliser = data.get("normalizer")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TokenizerError(f"not a tokenizer.json: {error}") from error
-    data.setdefault("added_tokens", [])
+    data["added_tokens"] = data.get("added_tokens") or []
     empty = normaliser is None or normaliser == {"type": "Sequence", "normalizers": []}
     if kind != "BPE" or not isinstance(vocabulary, dict) or not empty or not _has_byte_level(data.get("pre_tokenizer")):
         raise TokenizerError("only byte-level BPE without a normaliser can be used (it alone keeps every byte)")
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if data["model"].get(name):
+            raise TokenizerError(f"its model has {name} {data['model'][name]!r}, which changes the text's tokens")
     return data
 
 

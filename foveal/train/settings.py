@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from foveal.api import SHIPPED, model_folder
 from foveal.config import ModelConfig, preset
 from foveal.train.batch import PositionConfig
 from foveal.train.data import Recipe
@@ -102,6 +103,8 @@ class RunConfig:
     `start_from` a training checkpoint, or a model directory (or "nano"), whose parameters are taken instead. With
     `keep_circuit` what holds the structured start's circuit is not trained (`foveal.train.structured.Circuit`).
 
+    `tokenizer` is a ``tokenizer.json``, or "nano" for that of the model in the box.
+
     `device` is "auto", "cpu" or "cuda". With `precision` "bf16" matrix products run in bfloat16 (parameters stay
     fp32); "auto" chooses it where the device multiplies it faster than fp32. `compile` runs the layers through
     torch.compile. `micro` is how many rows a process computes at once (None: all of its share on a GPU, 4,096
@@ -149,6 +152,8 @@ class RunConfig:
     routing: RoutingConfig = field(default_factory=RoutingConfig)
 
     def __post_init__(self) -> None:
+        if self.tokenizer in SHIPPED:
+            object.__setattr__(self, "tokenizer", str(model_folder(self.tokenizer) / "tokenizer.json"))
         if not self.stages:
             raise SettingsError("setting 'stages' is empty; give at least one stage")
         if self.tokens is None and self.minutes is None:

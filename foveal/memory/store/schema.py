@@ -35,6 +35,8 @@ _DATE = r"\A(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?)?\Z"
 
 Count = Annotated[int, Meta(ge=0, le=_MOST)]
 Place = Annotated[int, Meta(ge=1, le=_MOST)]
+Limit = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+"""Something that was asked for, not counted: "no limit" is a number, too."""
 Token = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Key = Annotated[str, Meta(min_length=64, max_length=64)]
 """Of 32 bytes; that these are hexadecimal digits is checked for all keys of a record together."""
@@ -49,7 +51,7 @@ class RecordError(ValueError):
 
 class _Source(Struct):
     source: str
-    max_file_bytes: Annotated[int, Meta(ge=0)] | None = None
+    max_file_bytes: Limit | None = None
     include: list[str] = []
     exclude: list[str] = []
     use_gitignore: bool = True
