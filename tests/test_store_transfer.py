@@ -237,6 +237,12 @@ def test_facts_of_a_memory_have_their_types(store: Store, data: bytes, key: str,
     )
 
 
+@pytest.mark.parametrize("within", ["source", "totals"])
+def test_facts_that_nobody_knows_are_refused(store: Store, data: bytes, within: str) -> None:
+    changed = with_record(data, lambda record: record["facts"][within].update({"unheard of": 1}))
+    refused(store, changed, rf"facts\.{within}")
+
+
 @pytest.mark.parametrize(
     "text", [b"{}", b"[]", b"", b"\xff", b"nan", b"[" * 100_000, b'{"length": 1e999}', b'{"a": NaN}']
 )
@@ -355,7 +361,7 @@ def test_any_other_path_is_taken(store: Store, data: bytes, path: str) -> None:
 
 def test_a_strangers_source_is_not_here(store: Store, data: bytes, tmp_path: Path) -> None:
     assert take(store, data).facts["source"]["elsewhere"] is True
-    there = take(store, data, "b", source=tmp_path).facts["source"]
+    there = take(store, data, "b", source=[tmp_path]).facts["source"]
     assert there["source"] == str(tmp_path) and not there["elsewhere"]
     assert take(store, data, "c", trust=True).facts["source"]["elsewhere"] is True, "bytes are trusted, not paths"
 
