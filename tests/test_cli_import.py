@@ -153,6 +153,7 @@ def test_a_state_of_garbage_breaks_nothing(foveal: Foveal, file: Path, byte: int
     foveal.json("import", str(file))
     done = foveal("recall", "s", "value_12 = ", "--max-tokens", "4")
     assert done.exit_code in (0, 1) and done.stderr.count("\n") == done.exit_code
+    assert "checkpoint" not in done.stderr, "the weights are as they should be"
 
 
 def test_export_writes_a_whole_file_or_none(foveal: Foveal, source: Path, tmp_path: Path) -> None:

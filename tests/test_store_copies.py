@@ -422,3 +422,40 @@ def test_another_stores_identity_is_not_taken_on(folder: Path, tmp_path: Path, n
         assert listed(store) == ["a"] and is_right(store, 300)
         assert any(problem.what == "about" and problem.mended for problem in verify(store).problems)
     assert (folder / ABOUT).read_bytes() == (folder / ABOUT_COPY).read_bytes() == own
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM objects WHERE kind = 3",
+        "DELETE FROM objects WHERE position = 512",
+        "UPDATE objects SET parent = id WHERE kind = 1 AND position = 512",
+        "UPDATE objects SET parent = (SELECT max(id) FROM objects WHERE kind = 1) WHERE kind = 1 AND position = 256",
+        "UPDATE objects SET parent = parent + 90 WHERE kind = 1 AND position > 256",
+        "UPDATE uses SET object = object + 90",
+        "DELETE FROM uses",
+        "DELETE FROM objects",
+    ],
+)
+@pytest.mark.parametrize("work", ["usage", "collect", "evict", "fork", "save", "verify"])
+def test_an_index_that_does_not_fit_together(folder: Path, change: str, work: str) -> None:
+    """As one with pages of another moment: every question is answered, and nothing is lost."""
+    with opened(folder) as store:
+        save(store, 1000)
+        save(store, 700, "other")
+        contexts.delete(store, "other")
+    connection = sqlite3.connect(folder / INDEX)
+    connection.executescript(change)
+    connection.close()
+    with opened(folder) as store:
+        doing = {
+            "usage": lambda: gc.usage(store)["a"],
+            "collect": lambda: gc.collect(store, threshold=0.0),
+            "evict": lambda: gc.evict(store, 100_000),
+            "fork": lambda: contexts.fork(store, "a", "b", at=600),
+            "save": lambda: save(store, 1100),
+            "verify": lambda: verify(store, repair=True),
+        }
+        doing[work]()
+        assert is_right(store, 1100 if work == "save" else 1000)
+        assert mended(store)

@@ -237,6 +237,12 @@ def test_facts_of_a_memory_have_their_types(store: Store, data: bytes, key: str,
     )
 
 
+@pytest.mark.parametrize("within", ["source", "totals"])
+def test_facts_that_nobody_knows_are_refused(store: Store, data: bytes, within: str) -> None:
+    changed = with_record(data, lambda record: record["facts"][within].update({"unheard of": 1}))
+    refused(store, changed, rf"facts\.{within}")
+
+
 @pytest.mark.parametrize(
     "text", [b"{}", b"[]", b"", b"\xff", b"nan", b"[" * 100_000, b'{"length": 1e999}', b'{"a": NaN}']
 )

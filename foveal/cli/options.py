@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +14,7 @@ from foveal.cli.output import UserError, parse_count
 
 if TYPE_CHECKING:
     from foveal.api import Engine
-    from foveal.memory import MemoryInfo, Store
+    from foveal.memory import Memory, MemoryInfo, Store
 
 MOST_THREADS = 1024
 
@@ -55,6 +57,23 @@ def opened(folder: Path | None, *, create: bool = False, durability: str = "full
     from foveal.memory import open_store
 
     return open_store(folder, create=create, durability=durability)  # type: ignore[arg-type]
+
+
+@contextmanager
+def telling_of_imports(memory: Memory) -> Iterator[None]:
+    """Raises `UserError` when the numbers that the network is given of an imported memory are none: that says nothing
+    of its weights."""
+    from foveal.model import NotFiniteError
+
+    try:
+        yield
+    except NotFiniteError as error:
+        if not memory.origin:
+            raise
+        raise UserError(
+            f"the pages that memory {memory.name} was imported with are not what a network computes; `foveal verify "
+            f"--recompute --repair {memory.name}` computes them anew, or delete it"
+        ) from error
 
 
 def open_engine(

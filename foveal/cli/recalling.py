@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, open_engine, opened
+from foveal.cli.options import Json, MemoryLimit, Model, StorePath, Threads, open_engine, opened, telling_of_imports
 from foveal.cli.output import print_json, printable, results, table
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def recall(
     )
     place = opened(store)
     engine = open_engine(model, threads, memory_info(name, place), memory_limit=memory_limit, store=place)
-    with Memory.load(engine, name, root=place) as memory:
+    with Memory.load(engine, name, root=place) as memory, telling_of_imports(memory):
         started = time.perf_counter()
         stream = memory.recall_stream(cue, params, max_tokens=max_tokens)
         if json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.cli.options import Json, Model, StorePath, Threads, not_empty, open_engine, opened
+from foveal.cli.options import Json, Model, StorePath, Threads, not_empty, open_engine, opened, telling_of_imports
 from foveal.cli.output import (
     INTERRUPTED,
     UserError,
@@ -84,7 +84,7 @@ def sync(
     alone = nullcontext() if dry_run else claim(into, name)
     with alone, Interruption(bar).watch() as interruption, Memory.load(engine, name, root=into) as memory:
         moved = bool(source) and _move(memory, source or [])
-        with bar:
+        with bar, telling_of_imports(memory):
             plan = _plan(memory, bar)
         if not json:
             _tell(memory, plan)
@@ -92,7 +92,7 @@ def sync(
         mode = None if dry_run else _choose(plan, given, ask=not json)
         done = mode is not None and plan.is_needed(mode)
         if done:
-            with bar:
+            with bar, telling_of_imports(memory):
                 memory.sync(mode, plan=plan, progress=bar, should_stop=interruption, save_every=SAVE_EVERY)
         if not dry_run and (done or moved):
             memory.save(root=into)

@@ -12,10 +12,11 @@ contexts before those of many, then what was used longest ago, and ends before b
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from foveal.config import PAGE_TOKENS
-from foveal.memory.errors import StoreError, StoreUnavailable
+from foveal.memory.errors import IndexDamaged, StoreError, StoreUnavailable
 from foveal.memory.store import copies
 from foveal.memory.store.files import Presence
 from foveal.memory.store.index import Index
@@ -201,14 +202,13 @@ def _usage(store: Store, index: Index) -> dict[str, Usage]:
     holders: dict[int, int] = defaultdict(int)
     held: list[tuple[ContextRow, list[Entry]]] = []
     for row in index.contexts():
-        found = index.used_by(row.id)
-        node = next((entries[number].id for number in found if entries[number].kind == Kind.NODE), 0)
-        objects = [entries[number] for number in found if entries[number].kind != Kind.NODE]
-        while node in entries:
-            objects.append(entries[node])
-            if entries[node].key in pages:
-                objects.append(pages[entries[node].key])
-            node = entries[node].parent
+        used = index.used_by(row.id)
+        found = [entries[number] for number in used if number in entries]
+        if len(found) < len(used):
+            raise IndexDamaged(f"{index.path} refers to what it does not have")
+        objects = [entry for entry in found if entry.kind != Kind.NODE]
+        for node in _way_up(index, entries, found):
+            objects += [node, *([pages[node.key]] if node.key in pages else [])]
         held.append((row, objects))
         for entry in objects:
             holders[entry.id] += 1
@@ -224,6 +224,17 @@ def _usage(store: Store, index: Index) -> dict[str, Usage]:
         total = sum(entry.span * len(entry.places) for entry in objects if entry.pack)
         result[name] = Usage(own + row.span, total - own)
     return result
+
+
+def _way_up(index: Index, entries: dict[int, Entry], found: list[Entry]) -> Iterator[Entry]:
+    """The node in `found` and those before it. Raises `IndexDamaged` where they do not lead to the first page."""
+    node = next((entry for entry in found if entry.kind == Kind.NODE), None)
+    while node is not None:
+        yield node
+        above = entries.get(node.parent)
+        if node.parent and (above is None or above.kind != Kind.NODE or above.position >= node.position):
+            raise IndexDamaged(f"{index.path} does not lead from a page to the one before it")
+        node = above
 
 
 # ---------------------------------------------------------------------- eviction

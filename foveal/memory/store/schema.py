@@ -82,6 +82,21 @@ class _Facts(Struct):
     appending: bool = False
 
 
+class _FileSource(_Source, forbid_unknown_fields=True):
+    pass
+
+
+class _FileTotals(_Totals, forbid_unknown_fields=True):
+    pass
+
+
+class _FileFacts(_Facts):
+    """The same in an exported file: source and totals have no other fields, for whoever loads a memory knows none."""
+
+    source: _FileSource | UnsetType = UNSET
+    totals: _FileTotals | UnsetType = UNSET
+
+
 class _Fingerprint(Struct, forbid_unknown_fields=True):
     weights: str
     tokenizer: str
@@ -160,7 +175,7 @@ def check_exported(record: Mapping[str, Any]) -> None:
         if not text.isprintable():
             raise RecordError(f"labels: must be printable, and one is {text!a}")
     _check_common(found)
-    _convert(found.facts, _Facts, "facts")
+    _convert(found.facts, _FileFacts, "facts")
 
 
 def parse(data: bytes | bytearray | memoryview) -> dict[str, Any]:
