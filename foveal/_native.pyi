@@ -5,10 +5,8 @@ Foveal's native kernels for the CPU. Tensors are passed as DLPack; see native/ f
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from numpy.typing import NDArray
-from torch import Tensor
-
-Array: TypeAlias = Tensor | NDArray[Any]
+Array: TypeAlias = Any
+# numpy's arrays and torch's tensors; the module checks dtypes and shapes.
 
 def available_isas() -> list[str]:
     """Instruction sets with kernels in this build that this machine runs."""
@@ -17,10 +15,23 @@ class Matrix:
     """
     A weight [rows, columns] as the checkpoint stores it: "f32", "bf16", "fp8" (E4M3, E8M0 scales
     of 128 x 128 blocks) or "fp4" (packed E2M1, E8M0 scales of 1 x 32 blocks). Keeps its arrays alive.
+    skip_zeros: blocks of zeros are looked for now and not read later; inputs must be finite.
     Raises ValueError when the sizes do not fit.
     """
 
-    def __init__(self, format: str, rows: int, columns: int, data: object, scale: object | None = None) -> None: ...
+    def __init__(
+        self,
+        format: str,
+        rows: int,
+        columns: int,
+        data: object,
+        scale: object | None = None,
+        *,
+        skip_zeros: bool = False,
+    ) -> None: ...
+    @property
+    def skipped(self) -> float:
+        """The part of the weight that is zeros and never read."""
 
 class Runtime:
     """
@@ -318,7 +329,7 @@ def greedy(runtime: Runtime, logits: Array) -> tuple[int, float]:
     """
 
 class CacheShape:
-    """Where a sequence's entries lie (foveal.cache.live makes it)."""
+    """Where a sequence's entries lie (foveal.backends.cpu.live makes it)."""
 
     def __init__(
         self,
@@ -348,7 +359,7 @@ def fill_slots(arg0: Runtime, arg1: CacheShape, arg2: Sequence[tuple[int, int, i
 
 class Live:
     """
-    A sequence in work: pages, and its tail in rings (foveal.cache.live owns it).
+    A sequence in work: pages, and its tail in rings (foveal.backends.cpu.live owns it).
     """
 
     def __init__(self, arg: CacheShape, /) -> None: ...
@@ -366,7 +377,7 @@ class Live:
     def commit(self, arg: int, /) -> None: ...
 
 class Network:
-    """All layers in one call (foveal.engine.native makes it)."""
+    """All layers in one call (foveal.backends.cpu makes it)."""
 
     def __init__(self, arg0: object, arg1: dict[str, Any], /) -> None: ...
     def add_layer(self, arg: dict[str, Any], /) -> None: ...
