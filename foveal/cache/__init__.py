@@ -9,17 +9,17 @@ A **sequence** at length t is
   costs the same at any length);
 * one **open page** of its own when ``t % 256 != 0``: the entries of the last ``t % 256`` tokens, zeros behind them;
 * a **tail**: for every layer (and MTP block) the raw KV rows of the last min(t, W - 1) positions, and for every
-  compressor its open rows in fp32. Its tensors are never written into: a step replaces them;
+  compressor its open rows in fp32. Its arrays are never written into: a step replaces them;
 * the token ids: 256 with each full page, the rest beside the open page.
 
 Nothing else is state. How many entries there are, which page and slot an entry lies in, how many rows are open: all of
 that is arithmetic on t (`CacheLayout`, `ModelConfig.entries_after`, `open_row_count`).
 
-**A step** is what `foveal.model.state.SequenceState` says: for every layer `window`, `open_rows`, `append`, `entries`;
-then `advance` once. The first `append` acquires the pages the step will need (`CacheFull` comes here, before the work).
-New entries go straight into free slots behind what t covers, where nobody but this step looks; `advance` makes them
-the past by moving t. So a step that fails anywhere leaves the sequence as it was; the next `append` of a layer already
-appended, or `rollback`, or any of fork, truncate, export, keep_tail and free, drops what was staged.
+**A step** is what `foveal.cache.contract.SequenceState` says: for every layer `window`, `open_rows`, `append`,
+`entries`; then `advance` once. The first `append` acquires the pages the step will need (`CacheFull` comes here, before
+the work). New entries go straight into free slots behind what t covers, where nobody but this step looks; `advance`
+makes them the past by moving t. So a step that fails anywhere leaves the sequence as it was; the next `append` of a
+layer already appended, or `rollback`, or any of fork, truncate, export, keep_tail and free, drops what was staged.
 
 **Entries come back through their codec**, those of the current step too: what a chunk sees of its own entries is what
 later chunks see, so cutting a prefill differently changes nothing.
@@ -34,7 +34,7 @@ run them and the state is the one it was at n. Tails are kept by `keep_tail`, ev
 `tail_every` tokens, where a sequence was restored, and always at 0. Where no tail is near,
 `foveal.cache.replay` makes one from the pages, running no more than a window of tokens for each layer.
 
-**Saving.** `export` gives the pages themselves (no copy), a copy of the open page, and the tail as named tensors;
+**Saving.** `export` gives the pages themselves (no copy), a copy of the open page, and the tail as named arrays;
 `restore` takes the same and is exact bit for bit. Restoring over memory that already is a page shares that page.
 
 **An MTP block** may run or not, and may lag behind the main layers; its window holds the rows it was given. A step in
@@ -46,6 +46,11 @@ from typing import TYPE_CHECKING
 from foveal import lazily
 
 if TYPE_CHECKING:
+    from foveal.cache.contract import LayerUpdate as LayerUpdate
+    from foveal.cache.contract import OpenRows as OpenRows
+    from foveal.cache.contract import Part as Part
+    from foveal.cache.contract import Segment as Segment
+    from foveal.cache.contract import SequenceState as SequenceState
     from foveal.cache.errors import CacheError as CacheError
     from foveal.cache.errors import CacheFull as CacheFull
     from foveal.cache.errors import ImageError as ImageError
@@ -55,22 +60,20 @@ if TYPE_CHECKING:
     from foveal.cache.layout import CacheFormat as CacheFormat
     from foveal.cache.layout import CacheLayout as CacheLayout
     from foveal.cache.layout import Region as Region
-    from foveal.cache.machines import MACHINE_NAMES as MACHINE_NAMES
-    from foveal.cache.machines import Machine as Machine
+    from foveal.cache.memory import HostMemory as HostMemory
+    from foveal.cache.memory import PageBytes as PageBytes
+    from foveal.cache.memory import PageMemory as PageMemory
     from foveal.cache.page import Page as Page
     from foveal.cache.page_list import PageList as PageList
     from foveal.cache.pager import LimitTooSmall as LimitTooSmall
     from foveal.cache.pager import Pager as Pager
-    from foveal.cache.plan import PLAN_FORMATS as PLAN_FORMATS
-    from foveal.cache.plan import Plan as Plan
-    from foveal.cache.plan import PlanError as PlanError
-    from foveal.cache.plan import make_plan as make_plan
-    from foveal.cache.plan import parse_tokens as parse_tokens
     from foveal.cache.pool import PagePool as PagePool
     from foveal.cache.sequence import Sequence as Sequence
     from foveal.cache.tail import LaterTail as LaterTail
     from foveal.cache.tail import Tail as Tail
     from foveal.cache.view import EntryTable as EntryTable
+    from foveal.cache.work import InWork as InWork
+    from foveal.cache.work import Keeper as Keeper
 
 _HOMES = {
     "CacheError": "foveal.cache.errors",
@@ -82,22 +85,25 @@ _HOMES = {
     "CacheFormat": "foveal.cache.layout",
     "CacheLayout": "foveal.cache.layout",
     "Region": "foveal.cache.layout",
-    "MACHINE_NAMES": "foveal.cache.machines",
-    "Machine": "foveal.cache.machines",
     "Page": "foveal.cache.page",
     "PageList": "foveal.cache.page_list",
     "LimitTooSmall": "foveal.cache.pager",
     "Pager": "foveal.cache.pager",
-    "PLAN_FORMATS": "foveal.cache.plan",
-    "Plan": "foveal.cache.plan",
-    "PlanError": "foveal.cache.plan",
-    "make_plan": "foveal.cache.plan",
-    "parse_tokens": "foveal.cache.plan",
     "PagePool": "foveal.cache.pool",
     "Sequence": "foveal.cache.sequence",
     "LaterTail": "foveal.cache.tail",
     "Tail": "foveal.cache.tail",
     "EntryTable": "foveal.cache.view",
+    "HostMemory": "foveal.cache.memory",
+    "PageBytes": "foveal.cache.memory",
+    "PageMemory": "foveal.cache.memory",
+    "InWork": "foveal.cache.work",
+    "Keeper": "foveal.cache.work",
+    "LayerUpdate": "foveal.cache.contract",
+    "OpenRows": "foveal.cache.contract",
+    "Part": "foveal.cache.contract",
+    "Segment": "foveal.cache.contract",
+    "SequenceState": "foveal.cache.contract",
 }
 
 __all__ = [*_HOMES]

@@ -1,8 +1,8 @@
 """How one compressed entry becomes bytes, and comes back.
 
-What is special here: a codec knows one entry, never a page. Entries are laid one after the other, each in
-`nbytes` contiguous bytes, so that picking some of them is picking rows. All FP8 and FP4 arithmetic is
-`foveal.formats`'s; these classes only bind it to a width.
+A codec knows one entry, never a page. Entries are laid one after the other, each in `nbytes` contiguous bytes, so that
+picking some of them is picking rows. All FP8 and FP4 arithmetic is `foveal.formats`'s; these classes only bind it to a
+width.
 
 Shape legend: n = entries, e = channels of an entry.
 """
@@ -12,10 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from foveal.formats import (
+    E4M3,
+    F32,
+    Array,
+    DType,
+    decode_e4m3,
     decode_index_fp4,
     decode_kv_fp8,
     encode_index_fp4,
@@ -41,11 +45,11 @@ class EntryCodec(Protocol):
         """Channels of one entry, e."""
         ...
 
-    def encode(self, entries: Tensor) -> Tensor:
+    def encode(self, entries: Array) -> Array:
         """Floating-point entries [n, e] -> uint8 [n, nbytes]."""
         ...
 
-    def decode(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    def decode(self, rows: Array, dtype: DType) -> Array:
         """uint8 [n, nbytes] -> entries [n, e] in `dtype`."""
         ...
 
@@ -55,17 +59,17 @@ class Raw:
     """Plain BF16 or FP32 numbers."""
 
     width: int
-    stored: torch.dtype
+    stored: DType
 
     @property
     def nbytes(self) -> int:
         return self.width * self.stored.itemsize
 
-    def encode(self, entries: Tensor) -> Tensor:
-        return entries.to(self.stored).contiguous().view(torch.uint8)
+    def encode(self, entries: Array) -> Array:
+        return np.ascontiguousarray(entries.astype(self.stored, copy=False)).view(np.uint8)
 
-    def decode(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        return rows.view(self.stored).to(dtype)
+    def decode(self, rows: Array, dtype: DType) -> Array:
+        return rows.view(self.stored).astype(dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,10 @@ class KvFp8:
     def nbytes(self) -> int:
         return kv_fp8_bytes(self.width, self.rope_dim)
 
-    def encode(self, entries: Tensor) -> Tensor:
+    def encode(self, entries: Array) -> Array:
         return encode_kv_fp8(entries, self.rope_dim)
 
-    def decode(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    def decode(self, rows: Array, dtype: DType) -> Array:
         return decode_kv_fp8(rows, self.width, self.rope_dim, dtype)
 
 
@@ -96,10 +100,10 @@ class IndexFp4:
     def nbytes(self) -> int:
         return index_fp4_bytes(self.width)
 
-    def encode(self, entries: Tensor) -> Tensor:
+    def encode(self, entries: Array) -> Array:
         return encode_index_fp4(entries)
 
-    def decode(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    def decode(self, rows: Array, dtype: DType) -> Array:
         return decode_index_fp4(rows, self.width, dtype)
 
 
@@ -116,14 +120,16 @@ class IndexFp8:
     def nbytes(self) -> int:
         return self.width + _SCALE_BYTES
 
-    def encode(self, entries: Tensor) -> Tensor:
-        values = entries.float()
-        peak = values.abs().amax(-1, keepdim=True)
-        scale = (peak / _E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-        codes = (values / scale).clamp(-_E4M3_MAX, _E4M3_MAX).to(torch.float8_e4m3fn)
-        return torch.cat([codes.view(torch.uint8), scale.contiguous().view(torch.uint8)], dim=-1)
+    @np.errstate(over="ignore", invalid="ignore")
+    def encode(self, entries: Array) -> Array:
+        values = entries.astype(F32, copy=False)
+        peak = np.abs(values).max(-1, keepdims=True, initial=0)
+        scale = np.maximum(peak / np.float32(_E4M3_MAX), np.finfo(np.float32).tiny)
+        codes = np.clip(values / scale, -_E4M3_MAX, _E4M3_MAX).astype(E4M3)
+        return np.concatenate([codes.view(np.uint8), np.ascontiguousarray(scale).view(np.uint8)], axis=-1)
 
-    def decode(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        codes = rows[:, : self.width].contiguous().view(torch.float8_e4m3fn).float()
-        scale = rows[:, self.width :].contiguous().view(torch.float32)
-        return (codes * scale).to(dtype)
+    @np.errstate(over="ignore", invalid="ignore")
+    def decode(self, rows: Array, dtype: DType) -> Array:
+        codes = decode_e4m3(rows[:, : self.width])
+        scale = np.ascontiguousarray(rows[:, self.width :]).view(np.float32)
+        return (codes * scale).astype(dtype, copy=False)

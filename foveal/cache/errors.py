@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from foveal.errors import FovealError
 
-class CacheError(RuntimeError):
+
+class CacheError(FovealError, RuntimeError):
     """A step, page or sequence was used against the contract in `foveal.cache`."""
 
 
 class CacheFull(CacheError):
     """The pool's page limit is reached. Nothing was changed: free sequences, or raise the limit, and try again."""
+
+    code = "full"
 
 
 class SequenceFreed(CacheError):
@@ -17,3 +21,5 @@ class SequenceFreed(CacheError):
 
 class ImageError(CacheError):
     """A sequence image does not fit: wrong sizes, names or dtypes, as after a change of model or of cache format."""
+
+    code = "damaged"

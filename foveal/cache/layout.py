@@ -1,9 +1,9 @@
 """Where everything lies: the byte layout of a page, and the bytes of a context by kind.
 
-What is special here: this is arithmetic over the config and nothing else; pages, sequences, files and `foveal plan`
-all ask it, so what is planned is what is allocated. A page holds no padding. All CSA layers come first (for each, 64
-entries and then 64 index keys), then the 2 entries of each HCA layer, so that every CSA region starts at a multiple of
-64 bytes. At the published widths: 1024 or 584 bytes an entry, 256, 132 or 68 bytes a key.
+This is arithmetic over the config and nothing else; pages, sequences, files and `foveal plan` all ask it, so what is
+planned is what is allocated. A page holds no padding. All CSA layers come first (for each, 64 entries and then 64 index
+keys), then the 2 entries of each HCA layer, so that every CSA region starts at a multiple of 64 bytes. At the published
+widths: 1024 or 584 bytes an entry, 256, 132 or 68 bytes a key.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-import torch
-
 from foveal.cache.codec import EntryCodec, IndexFp4, IndexFp8, KvFp8, Raw
+from foveal.cache.contract import Part, entry_width, open_row_count, parts_of, row_width
 from foveal.config import PAGE_TOKENS, LayerKind, ModelConfig
-from foveal.model.state import Part, entry_width, open_row_count, parts_of, row_width
+from foveal.formats import BF16, F32, DType
 
 KvFormat = Literal["fp32", "bf16", "fp8"]
 IndexFormat = Literal["fp32", "bf16", "fp8", "fp4"]
@@ -43,9 +42,9 @@ class CacheFormat:
                 raise ValueError(f"cache format {name} is {value!r}; it must be one of {', '.join(allowed)}")
 
     @property
-    def window_dtype(self) -> torch.dtype:
+    def window_dtype(self) -> DType:
         """Raw window rows stay unpacked: BF16, which holds FP8 fake-quantised values exactly, or FP32."""
-        return torch.float32 if self.kv == "fp32" else torch.bfloat16
+        return F32 if self.kv == "fp32" else BF16
 
     def __str__(self) -> str:
         return f"{self.kv}+{self.index}"
@@ -102,19 +101,26 @@ class CacheBytes:
 
 
 class CacheLayout:
-    """The layout of `config`'s cache in `format`.
+    """The layout of `config`'s cache in `format`, of all its layers or of a stage's: those of `layers`.
 
     `regions` maps (layer, part) to its `Region`; `page_bytes` is the size of a page. MTP blocks are window-only and
-    have no region: they live in the tail.
+    have no region: they live in the tail, and go with the last layer. `windows` are the layers and MTP blocks that have
+    a window here. Raises `ValueError` when `layers` is no range of the model's layers.
     """
 
-    def __init__(self, config: ModelConfig, format: CacheFormat | None = None) -> None:
+    def __init__(self, config: ModelConfig, format: CacheFormat | None = None, *, layers: range | None = None) -> None:
+        count = config.num_hidden_layers
         self.config = config
         self.format = format or CacheFormat()
+        self.layers = range(count) if layers is None else layers
+        if not (0 <= self.layers.start < self.layers.stop <= count and self.layers.step == 1):
+            raise ValueError(f"{self.layers} is no range of the model's layers, 0 to {count - 1}")
+        blocks = range(count, len(config.compress_ratios)) if self.layers.stop == count else ()
+        self.windows = (*self.layers, *blocks)
         self.regions: dict[tuple[int, Part], Region] = {}
         offset = 0
         for kind in (LayerKind.CSA, LayerKind.HCA):
-            for layer in config.layers_of(kind):
+            for layer in (layer for layer in config.layers_of(kind) if layer in self.layers):
                 count = PAGE_TOKENS // config.compress_ratios[layer]
                 for part in parts_of(config, layer):
                     region = Region(layer, part, offset, count, self._codec(part))
@@ -126,18 +132,26 @@ class CacheLayout:
         width = entry_width(self.config, part)
         stored = self.format.kv if part is Part.MAIN else self.format.index
         if stored == "fp32":
-            return Raw(width, torch.float32)
+            return Raw(width, F32)
         if stored == "bf16":
-            return Raw(width, torch.bfloat16)
+            return Raw(width, BF16)
         if part is Part.MAIN:
             return KvFp8(width, self.config.qk_rope_head_dim)
         return IndexFp4(width) if stored == "fp4" else IndexFp8(width)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, CacheLayout) and (self.config, self.format) == (other.config, other.format)
+        return isinstance(other, CacheLayout) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash((self.config, self.format))
+        return hash(self._key())
+
+    def _key(self) -> tuple[ModelConfig, CacheFormat, range]:
+        return self.config, self.format, self.layers
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the model's layers are in it."""
+        return len(self.layers) == self.config.num_hidden_layers
 
     # ------------------------------------------------------------------ shapes
 
@@ -165,7 +179,7 @@ class CacheLayout:
 
     def window_bytes(self, tokens: int, *, mtp: bool = False) -> int:
         """Bytes of all layers' raw windows, with or without the MTP blocks'."""
-        layers = len(self.config.compress_ratios) if mtp else self.config.num_hidden_layers
+        layers = len(self.windows) if mtp else len(self.layers)
         rows, width = self.window_shape(tokens)
         return layers * rows * width * self.format.window_dtype.itemsize
 
@@ -174,7 +188,7 @@ class CacheLayout:
         total = 0
         for layer, part in self.regions:
             rows, width = self.open_shape(layer, part, tokens)
-            total += 2 * rows * width * torch.float32.itemsize
+            total += 2 * rows * width * F32.itemsize
         return total
 
     def tail_bytes(self, tokens: int, *, mtp: bool = False) -> int:
@@ -206,7 +220,7 @@ class CacheLayout:
 
         Our own window has W - 1 rows (the newest token brings its own) and stays unpacked; `bytes_at` says that.
         """
-        rows = self.config.num_hidden_layers * min(tokens, self.config.sliding_window)
+        rows = len(self.layers) * min(tokens, self.config.sliding_window)
         return self.bytes_at(tokens).entries + rows * self._codec(Part.MAIN).nbytes
 
     @property

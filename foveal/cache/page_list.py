@@ -1,8 +1,8 @@
 """The pages of a sequence, in blocks that forks share whole.
 
-What is special here: a list never changes; growing, cutting and replacing make another one, which shares all blocks but
-those concerned. So a fork counts a block where it would count 256 pages, and whoever was given a list may keep it. Who
-holds a list is the sequence's business: it shares and releases `held` with the `PagePool`.
+A list never changes; growing, cutting and replacing make another one, which shares all blocks but those concerned. So a
+fork counts a block where it would count 256 pages, and whoever was given a list may keep it. Who holds a list is the
+sequence's business: it shares and releases `held` with the `PagePool`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class PageList(Seq[Page]):
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             return tuple(self._span(start, stop)) if step == 1 else tuple(self[i] for i in range(start, stop, step))
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
             raise IndexError(f"page {index} of {len(self)}")
-        block, behind = divmod(place, BLOCK_PAGES)
+        block, behind = divmod(number, BLOCK_PAGES)
         in_blocks = block < len(self.blocks)
-        return self.blocks[block].pages[behind] if in_blocks else self.newest[place - len(self.blocks) * BLOCK_PAGES]
+        return self.blocks[block].pages[behind] if in_blocks else self.newest[number - len(self.blocks) * BLOCK_PAGES]
 
     def __iter__(self) -> Iterator[Page]:
         return self._span(0, len(self))
@@ -84,7 +84,10 @@ class PageList(Seq[Page]):
 
     def first(self, count: int) -> PageList:
         """The first `count` pages. Of a block that is cut, they become the newest."""
-        whole = min(count // BLOCK_PAGES, len(self.blocks))
+        behind = len(self.blocks) * BLOCK_PAGES
+        if count >= behind:
+            return PageList(self.blocks, self.newest[: count - behind])
+        whole = count // BLOCK_PAGES
         return PageList(self.blocks[:whole], self[whole * BLOCK_PAGES : count])
 
     def replaced(self, number: int, page: Page) -> PageList:
@@ -104,5 +107,5 @@ class PageList(Seq[Page]):
         yield from self.newest[max(0, start - behind) : max(0, stop - behind)]
 
 
-def _replaced(pages: tuple[Page, ...], place: int, page: Page) -> tuple[Page, ...]:
-    return (*pages[:place], page, *pages[place + 1 :])
+def _replaced(pages: tuple[Page, ...], number: int, page: Page) -> tuple[Page, ...]:
+    return (*pages[:number], page, *pages[number + 1 :])

@@ -1,10 +1,9 @@
 """A bound on the memory a process holds: pages lie in files, and what was not touched lately is let go.
 
-What is special here: nothing is copied in or out. What grows with a context (pages, their packs, kept tails) lies in
-files that are mapped: pages of a store in its packs, all else in scratch files without names. Letting go is telling
-the system that this process does not need a range of a file just now; whoever touches it again, be it in the middle of
-a step, gets the same bytes back from the system's cache or from the disk. So a limit costs time and never changes a
-token.
+Nothing is copied in or out. What grows with a context (pages, their packs, kept tails) lies in files that are mapped:
+pages of a store in its packs, all else in scratch files without names. Letting go is telling the system that this
+process does not need a range of a file just now; whoever touches it again, be it in the middle of a step, gets the same
+bytes back from the system's cache or from the disk. So a limit costs time and never changes a token.
 
 The bound is on what the system counts as this process's resident memory, everything included. A thread looks at it as
 often as it could have grown, and lets go of mapped memory, one piece after the other, before the limit is reached.
@@ -25,11 +24,14 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from foveal.cache.errors import CacheError, CacheFull
 from foveal.cache.mapped import STRIDE, let_go_of
+from foveal.formats import Array
+from foveal.process.logs import logger
+
+_log = logger(__name__)
 
 HEADROOM = 32 << 20
 """Memory is let go so many bytes below the limit, at least; and at least a tenth of it below."""
@@ -43,6 +45,8 @@ _ALIGN = 64
 
 class LimitTooSmall(CacheError):
     """The process holds more than the limit allows, in memory that cannot be let go. `minimum`: bytes it needs."""
+
+    code = "full"
 
     def __init__(self, limit: int, minimum: int) -> None:
         self.minimum = minimum
@@ -81,11 +85,11 @@ class Pager:
         with self._allocating:
             self._mapped.add(mapped)
 
-    def zeros(self, size: int) -> Tensor:
+    def zeros(self, size: int) -> Array:
         """uint8 [size] of zeros in the scratch file, from a multiple of 64 bytes on. Its room is given back when nobody
         holds what lies beside it either. Raises `CacheFull` when the disk has no room."""
         if not size:
-            return torch.empty(0, dtype=torch.uint8)
+            return np.empty(0, dtype=np.uint8)
         with self._allocating:
             start = -(-self._used // _ALIGN) * _ALIGN
             if self._segment is None or start + size > self._segment.size:
@@ -93,13 +97,13 @@ class Pager:
                 self._segment = _Segment(self.folder, max(STRIDE, size))
                 self._mapped.add(self._segment.map)
             self._used = start + size
-            return torch.frombuffer(self._segment.view[start : start + size], dtype=torch.uint8)
+            return np.frombuffer(self._segment.view[start : start + size], dtype=np.uint8)
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """A copy of `tensor` that can be let go."""
-        with torch.inference_mode(False):
-            copy = self.zeros(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
-            return copy.copy_(tensor)
+    def keep(self, array: Array) -> Array:
+        """A copy of `array` that can be let go."""
+        copy = self.zeros(array.nbytes).view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        return copy
 
     def relieve(self) -> float:
         """Let go of as much as is needed; returns how many bytes the process may grow until it is needed again."""
@@ -109,6 +113,7 @@ class Pager:
             grown = min(2 * (held - self._held), (self.limit - self._least) / 2)
             self._headroom = max(self._floor, grown, self._headroom * 0.995)
             if held >= self.limit - self._headroom:
+                _log.debug("memory limit: %d bytes held of %d, pages are let go", held, self.limit)
                 held = self._let_go(self.limit - 1.5 * self._headroom)
             self._held = held
             return self.limit - self._headroom - held

@@ -1,33 +1,36 @@
 """The pool: where pages come from, and who holds how many of them.
 
-What is special here: references are counted of pages and of blocks of pages. A block that somebody holds holds its
-pages, so that sharing a long past counts a few hundred things, whatever its length.
+References are counted of pages and of blocks of pages. A block that somebody holds holds its pages, so that sharing a
+long past counts a few hundred things, whatever its length.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar, cast
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from foveal import _native
 from foveal.cache.errors import CacheError, CacheFull
 from foveal.cache.layout import CacheLayout
+from foveal.cache.memory import HostMemory, PageMemory, address_of
 from foveal.cache.page import Page
 from foveal.cache.page_list import Block, PageList
 from foveal.cache.pager import Pager
-from foveal.cache.slabs import Slabs
+from foveal.cache.tail import Tail
+from foveal.formats import Array
 
 Held = Page | Block
+T = TypeVar("T")
 
 
 class PagePool:
-    """Hands out pages and counts them. `limit` (pages) bounds the pages alive at a time; None means no bound. With a
-    `pager`, pages lie where memory can be let go (`foveal.cache.pager`).
+    """Hands out pages and counts them. `limit` (pages) bounds the pages alive at a time; None means no bound. `memory`
+    is where they lie, by default the host's; with a `pager`, where it can be let go (`foveal.cache.pager`).
 
     Counting is safe across threads; a `Sequence` itself belongs to one thread at a time.
     """
@@ -37,25 +40,36 @@ class PagePool:
         layout: CacheLayout,
         *,
         limit: int | None = None,
-        device: torch.device | str = "cpu",
+        memory: PageMemory | None = None,
         pager: Pager | None = None,
     ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"page limit is {limit}; it must be at least 1, or None")
         self.layout = layout
         self.limit = limit
-        self.device = torch.device(device)
+        self.memory = memory or HostMemory(pager)
         self.pager = pager
-        self._lock = threading.Lock()
+        self.owner: object = None
+        """What tells whose sequences these are; None: nobody's in particular."""
+        self.first_tail = Tail.empty(layout)
+        """The tail that every sequence begins with."""
+        self.new_lock()
         # Weak, so that a sequence dropped without `free` costs nothing once Python has collected it.
         self._pages: weakref.WeakSet[Page] = weakref.WeakSet()
         self._by_address: weakref.WeakValueDictionary[int, Page] = weakref.WeakValueDictionary()
-        self._slabs: dict[_native.CacheShape, Slabs] = {}
+        self._beside: dict[Hashable, Any] = {}
+        _POOLS.add(self)
 
-    def slabs(self, shape: _native.CacheShape) -> Slabs:
-        """Where this pool's pages have their slots, for kernels that see the cache as `shape`."""
+    def new_lock(self) -> None:
+        """Also in a process that was just forked, where the thread that held it is not."""
+        self._lock = threading.Lock()
+
+    def beside(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What a backend keeps for all pages of this pool under `key`; made when it is first asked for."""
         with self._lock:
-            return self._slabs.setdefault(shape, Slabs(shape, self.pager))
+            if key not in self._beside:
+                self._beside[key] = make()
+            return cast(T, self._beside[key])
 
     @property
     def live(self) -> int:
@@ -79,32 +93,29 @@ class PagePool:
         """
         with self._lock:
             self._check_room(count)
-            # Pages outlive the caller's inference mode and are written outside it, so they must be ordinary tensors.
-            with torch.inference_mode(False):
-                pages = [Page(self._zeros()) for _ in range(count)]
+            pages = [Page(self.memory.zeros(self.layout.page_bytes)) for _ in range(count)]
             self._register(pages)
             return pages
 
-    def adopt(self, data: Tensor, tokens: Tensor) -> Page:
-        """A full page over bytes that exist already (a memory-mapped file, another sequence's page), without a copy.
+    def adopt(self, data: Array, tokens: Array) -> Page:
+        """A full page of bytes that exist already (a memory-mapped file, another sequence's page), without a copy where
+        the memory allows it.
 
-        The same memory adopted twice is one page with two references. Raises `CacheError` when size, dtype or device do
-        not fit or the same bytes come with other tokens, `CacheFull` when the limit is reached.
+        The same memory adopted twice is one page with two references. Raises `CacheError` when size or dtype do not
+        fit or the same bytes come with other tokens, `CacheFull` when the limit is reached.
         """
         size = self.layout.page_bytes
-        if data.dtype != torch.uint8 or data.shape != (size,) or not data.is_contiguous():
+        if data.dtype != np.uint8 or data.shape != (size,) or not data.flags.c_contiguous:
             raise CacheError(f"a page is {size} contiguous uint8 bytes here, not {data.dtype} {list(data.shape)}")
-        if data.device.type != self.device.type:
-            raise CacheError(f"a page of this pool lies on {self.device}, not on {data.device}; move it first")
         with self._lock:
-            known = self._by_address.get(data.data_ptr()) if size else None
+            known = self._by_address.get(address_of(data)) if size else None
             if known is not None and known.references > 0:
-                if known.tokens is None or not torch.equal(known.tokens, tokens.to(torch.int32)):
+                if known.tokens is None or not np.array_equal(known.tokens, tokens):
                     raise CacheError("the same page came with other token ids; its image is inconsistent")
                 known.references += 1
                 return known
             self._check_room(1)
-            page = Page(data)
+            page = Page(self.memory.adopt(data))
             page.seal(tokens)
             self._register([page])
             return page
@@ -155,8 +166,8 @@ class PagePool:
         with self._lock:
             pages = list(self._pages)
         wrong = [f"a live page has {p.references} references" for p in pages if p.references < 1]
-        wrong += ["a live page has the wrong size" for p in pages if p.data.numel() != self.layout.page_bytes]
-        if self.layout.page_bytes and len({p.data.data_ptr() for p in pages}) != len(pages):
+        wrong += ["a live page has the wrong size" for p in pages if p.memory.nbytes != self.layout.page_bytes]
+        if self.layout.page_bytes and len({p.address for p in pages}) != len(pages):
             wrong.append("two live pages share memory")
         if self.limit is not None and len(pages) > self.limit:
             wrong.append(f"{len(pages)} pages are alive, over the limit of {self.limit}")
@@ -165,14 +176,9 @@ class PagePool:
         if wrong:
             raise CacheError(f"the page pool is inconsistent: {'; '.join(wrong)}")
 
-    def _zeros(self) -> Tensor:
-        if self.pager is not None:
-            return self.pager.zeros(self.layout.page_bytes)
-        return torch.zeros(self.layout.page_bytes, dtype=torch.uint8, device=self.device)
-
     def _register(self, pages: list[Page]) -> None:
         self._pages.update(pages)
-        self._by_address.update((page.data.data_ptr(), page) for page in pages)
+        self._by_address.update((page.address, page) for page in pages)
 
     def _check_room(self, count: int) -> None:
         if self.limit is not None and self.live + count > self.limit:
@@ -181,6 +187,17 @@ class PagePool:
                 f"the cache is full: {count} more page(s) of {size:.2f} MiB wanted, {self.live} of {self.limit} in "
                 "use; free sequences or raise the limit"
             )
+
+
+_POOLS: weakref.WeakSet[PagePool] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for pool in list(_POOLS):
+        pool.new_lock()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def _miscounted(pages: list[Page], held: Iterable[Iterable[Page]]) -> list[str]:

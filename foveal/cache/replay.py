@@ -1,13 +1,13 @@
 """The tail at any position, computed again from pages.
 
-What is special here: pages hold all entries of the past, so only the raw windows and open rows are missing, and these
-reach back over few tokens: a layer's last window needs what the layer before gave over one window more, so that a
-window's length of tokens for each layer is enough, however long the past is (the report's "zero SWA caching"). The run
-begins with blank windows. What its first tokens leave is wrong, and goes: wrong rows slide out of the windows, and the
-entries of each step are replaced by the true ones before the next step looks at them.
+Pages hold all entries of the past, so only the raw windows and open rows are missing, and these reach back over few
+tokens: a layer's last window needs what the layer before gave over one window more, so that a window's length of tokens
+for each layer is enough, however long the past is (the report's "zero SWA caching"). The run begins with blank windows.
+What its first tokens leave is wrong, and goes: wrong rows slide out of the windows, and the entries of each step are
+replaced by the true ones before the next step looks at them.
 
 That gives the very bits of a run from the beginning only where a token's result does not depend on what else is in its
-pass, nor on how a prompt is cut (`foveal.engine.BatchEngine.grain`).
+pass, nor on how a prompt is cut (`foveal.batch.BatchEngine.grain`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from torch import Tensor
-
 from foveal.cache.image import SequenceImage
 from foveal.cache.layout import CacheLayout
 from foveal.cache.sequence import Sequence
 from foveal.cache.tail import Tail
 from foveal.config import CSA_RATIO, HCA_RATIO, PAGE_TOKENS, ModelConfig
+from foveal.formats import Array
 
 STEP = HCA_RATIO
 """Tokens after which entries are replaced: a new one of a whole HCA window is seen by its own last token only."""
@@ -47,8 +46,8 @@ def replay(
     restore: Restore,
     run: Run,
     layout: CacheLayout,
-    tokens: Tensor,
-    pages: Seq[Tensor],
+    tokens: Array,
+    pages: Seq[Array],
     length: int,
     *,
     progress: OnReplay | None = None,

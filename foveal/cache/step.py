@@ -1,19 +1,19 @@
 """A step in progress, and the checks on what the network hands over.
 
-What is special here: a `Step` is all that exists between the first `append` and `advance`; dropping it undoes the step.
+A `Step` is all that exists between the first `append` and `advance`; dropping it undoes the step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from foveal.cache.contract import LayerUpdate, OpenRows, Part, entry_width, parts_of
 from foveal.cache.errors import CacheError
 from foveal.cache.layout import CacheLayout
 from foveal.cache.page import Page
-from foveal.model.state import LayerUpdate, OpenRows, Part, entry_width, parts_of
+from foveal.formats import F32, Array
 
 
 @dataclass
@@ -22,11 +22,11 @@ class Step:
 
     count: int
     new_pages: list[Page]
-    windows: dict[int, Tensor] = field(default_factory=dict)
-    rows: dict[tuple[int, Part], OpenRows] = field(default_factory=dict)
+    windows: dict[int, Array] = field(default_factory=dict)
+    rows: dict[tuple[int, Part], OpenRows[Array]] = field(default_factory=dict)
 
 
-def check_update(layout: CacheLayout, layer: int, update: LayerUpdate, old: int, count: int) -> None:
+def check_update(layout: CacheLayout, layer: int, update: LayerUpdate[Array], old: int, count: int) -> None:
     """Raise `CacheError` when what `count` tokens after `old` are said to leave in `layer` has a wrong shape."""
     config, new = layout.config, old + count
     parts = set(parts_of(config, layer))
@@ -34,7 +34,7 @@ def check_update(layout: CacheLayout, layer: int, update: LayerUpdate, old: int,
         found = sorted(set(update.entries) | set(update.open_rows))
         raise CacheError(f"layer {layer} has the compressors {sorted(parts)}, its update {found}")
     fresh = config.entries_after(new, layer) - config.entries_after(old, layer)
-    expected: list[tuple[str, Tensor, tuple[int, int]]] = [("window rows", update.window, (count, config.head_dim))]
+    expected: list[tuple[str, Array, tuple[int, int]]] = [("window rows", update.window, (count, config.head_dim))]
     for part in parts:
         shape = layout.open_shape(layer, part, new)
         expected.append((f"{part} open rows", update.open_rows[part].kv, shape))
@@ -47,15 +47,15 @@ def check_update(layout: CacheLayout, layer: int, update: LayerUpdate, old: int,
             )
 
 
-def token_ids(tokens: Tensor, count: int, vocabulary: int) -> Tensor:
-    """`tokens` as int32 [count] on the CPU. Raises `CacheError` when they are not `count` ids of the vocabulary."""
-    if tokens.dim() != 1 or len(tokens) != count or tokens.is_floating_point() or tokens.dtype == torch.bool:
+def token_ids(tokens: Array, count: int, vocabulary: int) -> Array:
+    """`tokens` as int32 [count]. Raises `CacheError` when they are not `count` ids of the vocabulary."""
+    if tokens.ndim != 1 or len(tokens) != count or not np.issubdtype(tokens.dtype, np.integer):
         raise CacheError(f"{count} token ids (integers) are due, not {tokens.dtype} {list(tokens.shape)}")
     if count and (int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary):
         raise CacheError(f"token ids must be 0 to {vocabulary - 1}, not {tokens.min()} to {tokens.max()}")
-    return tokens.detach().to("cpu", torch.int32)
+    return tokens.astype(np.int32, copy=False)
 
 
-def own(rows: Tensor, like: Tensor) -> Tensor:
-    """`rows` in fp32, in memory of its own beside `like`."""
-    return rows.detach().to(like.device, torch.float32, copy=True)
+def own(rows: Array) -> Array:
+    """`rows` in fp32, in memory of its own."""
+    return np.array(rows, dtype=F32, order="C")

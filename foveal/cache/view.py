@@ -1,7 +1,7 @@
 """Reading entries out of pages: in place, some of them, or all of them decoded.
 
-What is special here: nothing in this module owns state. An `EntryTable` says where entries lie; an `EntryViews` holds
-decoded copies that can be dropped at any moment and rebuilt from the pages.
+Nothing in this module owns state. An `EntryTable` says where entries lie; an `EntryViews` holds decoded copies that can
+be dropped at any moment and rebuilt from the pages.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from foveal.cache.contract import Part
 from foveal.cache.errors import CacheError
 from foveal.cache.layout import Region
 from foveal.cache.page import Page
-from foveal.model.state import Part
+from foveal.formats import Array, DType
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,12 @@ class EntryTable:
     pages: Seq[Page]
     region: Region
     count: int
-    device: torch.device
 
-    def addresses(self) -> Tensor:
-        """Addresses of the pages' first bytes, int64 [pages], on the CPU."""
-        return torch.tensor([page.data.data_ptr() for page in self.pages], dtype=torch.int64)
+    def addresses(self) -> Array:
+        """Addresses of the pages (`PageBytes.address`), int64 [pages]: a block table."""
+        return np.array([page.address for page in self.pages], dtype=np.int64)
 
-    def rows(self, start: int, stop: int) -> Tensor:
+    def rows(self, start: int, stop: int) -> Array:
         """Bytes of the entries start..stop-1: uint8 [stop - start, entry_bytes]. One copy unless in a single page."""
         size = self.region.count
         blocks = []
@@ -46,9 +45,9 @@ class EntryTable:
             blocks.append(rows[max(start - first, 0) : min(stop - first, size)])
         if not blocks:
             return self._none()
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
-    def pick(self, indices: Tensor) -> Tensor:
+    def pick(self, indices: Array) -> Array:
         """Bytes of the entries `indices`, int64 [k]: uint8 [k, entry_bytes], reading each page concerned once.
 
         Raises `CacheError` when an index is not in 0..count-1.
@@ -57,31 +56,29 @@ class EntryTable:
             return self._none()
         if int(indices.min()) < 0 or int(indices.max()) >= self.count:
             raise CacheError(f"entries 0 to {self.count - 1} exist; {indices.min()} to {indices.max()} were asked for")
-        order = torch.argsort(indices, stable=True)
-        numbers, counts = torch.unique_consecutive(indices[order] // self.region.count, return_counts=True)
-        slots = torch.split(indices[order] % self.region.count, counts.tolist())
+        order = np.argsort(indices, kind="stable")
+        numbers, starts = np.unique(indices[order] // self.region.count, return_index=True)
+        slots = np.split(indices[order] % self.region.count, starts[1:])
         found = [
-            self.pages[number].rows(self.region).index_select(0, slot)
-            for number, slot in zip(numbers.tolist(), slots, strict=True)
+            self.pages[number].rows(self.region)[slot] for number, slot in zip(numbers.tolist(), slots, strict=True)
         ]
-        picked = torch.empty(len(indices), self.region.entry_bytes, dtype=torch.uint8, device=found[0].device)
-        picked[order] = torch.cat(found)
+        picked = np.empty((len(indices), self.region.entry_bytes), dtype=np.uint8)
+        picked[order] = np.concatenate(found)
         return picked
 
-    def _none(self) -> Tensor:
-        return torch.empty(0, self.region.entry_bytes, dtype=torch.uint8, device=self.device)
+    def _none(self) -> Array:
+        return np.empty((0, self.region.entry_bytes), dtype=np.uint8)
 
 
 class EntryViews:
     """Decoded entries of one sequence, each decoded once: a growing buffer for each compressor that was read."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: DType) -> None:
         self.dtype = dtype
-        self.device = device
-        self._buffers: dict[tuple[int, Part], Tensor] = {}
+        self._buffers: dict[tuple[int, Part], Array] = {}
         self._filled: dict[tuple[int, Part], int] = {}
 
-    def read(self, table: EntryTable) -> Tensor:
+    def read(self, table: EntryTable) -> Array:
         """All entries of `table`, [count, e]. Decodes what the view does not hold yet."""
         key = (table.region.layer, table.region.part)
         done = self._filled.get(key, 0)
@@ -92,14 +89,12 @@ class EntryViews:
             self._filled[key] = table.count
         return buffer[: table.count]
 
-    def _buffer(self, key: tuple[int, Part], done: int, table: EntryTable) -> Tensor:
+    def _buffer(self, key: tuple[int, Part], done: int, table: EntryTable) -> Array:
         buffer = self._buffers.get(key)
         if buffer is not None and len(buffer) >= table.count:
             return buffer
-        # Written in later steps, in or out of inference mode, so it must be an ordinary tensor.
-        with torch.inference_mode(False):
-            room = table.count + table.count // 4 + table.region.count
-            larger = torch.empty(room, table.region.codec.width, dtype=self.dtype, device=self.device)
+        room = table.count + table.count // 4 + table.region.count
+        larger = np.empty((room, table.region.codec.width), dtype=self.dtype)
         if buffer is not None:
             larger[:done] = buffer[:done]
         self._buffers[key] = larger
@@ -119,4 +114,4 @@ class EntryViews:
 
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(buffer.untyped_storage().nbytes() for buffer in self._buffers.values())
+        return sum((buffer if buffer.base is None else buffer.base).nbytes for buffer in self._buffers.values())

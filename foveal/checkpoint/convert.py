@@ -1,7 +1,7 @@
 """Change the format of weights: between BF16, FP8 and FP4, and to transformers' state dict.
 
-What is special here: a stream in, a stream out, one weight at a time, so that a large model converts in little memory.
-What already has the wanted format passes through untouched, and FP4 becomes FP8 without loss whenever that is possible.
+A stream in, a stream out, one weight at a time, so that a large model converts in little memory. What already has the
+wanted format passes through untouched, and FP4 becomes FP8 without loss whenever that is possible.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from foveal.checkpoint.layout import Storage, WeightSpec, storage_format, weight_specs
-from foveal.checkpoint.names import transformers_name
+from foveal.checkpoint.tensor_names import transformers_name
 from foveal.config import ModelConfig
 from foveal.formats import (
+    BF16,
+    F32,
+    I64,
+    Array,
+    DType,
     FormatError,
     Fp4Weight,
     Fp8Weight,
@@ -29,7 +33,7 @@ from foveal.formats import (
 
 
 def convert_weights(
-    weights: Iterable[tuple[str, Weight]], target: ModelConfig, *, plain_dtype: torch.dtype = torch.bfloat16
+    weights: Iterable[tuple[str, Weight]], target: ModelConfig, *, plain_dtype: DType = BF16
 ) -> Iterator[tuple[str, Weight]]:
     """Weights in any format -> the formats `target` names, ready for `write_checkpoint`.
 
@@ -44,9 +48,7 @@ def convert_weights(
             yield name, convert_weight(weight, spec, target, plain_dtype=plain_dtype)
 
 
-def convert_weight(
-    weight: Weight, spec: WeightSpec, target: ModelConfig, *, plain_dtype: torch.dtype = torch.bfloat16
-) -> Weight:
+def convert_weight(weight: Weight, spec: WeightSpec, target: ModelConfig, *, plain_dtype: DType = BF16) -> Weight:
     """One weight in the format `target` stores it as."""
     match storage_format(target, spec):
         case "fp4":
@@ -54,41 +56,42 @@ def convert_weight(
         case "fp8":
             return _to_fp8(weight, target)
         case "f32":
-            return dequantize(weight, torch.float32)
+            return dequantize(weight, F32)
         case "i64":
-            return dequantize(weight, torch.int64)
+            return dequantize(weight, I64)
         case _:
             return dequantize(weight, plain_dtype)
 
 
-def _to_fp4(weight: Weight, target: ModelConfig) -> Fp4Weight:
+def _to_fp4(weight: Weight, target: ModelConfig) -> Fp4Weight[Array]:
     packed = weight if isinstance(weight, Fp4Weight) else quantize_fp4(dequantize(weight))
-    if target.scale_dtype == "float32" and packed.scale.dtype is not torch.float32:
+    if target.scale_dtype == "float32" and packed.scale.dtype != F32:
         return Fp4Weight(packed.codes, decode_e8m0(packed.scale))
-    if target.scale_dtype == "ue8m0" and packed.scale.dtype is torch.float32:
-        return quantize_fp4(packed.dequantize())
+    if target.scale_dtype == "ue8m0" and packed.scale.dtype == F32:
+        return quantize_fp4(dequantize(packed))
     return packed
 
 
-def _to_fp8(weight: Weight, target: ModelConfig) -> Fp8Weight:
+def _to_fp8(weight: Weight, target: ModelConfig) -> Fp8Weight[Array]:
     if isinstance(weight, Fp4Weight):
         try:
             weight = fp4_to_fp8(weight)
         except FormatError:  # scales too far apart inside a block: the best that is left is to round
-            weight = quantize_fp8(weight.dequantize(), target.scale_dtype)
-    if isinstance(weight, Tensor):
+            weight = quantize_fp8(dequantize(weight), target.scale_dtype)
+    if not isinstance(weight, Fp8Weight):
         return quantize_fp8(weight, target.scale_dtype)
-    if target.scale_dtype == "float32" and weight.scale.dtype is not torch.float32:
+    if target.scale_dtype == "float32" and weight.scale.dtype != F32:
         return Fp8Weight(weight.codes, decode_e8m0(weight.scale))
-    if target.scale_dtype == "ue8m0" and weight.scale.dtype is torch.float32:
-        return quantize_fp8(weight.dequantize(), "ue8m0")
+    if target.scale_dtype == "ue8m0" and weight.scale.dtype == F32:
+        return quantize_fp8(dequantize(weight), "ue8m0")
     return weight
 
 
 def to_transformers(
-    config: ModelConfig, weights: Mapping[str, Weight], *, dtype: torch.dtype = torch.float32
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """-> what ``DeepseekV4Config(**)`` takes, and a state dict for ``DeepseekV4ForCausalLM.load_state_dict``.
+    config: ModelConfig, weights: Mapping[str, Weight], *, dtype: DType = F32
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """-> what ``DeepseekV4Config(**)`` takes, and what ``DeepseekV4ForCausalLM.load_state_dict`` takes,
+    as arrays.
 
     Matrices and norms are dequantised to `dtype`; what the layout keeps in fp32 or int64 stays so. transformers has no
     MTP block: its weights are left out. Copies everything: for tests and small models.
@@ -103,11 +106,11 @@ def to_transformers(
         num_nextn_predict_layers=0,
         compress_ratios=config.compress_ratios[: config.num_hidden_layers],
     )
-    state: dict[str, Tensor] = {}
+    state: dict[str, Array] = {}
     for spec in weight_specs(bare):
         if spec.storage is not Storage.EXPERT:
             plain = convert_weight(weights[spec.name], spec, bare, plain_dtype=dtype)
-            assert isinstance(plain, Tensor)
+            assert isinstance(plain, np.ndarray)
             state[transformers_name(spec.name)] = plain
     for layer in range(config.num_hidden_layers):
         prefix = f"layers.{layer}.ffn.experts"
@@ -116,9 +119,9 @@ def to_transformers(
             [dequantize(weights[f"{prefix}.{e}.{matrix}.weight"], dtype) for e in experts]
             for matrix in ("w1", "w2", "w3")
         )
-        gate_up = [torch.cat(pair) for pair in zip(w1, w3, strict=True)]
-        state[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = torch.stack(gate_up)
-        state[f"model.layers.{layer}.mlp.experts.down_proj"] = torch.stack(w2)
+        gate_up = [np.concatenate(pair) for pair in zip(w1, w3, strict=True)]
+        state[f"model.layers.{layer}.mlp.experts.gate_up_proj"] = np.stack(gate_up)
+        state[f"model.layers.{layer}.mlp.experts.down_proj"] = np.stack(w2)
     data = bare.to_dict()
     for ours in ("linear_dtype", "expert_dtype", "scale_dtype"):
         del data[ours]

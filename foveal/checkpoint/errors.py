@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from foveal.errors import FovealError
+
 _SHOWN = 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(FovealError, ValueError):
     """A checkpoint cannot be read or written. The message lists everything that is wrong, up to a number of lines.
 
     `problems` holds the whole list.
     """
+
+    code = "damaged"
 
     def __init__(self, what: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)

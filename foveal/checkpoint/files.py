@@ -1,39 +1,42 @@
 """The tensors in a checkpoint folder, as they lie: names, shapes, dtypes, and a way to map each into memory.
 
-What is special here: nothing is read but the files' headers. A tensor is mapped when it is asked for and is a view of
-the file's pages; the operating system reads them on first touch and may drop them again.
+Nothing is read but the files' headers. A tensor is an array on the file's own pages; the operating system reads them on
+first touch and may drop them again. Arrays cannot be written into.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from foveal.checkpoint.layout import Shape
+from foveal.formats import BF16, E4M3, E8M0, F16, F32, F64, I8, I32, I64, U8, Array, DType
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 CONFIG_FILE = "config.json"
 
 _DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "I32": torch.int32,
-    "I64": torch.int64,
+    "BF16": BF16,
+    "F16": F16,
+    "F32": F32,
+    "F64": F64,
+    "F8_E4M3": E4M3,
+    "F8_E8M0": E8M0,
+    "I8": I8,
+    "U8": U8,
+    "I32": I32,
+    "I64": I64,
 }
 
 
@@ -43,8 +46,8 @@ class StoredTensor:
 
     name: str
     shape: Shape
-    dtype: torch.dtype
-    load: Callable[[], Tensor]
+    dtype: DType
+    load: Callable[[], Array]
 
     @property
     def nbytes(self) -> int:
@@ -98,28 +101,64 @@ def _require_file(path: Path) -> None:
 
 
 def _is_plain_file_name(file: Any) -> bool:
-    return isinstance(file, str) and file not in ("", ".", "..") and not set(file) & set("/\\\0")
+    if not isinstance(file, str) or file in ("", ".", "..") or set(file) & set("/\\\0"):
+        return False
+    return not any("\ud800" <= character < "\ue000" for character in file)  # no system has a name for these
 
 
 def _read_header(path: Path, problems: list[str]) -> Iterator[StoredTensor]:
     try:
         _require_file(path)
-        file = safe_open(path, framework="pt")
-        names = list(file.keys())
+        with safe_open(path, framework="np") as checked:  # sizes, offsets and names are as they must be
+            names = list(checked.keys())
+        header, start = _header(path)
     except FileNotFoundError:
         problems.append(f"{path.name}: file is missing")
         return
     except (OSError, SafetensorError) as error:
         problems.append(f"{path.name}: truncated or damaged ({error}); fetch or write it again")
         return
+    if (twice := _named_twice(path, len(names))) is not None:
+        problems.append(f"{twice}: there twice in {path.name}")
+        return
+    mapped = cache(lambda: _map(path))
     for name in names:
-        view = file.get_slice(name)
-        dtype = _DTYPES.get(view.get_dtype())
+        said = header[name]
+        dtype = _DTYPES.get(said["dtype"])
         if dtype is None:
-            problems.append(f"{name}: dtype {view.get_dtype()} is not one Foveal reads ({', '.join(_DTYPES)})")
+            problems.append(f"{name}: dtype {said['dtype']} is not one Foveal reads ({', '.join(_DTYPES)})")
             continue
-        yield StoredTensor(name, tuple(view.get_shape()), dtype, _loader(file, name))
+        shape = tuple(said["shape"])
+        yield StoredTensor(name, shape, dtype, _loader(mapped, start + said["data_offsets"][0], shape, dtype))
 
 
-def _loader(file: Any, name: str) -> Callable[[], Tensor]:
-    return lambda: file.get_tensor(name)
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, and where their bytes begin."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(size)), 8 + size
+
+
+def _named_twice(path: Path, count: int) -> str | None:
+    """The first name that a file's header, which the library has read as `count` tensors, has twice: it takes the
+    last."""
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    if header.count(b'"data_offsets"') <= count:  # each tensor has it; looking for names takes much longer
+        return None
+    twice: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        twice.extend(name for name, seen in Counter(name for name, _ in pairs).items() if seen > 1)
+
+    json.loads(header, object_pairs_hook=note)
+    return twice[0] if twice else None
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _loader(mapped: Callable[[], mmap.mmap], offset: int, shape: Shape, dtype: DType) -> Callable[[], Array]:
+    return lambda: np.frombuffer(mapped(), dtype, prod(shape), offset).reshape(shape)

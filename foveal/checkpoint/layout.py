@@ -1,8 +1,8 @@
 """The official checkpoint layout, written out from the config alone.
 
-What is special here: one list, `weight_specs`, says which weights a model has; everything else (the tensors on disk,
-sizes, what a reader must find, what a writer must be given) follows from it. A *weight* is logical, a matrix with its
-shape; a *tensor* is what lies on disk: a packed weight is two tensors, ``X.weight`` (codes) and ``X.scale``.
+One list, `weight_specs`, says which weights a model has; everything else (the tensors on disk, sizes, what a reader
+must find, what a writer must be given) follows from it. A *weight* is logical, a matrix with its shape; a *tensor* is
+what lies on disk: a packed weight is two tensors, ``X.weight`` (codes) and ``X.scale``.
 
 Reproduces the published totals: DeepSeek-V4-Flash 69,187 tensors and 159,609,485,896 bytes, V4-Pro 145,116 tensors.
 """
@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-import torch
-
 from foveal.config import CSA_RATIO, LayerKind, ModelConfig
-from foveal.formats import FP4_BLOCK, fp8_scale_shape
+from foveal.formats import BF16, E4M3, E8M0, F32, FP4_BLOCK, I8, I64, DType, fp8_scale_shape
 
 Shape = tuple[int, ...]
 
@@ -59,7 +57,7 @@ class TensorSpec:
 
     name: str
     shape: Shape
-    dtype: torch.dtype
+    dtype: DType
 
     @property
     def elements(self) -> int:
@@ -72,17 +70,20 @@ class TensorSpec:
         return self.elements * self.dtype.itemsize
 
 
-def weight_specs(config: ModelConfig) -> Iterator[WeightSpec]:
-    """Every weight of a model, in the order of the network: embedding, layers, head, MTP blocks."""
+def weight_specs(config: ModelConfig, *, experts: int | None = None) -> Iterator[WeightSpec]:
+    """Every weight of a model, in the order of the network: embedding, layers, head, MTP blocks.
+
+    `experts`: only so many routed experts of each block (None: all). They are alike but for their number.
+    """
     d, vocab = config.hidden_size, config.vocab_size
     yield WeightSpec("embed.weight", (vocab, d), Storage.BF16)
     for layer in range(config.num_hidden_layers):
-        yield from _block(config, f"layers.{layer}", layer)
+        yield from _block(config, f"layers.{layer}", layer, experts)
     yield WeightSpec("norm.weight", (d,), Storage.BF16)
     yield WeightSpec("head.weight", (vocab, d), Storage.BF16)
     yield from _hyper_head(config, "")
     for index in range(config.num_nextn_predict_layers):
-        yield from _mtp(config, f"mtp.{index}", config.num_hidden_layers + index)
+        yield from _mtp(config, f"mtp.{index}", config.num_hidden_layers + index, experts)
 
 
 def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
@@ -93,21 +94,21 @@ def tensor_specs(config: ModelConfig) -> Iterator[TensorSpec]:
 
 def stored_tensors(config: ModelConfig, spec: WeightSpec) -> Iterator[TensorSpec]:
     """The one or two tensors a weight is stored as under `config`'s dtypes."""
-    scale = torch.float8_e8m0fnu if config.scale_dtype == "ue8m0" else torch.float32
+    scale = E8M0 if config.scale_dtype == "ue8m0" else F32
     match storage_format(config, spec):
         case "fp4":
             *lead, width = spec.shape
-            yield TensorSpec(spec.name, (*lead, width // 2), torch.int8)
+            yield TensorSpec(spec.name, (*lead, width // 2), I8)
             yield TensorSpec(spec.scale_name, (*lead, width // FP4_BLOCK), scale)
         case "fp8":
-            yield TensorSpec(spec.name, spec.shape, torch.float8_e4m3fn)
+            yield TensorSpec(spec.name, spec.shape, E4M3)
             yield TensorSpec(spec.scale_name, fp8_scale_shape(spec.shape), scale)
         case "bf16":
-            yield TensorSpec(spec.name, spec.shape, torch.bfloat16)
+            yield TensorSpec(spec.name, spec.shape, BF16)
         case "f32":
-            yield TensorSpec(spec.name, spec.shape, torch.float32)
+            yield TensorSpec(spec.name, spec.shape, F32)
         case "i64":
-            yield TensorSpec(spec.name, spec.shape, torch.int64)
+            yield TensorSpec(spec.name, spec.shape, I64)
 
 
 def storage_format(config: ModelConfig, spec: WeightSpec) -> str:
@@ -122,7 +123,7 @@ def storage_format(config: ModelConfig, spec: WeightSpec) -> str:
 # ---------------------------------------------------------------------- the parts
 
 
-def _block(config: ModelConfig, prefix: str, layer: int) -> Iterator[WeightSpec]:
+def _block(config: ModelConfig, prefix: str, layer: int, experts: int | None) -> Iterator[WeightSpec]:
     d, streams = config.hidden_size, config.hc_mult
     coefficients = (2 + streams) * streams
     for part in ("attn", "ffn"):
@@ -132,7 +133,7 @@ def _block(config: ModelConfig, prefix: str, layer: int) -> Iterator[WeightSpec]
     yield WeightSpec(f"{prefix}.attn_norm.weight", (d,), Storage.BF16)
     yield WeightSpec(f"{prefix}.ffn_norm.weight", (d,), Storage.BF16)
     yield from _attention(config, f"{prefix}.attn", layer)
-    yield from _experts(config, f"{prefix}.ffn", hashed=layer < config.num_hash_layers)
+    yield from _experts(config, f"{prefix}.ffn", experts, hashed=layer < config.num_hash_layers)
 
 
 def _attention(config: ModelConfig, prefix: str, layer: int) -> Iterator[WeightSpec]:
@@ -164,7 +165,7 @@ def _compressor(config: ModelConfig, prefix: str, ratio: int, width: int) -> Ite
     yield WeightSpec(f"{prefix}.norm.weight", (width,), Storage.BF16)
 
 
-def _experts(config: ModelConfig, prefix: str, *, hashed: bool) -> Iterator[WeightSpec]:
+def _experts(config: ModelConfig, prefix: str, experts: int | None, *, hashed: bool) -> Iterator[WeightSpec]:
     d, count = config.hidden_size, config.n_routed_experts
     yield WeightSpec(f"{prefix}.gate.weight", (count, d), Storage.BF16)
     if hashed:
@@ -172,7 +173,7 @@ def _experts(config: ModelConfig, prefix: str, *, hashed: bool) -> Iterator[Weig
         yield WeightSpec(f"{prefix}.gate.tid2eid", table, Storage.I64)
     else:
         yield WeightSpec(f"{prefix}.gate.bias", (count,), Storage.F32)
-    for expert in range(count):
+    for expert in range(count if experts is None else experts):
         yield from _swiglu(f"{prefix}.experts.{expert}", d, config.moe_intermediate_size, Storage.EXPERT)
     shared = config.moe_intermediate_size * config.n_shared_experts
     yield from _swiglu(f"{prefix}.shared_experts", d, shared, Storage.LINEAR)
@@ -191,9 +192,9 @@ def _hyper_head(config: ModelConfig, prefix: str) -> Iterator[WeightSpec]:
     yield WeightSpec(f"{prefix}hc_head_scale", (1,), Storage.F32)
 
 
-def _mtp(config: ModelConfig, prefix: str, layer: int) -> Iterator[WeightSpec]:
+def _mtp(config: ModelConfig, prefix: str, layer: int, experts: int | None) -> Iterator[WeightSpec]:
     d = config.hidden_size
-    yield from _block(config, prefix, layer)
+    yield from _block(config, prefix, layer, experts)
     yield WeightSpec(f"{prefix}.e_proj.weight", (d, d), Storage.LINEAR)
     yield WeightSpec(f"{prefix}.h_proj.weight", (d, d), Storage.LINEAR)
     for name in ("enorm", "hnorm", "norm"):

@@ -1,8 +1,8 @@
 """Open a checkpoint: the official layout, or what transformers writes, sharded or in one file.
 
-What is special here: everything is checked before anything is used, and every fault is in one error. Opening reads
-only headers; weights are built when asked for, as views of the mapped files, and packed experts stay packed. What the
-tensors are decides their formats, not what the config says they are: the returned config tells the truth.
+Everything is checked before anything is used, and every fault is in one error. Opening reads only headers; weights are
+built when asked for, as views of the mapped files, and packed experts stay packed. What the tensors are decides their
+formats, not what the config says they are: the returned config tells the truth.
 """
 
 from __future__ import annotations
@@ -15,20 +15,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from foveal.checkpoint.errors import CheckpointError
 from foveal.checkpoint.files import CONFIG_FILE, StoredTensor, stored_in, text_of
 from foveal.checkpoint.layout import Shape, Storage, TensorSpec, WeightSpec, weight_specs
-from foveal.checkpoint.names import is_transformers_name, official_name
+from foveal.checkpoint.tensor_names import is_transformers_name, official_name
 from foveal.checkpoint.values import wrong_values
 from foveal.config import ConfigError, ModelConfig, read_fields
-from foveal.formats import FP4_BLOCK, Fp4Weight, Fp8Weight, Weight, fp8_scale_shape
+from foveal.formats import (
+    BF16,
+    E4M3,
+    E8M0,
+    F16,
+    F32,
+    FP4_BLOCK,
+    I8,
+    I32,
+    I64,
+    U8,
+    Array,
+    DType,
+    Fp4Weight,
+    Fp8Weight,
+    Weight,
+    fp8_scale_shape,
+)
+from foveal.process.logs import logger
 
-_PLAIN = (torch.bfloat16, torch.float16, torch.float32)
-_SCALES = (torch.float8_e8m0fnu, torch.uint8, torch.float32)
-_FORMATS = {torch.float8_e4m3fn: "fp8", torch.int8: "fp4", torch.uint8: "fp4", **dict.fromkeys(_PLAIN, "bf16")}
+_log = logger(__name__)
+
+_PLAIN = (BF16, F16, F32)
+_SCALES = (E8M0, U8, F32)
+_FORMATS = {E4M3: "fp8", I8: "fp4", U8: "fp4", **dict.fromkeys(_PLAIN, "bf16")}
 _ALLOWED = {Storage.LINEAR: ("fp8", "bf16"), Storage.EXPERT: ("fp4", "fp8", "bf16")}
 
 # Tensors of sibling releases (vision, drafters) and leftovers the official converter drops: not part of this network.
@@ -77,6 +94,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     if problems:
         raise CheckpointError(f"cannot read checkpoint {folder}", problems)
     tensors = tuple(TensorSpec(t.name, t.shape, t.dtype) for entry in entries.values() for t in entry.stored)
+    _log.info("checkpoint %s: %d tensors in %d layers", folder, len(tensors), config.num_hidden_layers)
     return Checkpoint(folder, config, _LazyWeights({spec.name: e for spec, e in entries.items()}), tensors)
 
 
@@ -158,7 +176,7 @@ def _unfused(config: ModelConfig, name: str, tensor: StoredTensor) -> Iterator[S
 
 
 def _part(name: str, whole: StoredTensor, expert: int, start: int, stop: int) -> StoredTensor:
-    def load() -> Tensor:
+    def load() -> Array:
         return whole.load()[expert, start:stop]
 
     return StoredTensor(name, (stop - start, whole.shape[-1]), whole.dtype, load)
@@ -255,20 +273,20 @@ def _entry(
     return _Entry(format_, (tensor,)) if len(problems) == before else None
 
 
-def _check(tensor: StoredTensor, dtypes: tuple[torch.dtype, ...], shape: Shape, problems: list[str]) -> None:
+def _check(tensor: StoredTensor, dtypes: tuple[DType, ...], shape: Shape, problems: list[str]) -> None:
     if tensor.dtype not in dtypes or tensor.shape != shape:
         wanted = " or ".join(_name(dtype) for dtype in dtypes)
         problems.append(f"{tensor.name}: is {_show(tensor.dtype, tensor.shape)}, must be {wanted} {list(shape)}")
 
 
-def _codes_dtypes(format_: str) -> tuple[torch.dtype, ...]:
+def _codes_dtypes(format_: str) -> tuple[DType, ...]:
     match format_:
         case "fp4":
-            return (torch.int8, torch.uint8)
+            return (I8, U8)
         case "fp8":
-            return (torch.float8_e4m3fn,)
+            return (E4M3,)
         case "i64":
-            return (torch.int64, torch.int32)
+            return (I64, I32)
         case _:
             return _PLAIN
 
@@ -285,7 +303,7 @@ def _true_config(
     config: ModelConfig, formats: Mapping[Storage, str], entries: Iterable[_Entry], problems: list[str]
 ) -> ModelConfig:
     """`config` with the storage formats the files really have."""
-    scales = Counter(entry.stored[1].dtype is torch.float32 for entry in entries if len(entry.stored) == 2)
+    scales = Counter(entry.stored[1].dtype == F32 for entry in entries if len(entry.stored) == 2)
     changes: dict[str, Any] = {"linear_dtype": formats[Storage.LINEAR], "expert_dtype": formats[Storage.EXPERT]}
     if scales:
         changes["scale_dtype"] = "float32" if scales.most_common(1)[0][0] else "ue8m0"
@@ -296,9 +314,9 @@ def _true_config(
         return config
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(dtype: DType) -> str:
+    return dtype.name
 
 
-def _show(dtype: torch.dtype, shape: Shape) -> str:
+def _show(dtype: DType, shape: Shape) -> str:
     return f"{_name(dtype)} {list(shape)}"

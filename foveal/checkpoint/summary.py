@@ -1,21 +1,19 @@
 """What a model is made of: layers and their kinds, parameters total and active, bytes by format. Data, no printing.
 
-What is special here: the numbers come from the layout (`summarize`) or, for a checkpoint on disk, from the tensors that
-really lie there (`inspect_checkpoint`). Parameters count logical values: scales and routing tables are not parameters.
+The numbers come from the layout (`summarize`) or, for a checkpoint on disk, from the tensors that really lie there
+(`inspect_checkpoint`). Parameters count logical values: scales and routing tables are not parameters.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from foveal.checkpoint.layout import Storage, TensorSpec, WeightSpec, tensor_specs, weight_specs
-from foveal.checkpoint.reader import open_checkpoint
+from foveal.checkpoint.layout import Storage, TensorSpec, WeightSpec, stored_tensors, weight_specs
 from foveal.config import LayerKind, ModelConfig
+from foveal.formats import BF16, E4M3, F16, F32, I8, I32, I64, U8
 
 
 @dataclass(frozen=True)
@@ -54,38 +52,47 @@ class Summary:
 
 def summarize(config: ModelConfig, tensors: Iterable[TensorSpec] | None = None) -> Summary:
     """The numbers of a model from its config; with `tensors` (official names), sizes are those of these tensors."""
-    stored = list(tensor_specs(config) if tensors is None else tensors)
-    weights = list(weight_specs(config))
-    parameters = [spec for spec in weights if spec.storage is not Storage.I64]
-    main = [spec for spec in parameters if not spec.name.startswith("mtp.")]
-    total = sum(spec.elements for spec in parameters)
+    weights = list(_counted(config))
+    if tensors is None:
+        stored = [(tensor, times) for spec, times in weights for tensor in stored_tensors(config, spec)]
+    else:
+        stored = [(tensor, 1) for tensor in tensors]
+    parameters = [(spec, times) for spec, times in weights if spec.storage is not Storage.I64]
+    main = [(spec, times) for spec, times in parameters if not spec.name.startswith("mtp.")]
+    total, total_main = (sum(spec.elements * times for spec, times in some) for some in (parameters, main))
     return Summary(
         config=config,
         layers=_layers(config, parameters, stored),
-        parameters=sum(spec.elements for spec in main),
-        active=sum(_active(config, spec) for spec in main),
-        mtp_parameters=total - sum(spec.elements for spec in main),
-        tensors=len(stored),
-        stored_elements=sum(tensor.elements for tensor in stored),
-        nbytes=sum(tensor.nbytes for tensor in stored),
+        parameters=total_main,
+        active=sum(_active(config, spec) for spec, _ in main),
+        mtp_parameters=total - total_main,
+        tensors=sum(times for _, times in stored),
+        stored_elements=sum(tensor.elements * times for tensor, times in stored),
+        nbytes=sum(tensor.nbytes * times for tensor, times in stored),
         bytes_by_format=_by_format(stored),
     )
 
 
+def _counted(config: ModelConfig) -> Iterator[tuple[WeightSpec, int]]:
+    """Every weight and how many there are of it: routed experts are alike, so one of each block stands for all. (Pro
+    has 72,000 weights; walking over all of them would take a second.)"""
+    for spec in weight_specs(config, experts=1):
+        yield spec, config.n_routed_experts if spec.storage is Storage.EXPERT else 1
+
+
 def inspect_checkpoint(path: Path | str) -> Summary:
     """The numbers of the checkpoint at `path`, opened but not read. Raises `CheckpointError` like `open_checkpoint`."""
+    from foveal.checkpoint.reader import open_checkpoint  # a plan has no files to read
+
     checkpoint = open_checkpoint(path)
     return summarize(checkpoint.config, checkpoint.tensors)
 
 
 def _active(config: ModelConfig, spec: WeightSpec) -> int:
+    """Values that one token's arithmetic touches of a weight; of a routed expert, those of all that a token visits."""
     if spec.name == "embed.weight":
         return 0
-    if spec.storage is Storage.EXPERT:
-        # All experts have one shape: count each with the share of them a token visits, in whole numbers.
-        used = int(spec.name.split(".experts.")[1].split(".")[0]) < config.num_experts_per_tok
-        return spec.elements if used else 0
-    return spec.elements
+    return spec.elements * (config.num_experts_per_tok if spec.storage is Storage.EXPERT else 1)
 
 
 def _block_name(name: str) -> str | None:
@@ -94,14 +101,14 @@ def _block_name(name: str) -> str | None:
 
 
 def _layers(
-    config: ModelConfig, weights: Iterable[WeightSpec], stored: Iterable[TensorSpec]
+    config: ModelConfig, weights: Iterable[tuple[WeightSpec, int]], stored: Iterable[tuple[TensorSpec, int]]
 ) -> tuple[LayerSummary, ...]:
     parameters: Counter[str | None] = Counter()
     nbytes: Counter[str | None] = Counter()
-    for spec in weights:
-        parameters[_block_name(spec.name)] += spec.elements
-    for tensor in stored:
-        nbytes[_block_name(tensor.name)] += tensor.nbytes
+    for spec, times in weights:
+        parameters[_block_name(spec.name)] += spec.elements * times
+    for tensor, times in stored:
+        nbytes[_block_name(tensor.name)] += tensor.nbytes * times
     names = [f"layers.{i}" for i in range(config.num_hidden_layers)]
     names += [f"mtp.{i}" for i in range(config.num_nextn_predict_layers)]
     return tuple(
@@ -118,20 +125,20 @@ def _layers(
 
 
 _FORMAT_NAMES = {
-    torch.int8: "FP4",
-    torch.uint8: "FP4",
-    torch.float8_e4m3fn: "FP8",
-    torch.bfloat16: "BF16",
-    torch.float16: "FP16",
-    torch.float32: "FP32",
-    torch.int64: "INT64",
-    torch.int32: "INT32",
+    I8: "FP4",
+    U8: "FP4",
+    E4M3: "FP8",
+    BF16: "BF16",
+    F16: "FP16",
+    F32: "FP32",
+    I64: "INT64",
+    I32: "INT32",
 }
 
 
-def _by_format(tensors: Iterable[TensorSpec]) -> dict[str, int]:
+def _by_format(tensors: Iterable[tuple[TensorSpec, int]]) -> dict[str, int]:
     sizes: Counter[str] = Counter()
-    for tensor in tensors:
+    for tensor, times in tensors:
         is_scale = tensor.name.endswith(".scale")
-        sizes["scales" if is_scale else _FORMAT_NAMES[tensor.dtype]] += tensor.nbytes
+        sizes["scales" if is_scale else _FORMAT_NAMES[tensor.dtype]] += tensor.nbytes * times
     return dict(sizes.most_common())

@@ -2,7 +2,7 @@
 
 Small tensors, block scales, the embedding, the head and all that belongs to the indexer are always looked through: a
 wrong number in a router or an indexer changes choices only, and nothing later would tell. Of the large matrices' codes
-only small models' are; a NaN in one of them makes the first tokens that meet it fail (`foveal.engine.finite`).
+only small models' are; a NaN in one of them makes the first tokens that meet it fail (`foveal.batch.finite`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from foveal.checkpoint.files import StoredTensor
 from foveal.checkpoint.layout import Storage, WeightSpec
 from foveal.config import ModelConfig
+from foveal.formats import BF16, E4M3, E8M0, F16, F32, U8, Array, DType
 
 CODES_UP_TO = 1 << 28
 """Bytes of large matrices that are looked through as well; checkpoints with more have only the rest looked through."""
@@ -31,12 +30,12 @@ _LET_GO = 1 << 24
 _WORTH_THREADS = 1 << 26
 
 # Bytes of an entry, the bits that say how large it is, and the first of those that is no finite number.
-_FINITE: dict[torch.dtype, tuple[type[np.unsignedinteger[Any]], int, int]] = {
-    torch.bfloat16: (np.uint16, 0x7FFF, 0x7F80),
-    torch.float16: (np.uint16, 0x7FFF, 0x7C00),
-    torch.float32: (np.uint32, 0x7FFFFFFF, 0x7F800000),
-    torch.float8_e4m3fn: (np.uint8, 0x7F, 0x7F),
-    torch.float8_e8m0fnu: (np.uint8, 0xFF, 0xFF),
+_FINITE: dict[DType, tuple[type[np.unsignedinteger[Any]], int, int]] = {
+    BF16: (np.uint16, 0x7FFF, 0x7F80),
+    F16: (np.uint16, 0x7FFF, 0x7C00),
+    F32: (np.uint32, 0x7FFFFFFF, 0x7F800000),
+    E4M3: (np.uint8, 0x7F, 0x7F),
+    E8M0: (np.uint8, 0xFF, 0xFF),
 }
 
 Weights = Mapping[WeightSpec, Sequence[StoredTensor]]
@@ -54,7 +53,7 @@ def wrong_values(config: ModelConfig, weights: Weights) -> list[str]:
     return [fault for fault in faults if fault is not None]
 
 
-def _jobs(config: ModelConfig, weights: Weights) -> Iterator[tuple[StoredTensor, torch.dtype, int]]:
+def _jobs(config: ModelConfig, weights: Weights) -> Iterator[tuple[StoredTensor, DType, int]]:
     """Each tensor to look through, its entries' type, and for a table how many rows it may point to (else 0)."""
     large = [codes for spec, (codes, *_) in weights.items() if _is_large(spec)]
     all_of_them = sum(codes.nbytes for codes in large) <= CODES_UP_TO
@@ -64,14 +63,14 @@ def _jobs(config: ModelConfig, weights: Weights) -> Iterator[tuple[StoredTensor,
         elif tensor.dtype in _FINITE and (all_of_them or not _is_large(spec)):
             yield tensor, tensor.dtype, 0
         for scale in scales:
-            yield scale, torch.float8_e8m0fnu if scale.dtype is torch.uint8 else scale.dtype, 0
+            yield scale, E8M0 if scale.dtype == U8 else scale.dtype, 0
 
 
 def _is_large(spec: WeightSpec) -> bool:
     return spec.storage in (Storage.LINEAR, Storage.EXPERT) and ".indexer." not in spec.name
 
 
-def _fault(tensor: StoredTensor, dtype: torch.dtype, rows: int) -> str | None:
+def _fault(tensor: StoredTensor, dtype: DType, rows: int) -> str | None:
     values = tensor.load()
     try:
         return _outside(tensor.name, values, rows) if rows else _not_finite(tensor.name, values, dtype)
@@ -79,19 +78,19 @@ def _fault(tensor: StoredTensor, dtype: torch.dtype, rows: int) -> str | None:
         _let_go(values)
 
 
-def _outside(name: str, table: Tensor, rows: int) -> str | None:
+def _outside(name: str, table: Array, rows: int) -> str | None:
     wrong = (table < 0) | (table >= rows)
     if not bool(wrong.any()):
         return None
-    place = wrong.nonzero()[0].tolist()
+    place = [int(axis) for axis in np.argwhere(wrong)[0]]
     value = int(table[tuple(place)])
-    count = f"{int(wrong.sum())} of {table.numel()} entries"
+    count = f"{int(wrong.sum())} of {table.size} entries"
     return f"{name}: {count} name no expert (0 to {rows - 1}), the first is {value} at {place}"
 
 
-def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str | None:
+def _not_finite(name: str, values: Array, dtype: DType) -> str | None:
     kind, mask, limit = _FINITE[dtype]
-    flat = values.detach().contiguous().flatten().view(torch.uint8).numpy().view(kind)
+    flat = np.ascontiguousarray(values).reshape(-1).view(kind)
     wrong, first = 0, -1
     for start in range(0, len(flat), _CHUNK):
         sizes = flat[start : start + _CHUNK] & kind(mask)
@@ -105,9 +104,9 @@ def _not_finite(name: str, values: Tensor, dtype: torch.dtype) -> str | None:
     return f"{name}: {wrong} of {len(flat)} entries are not finite (NaN or infinite), the first at {place}"
 
 
-def _let_go(values: Tensor) -> None:
+def _let_go(values: Array) -> None:
     """Let the system take back the memory of a large mapped tensor that was only looked through."""
-    start, end = values.data_ptr(), values.data_ptr() + values.nbytes
+    start, end = values.ctypes.data, values.ctypes.data + values.nbytes
     start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if end - start >= _LET_GO:
         with suppress(OSError, AttributeError):  # a hint: where there is no such call, nothing is lost

@@ -1,8 +1,8 @@
 """Write a checkpoint in the official layout, one shard in memory at a time.
 
-What is special here: a folder is a checkpoint only once its ``config.json`` is there, and that is written last. Shards
-are written under temporary names, flushed to the disk and renamed when all weights have been seen and found complete;
-when anything fails, what was written is removed. An existing checkpoint is never overwritten.
+A folder is a checkpoint only once its ``config.json`` is there, and that is written last. Shards are written under
+temporary names, flushed to the disk and renamed when all weights have been seen and found complete; when anything
+fails, what was written is removed. An existing checkpoint is never overwritten.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+import numpy as np
+from safetensors.numpy import save_file
 
 from foveal.checkpoint.errors import CheckpointError
 from foveal.checkpoint.files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from foveal.checkpoint.layout import Storage, WeightSpec, storage_format, weight_specs
 from foveal.config import ModelConfig
-from foveal.formats import Fp4Weight, Fp8Weight, Weight
+from foveal.formats import BF16, E8M0, F16, F32, I32, I64, U8, Array, Fp4Weight, Fp8Weight, Weight, dtype_name
 
 DEFAULT_SHARD_BYTES = 2 * 2**30
 
-_PLAIN = (torch.bfloat16, torch.float16, torch.float32)
+_PLAIN = (BF16, F16, F32)
 
 
 def write_checkpoint(
@@ -72,10 +71,10 @@ class _Shard:
         self.names: list[str] = []
         self.nbytes = 0
 
-    def write(self, tensors: dict[str, Tensor]) -> None:
+    def write(self, tensors: dict[str, Array]) -> None:
         self.file.touch()
         mode = stat.S_IMODE(self.file.stat().st_mode)
-        save_file(tensors, self.file, metadata={"format": "pt"})
+        save_file(tensors, str(self.file), metadata={"format": "pt"})
         self.file.chmod(mode)  # safetensors makes files only their owner can read; a model may be shared
         _flush(self.file)
         self.names = list(tensors)
@@ -101,7 +100,7 @@ def _write_shards(
     progress: Callable[[int], None] | None,
     shards: list[_Shard],
 ) -> None:
-    pending: dict[str, Tensor] = {}
+    pending: dict[str, Array] = {}
     size = done = 0
 
     def flush() -> None:
@@ -123,7 +122,7 @@ def _write_shards(
     flush()
 
 
-def _checked(folder: Path, config: ModelConfig, weights: Iterable[tuple[str, Weight]]) -> Iterator[dict[str, Tensor]]:
+def _checked(folder: Path, config: ModelConfig, weights: Iterable[tuple[str, Weight]]) -> Iterator[dict[str, Array]]:
     """The tensors of each weight. Faults are collected; the first one ends the yielding, the last ends the writing."""
     expected = {spec.name: spec for spec in weight_specs(config)}
     problems: list[str] = []
@@ -151,7 +150,7 @@ def _fault(config: ModelConfig, spec: WeightSpec, weight: Weight) -> str | None:
     if given != (wanted if wanted in ("fp4", "fp8", "i64") else "plain"):
         return f"{spec.name}: is {given}, but the config stores it as {wanted}; use convert_weights first"
     if isinstance(weight, Fp4Weight | Fp8Weight) and wanted in ("fp4", "fp8"):
-        scale = "float32" if weight.scale.dtype is torch.float32 else "ue8m0"
+        scale = "float32" if weight.scale.dtype == F32 else "ue8m0"
         if scale != config.scale_dtype:
             return f"{spec.name}: has {scale} scales, but the config says {config.scale_dtype}"
     return None
@@ -162,20 +161,20 @@ def _format(weight: Weight, storage: Storage) -> str:
         return "fp4"
     if isinstance(weight, Fp8Weight):
         return "fp8"
-    if storage is Storage.I64 and weight.dtype in (torch.int64, torch.int32):
+    if storage is Storage.I64 and weight.dtype in (I64, I32):
         return "i64"
-    return "plain" if weight.dtype in _PLAIN else str(weight.dtype).removeprefix("torch.")
+    return "plain" if weight.dtype in _PLAIN else dtype_name(weight)
 
 
-def _tensors(spec: WeightSpec, weight: Weight) -> dict[str, Tensor]:
-    if isinstance(weight, Tensor):
-        plain = weight.detach()
-        return {spec.name: (plain.to(torch.int64) if spec.storage is Storage.I64 else plain).cpu().contiguous()}
-    codes, scale = weight.codes.cpu().contiguous(), weight.scale.cpu().contiguous()
+def _tensors(spec: WeightSpec, weight: Weight) -> dict[str, Array]:
+    if not isinstance(weight, Fp4Weight | Fp8Weight):
+        plain = weight.astype(np.int64, copy=False) if spec.storage is Storage.I64 else weight
+        return {spec.name: np.ascontiguousarray(plain)}
+    codes, scale = np.ascontiguousarray(weight.codes), np.ascontiguousarray(weight.scale)
     if isinstance(weight, Fp4Weight):
-        codes = codes.view(torch.int8)
-    if scale.dtype is torch.uint8:
-        scale = scale.view(torch.float8_e8m0fnu)
+        codes = codes.view(np.int8)
+    if scale.dtype == U8:
+        scale = scale.view(E8M0)
     return {spec.name: codes, spec.scale_name: scale}
 
 

@@ -12,12 +12,14 @@ from foveal.config.model import (
     ScaleDtype,
     YarnScaling,
 )
+from foveal.config.numerics import Numerics
 from foveal.config.official import read_fields
 from foveal.config.presets import PRESETS, preset
 
 __all__ = [
     "ModelConfig",
     "YarnScaling",
+    "Numerics",
     "LayerKind",
     "ConfigError",
     "read_fields",

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeGuard
 
+from foveal.errors import FovealError
+
 PAGE_TOKENS = 256
 """Tokens a cache page covers: 64 CSA entries, 2 HCA entries (docs/design.md)."""
 
@@ -22,11 +24,13 @@ CSA_RATIO = 4
 HCA_RATIO = 128
 
 
-class ConfigError(ValueError):
+class ConfigError(FovealError, ValueError):
     """Hyper-parameters are missing, of the wrong type or out of range, or mean a network that Foveal does not compute.
 
     The message names each field and what it may be; `problems` has them one by one.
     """
+
+    code = "invalid_request"
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems

@@ -1,48 +1,42 @@
-"""Run the network over many sequences: requests, scheduler, sampling, and the loop that joins them."""
+"""A model ready to run: opened, with its pages, its prompts, and the thread that runs them.
+
+engine = Engine.open("nano")
+engine.generate("def parse_config(").text
+"""
 
 from typing import TYPE_CHECKING
 
 from foveal import lazily
 
 if TYPE_CHECKING:
-    from foveal.engine.engine import BatchEngine as BatchEngine
-    from foveal.engine.fingerprint import Fingerprint as Fingerprint
-    from foveal.engine.request import GREEDY as GREEDY
-    from foveal.engine.request import ContextLengthError as ContextLengthError
-    from foveal.engine.request import Event as Event
-    from foveal.engine.request import FinishReason as FinishReason
-    from foveal.engine.request import Network as Network
-    from foveal.engine.request import ParameterError as ParameterError
-    from foveal.engine.request import Request as Request
-    from foveal.engine.request import Sampled as Sampled
-    from foveal.engine.request import SamplingParams as SamplingParams
-    from foveal.engine.request import TextStream as TextStream
-    from foveal.engine.request import TokenConstraint as TokenConstraint
-    from foveal.engine.sampler import BadLogitsError as BadLogitsError
-    from foveal.engine.sampler import sample as sample
-    from foveal.engine.scheduler import PREFILL_CHUNK as PREFILL_CHUNK
-    from foveal.engine.scheduler import Scheduler as Scheduler
-    from foveal.engine.scheduler import next_cut as next_cut
+    from foveal.engine.again import RunningAgain as RunningAgain
+    from foveal.engine.engine import Engine as Engine
+    from foveal.engine.models import SHIPPED as SHIPPED
+    from foveal.engine.models import ModelNotFound as ModelNotFound
+    from foveal.engine.models import model_folder as model_folder
+    from foveal.engine.models import own_model as own_model
+    from foveal.engine.models import user_models as user_models
+    from foveal.engine.opening import Backend as Backend
+    from foveal.engine.opening import default_format as default_format
+    from foveal.engine.prompts import Prefixes as Prefixes
+    from foveal.engine.prompts import Prepared as Prepared
+    from foveal.engine.prompts import Start as Start
+    from foveal.engine.prompts import with_settings as with_settings
 
 _HOMES = {
-    "BatchEngine": "foveal.engine.engine",
-    "Fingerprint": "foveal.engine.fingerprint",
-    "GREEDY": "foveal.engine.request",
-    "ContextLengthError": "foveal.engine.request",
-    "Event": "foveal.engine.request",
-    "FinishReason": "foveal.engine.request",
-    "Network": "foveal.engine.request",
-    "ParameterError": "foveal.engine.request",
-    "Request": "foveal.engine.request",
-    "Sampled": "foveal.engine.request",
-    "SamplingParams": "foveal.engine.request",
-    "TextStream": "foveal.engine.request",
-    "TokenConstraint": "foveal.engine.request",
-    "BadLogitsError": "foveal.engine.sampler",
-    "sample": "foveal.engine.sampler",
-    "PREFILL_CHUNK": "foveal.engine.scheduler",
-    "Scheduler": "foveal.engine.scheduler",
-    "next_cut": "foveal.engine.scheduler",
+    "RunningAgain": "foveal.engine.again",
+    "Engine": "foveal.engine.engine",
+    "SHIPPED": "foveal.engine.models",
+    "ModelNotFound": "foveal.engine.models",
+    "model_folder": "foveal.engine.models",
+    "own_model": "foveal.engine.models",
+    "user_models": "foveal.engine.models",
+    "Backend": "foveal.engine.opening",
+    "default_format": "foveal.engine.opening",
+    "Prefixes": "foveal.engine.prompts",
+    "Prepared": "foveal.engine.prompts",
+    "Start": "foveal.engine.prompts",
+    "with_settings": "foveal.engine.prompts",
 }
 
 __all__ = [*_HOMES]

@@ -1,312 +1,324 @@
-"""The engine: many sequences, one loop of three calls.
+"""The public face of a model: the rooms below the memories (checkpoint, cache, engine, text) joined into one object.
 
-What is special here: `step` is ``schedule -> run -> postprocess`` and nothing is hidden beside it. Each sequence runs
-in a forward pass of its own unless `batched` is set: with the reference backend the last bits of a product depend on
-how many rows it has, so putting two sequences into one pass would let one change the other. A backend whose kernels
-are batch-invariant sets `batched`, and the same test holds for it.
+A generation from an existing sequence runs on a fork, so that the base stays what it was.
 """
 
 from __future__ import annotations
 
-import itertools
-import secrets
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from foveal.engine.request import (
+from foveal import cache
+from foveal.batch import (
     GREEDY,
-    ContextLengthError,
+    BatchEngine,
     Event,
-    FinishReason,
+    Generation,
+    Job,
+    Kind,
     Network,
-    ParameterError,
-    Request,
+    Priority,
     Sampled,
     SamplingParams,
     TextStream,
-    TokenConstraint,
 )
-from foveal.engine.sampler import sample
-from foveal.engine.scheduler import Scheduler, Work, next_cut
-from foveal.engine.tokens import IdArray, token_ids
-from foveal.model import LayerTrace, Observer, Segment, SequenceState
+from foveal.batch.tokens import Tokens
+from foveal.cache import CacheFormat
+from foveal.checkpoint.identity import Fingerprint
+from foveal.config import Numerics
+from foveal.engine.models import model_folder
+from foveal.engine.opening import Backend, open_model
+from foveal.engine.prompts import Prefixes, Prepared, Start, text_of, tokens_of, with_settings
+from foveal.engine.sequences import SequenceEngine, free_state
+from foveal.text import Tokenizer
+from foveal.text.fitting import check_tokenizer
 
 
-class BatchEngine:
-    """Continues many sequences at once.
+class Engine(SequenceEngine):
+    """A model ready to run: network, tokenizer, pages, and the thread that runs them. Safe to use from several threads.
 
-    `submit` takes a request, `events` yields what happens to it (stepping the engine, and so every other request, as
-    needed), `cancel` ends it. `step` may also be called directly. Safe to use from several threads: a step is taken by
-    one thread at a time.
+    `pool` holds the pages of all sequences of this engine. Use it in a ``with`` block, or `close` it; one that is
+    dropped closes by itself.
     """
 
     def __init__(
         self,
         network: Network,
+        tokenizer: Tokenizer,
         *,
-        scheduler: Scheduler | None = None,
-        batched: bool = False,
-        vocabulary: int | None = None,
-        context_length: int | None = None,
+        weights: Callable[[], str],
+        kv: cache.CacheFormat | None = None,
+        numbers: str = "fp32",
+        batch: BatchEngine | None = None,
+        name: str = "",
+        recall_blanks: int = 0,
+        pager: cache.Pager | None = None,
+        prefixes: Prefixes | None = None,
+        page_limit: int | None = None,
+        scratch: str | Path | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """`vocabulary`: ids from here on, which pad the network's vocabulary, are never chosen (default: none are
-        padding). `context_length`: tokens a sequence may have (default: the model's `max_position_embeddings`)."""
-        self.network = network
-        self.config = network.config
-        self.vocabulary = _or_default(vocabulary, network.config.vocab_size, "vocabulary")
-        self.context_length = _or_default(context_length, network.config.max_position_embeddings, "context_length")
-        self.scheduler = scheduler or Scheduler()
-        self.batched = batched
-        self._ids = itertools.count(1)
-        self._events: dict[int, deque[Event]] = {}
-        self._lock = threading.RLock()
+        """`weights` gives the content hash of the network's weights when it is first needed (it reads all of them);
+        `numbers` names its arithmetic; `recall_blanks` is how many PAD tokens the model wants before a recall's cue;
+        `pager` keeps the process under a limit of memory; `prefixes` is where prompts that begin like an earlier one
+        start from; `page_limit` is how many pages there may be, and `scratch` where sequences lie that make room for
+        others; `folder` is where the model lies. Ids that only the network has are never chosen. Raises
+        `TokenizerMismatch`.
+        """
+        check_tokenizer(tokenizer, network.config)
+        kv = kv or cache.CacheFormat()
+        super().__init__(network, kv=kv, batch=batch, pager=pager, page_limit=page_limit, scratch=scratch)
+        self.batch.vocabulary = tokenizer.vocab_size
+        self.tokenizer = tokenizer
+        self.name, self.folder = name, folder
+        self.recall_blanks = recall_blanks
+        self.prefixes = prefixes
+        self._weights, self._numbers = weights, f"{numbers}, cache {self.kv}"
 
-    @property
-    def grain(self) -> int:
-        """A prompt may be cut at every multiple of so many tokens without changing a bit of what it leaves: with
-        batch-invariant kernels at any token, else where the scheduler cuts."""
-        return 1 if self.batched else self.scheduler.chunk
+    @classmethod
+    def open(
+        cls,
+        model: str | Path = "nano",
+        *,
+        threads: int | None = None,
+        kv: CacheFormat | None = None,
+        numerics: Numerics | None = None,
+        backend: Backend = "native",
+        memory_limit: int | None = None,
+        scratch: str | Path | None = None,
+        prefixes: Prefixes | None = None,
+        context_length: int | None = None,
+        cache: int | str | None = None,
+        step_budget: float | None = None,
+    ) -> Self:
+        """A shipped model by name, or a directory in the official layout (config, safetensors, tokenizer.json).
 
-    # ------------------------------------------------------------------ requests
+        `threads`: CPU threads (default: one on each physical core; with the reference backend, torch's choice).
+        `kv`: how the cache stores entries (default: `default_format`). `numerics`: which run-time quantisations are
+        simulated (default: those of the official code). `backend`: the native kernels, or the plain PyTorch reference
+        that defines them, which is much slower.
+        `memory_limit`: bytes that the whole process may hold in memory (`foveal.cache.pager`): what does not fit lies
+        in files and comes back when it is touched; `scratch` is the folder of those that no store has (default: the
+        system's temporary folder; it should be on a disk). For the native backend on Linux.
+        `prefixes`: where prompts that begin like an earlier one start from (`foveal.memory.StoredPrefixes`); it can be
+        set later, too. `context_length`: tokens a sequence may have (default: the model's `max_position_embeddings`);
+        the network was not made for more. `cache`: bytes that sequences may take (a number, or a text like "8G"):
+        what does not fit waits, and what is not urgent makes room on the disk, in `scratch` (default: no bound).
+        `step_budget`: see `foveal.batch.Scheduler`.
+        Raises `ModelNotFound`, `foveal.checkpoint.CheckpointError`, `foveal.text.TokenizerError`, `ParameterError`,
+        `foveal.text.fitting.TokenizerMismatch`; with a limit `foveal.cache.LimitTooSmall`, here or at a first step.
+        """
+        opened = open_model(
+            model,
+            backend=backend,
+            threads=threads,
+            numerics=numerics,
+            kv=kv,
+            memory_limit=memory_limit,
+            scratch=scratch,
+            context_length=context_length,
+            cache=cache,
+            step_budget=step_budget,
+        )
+        return cls(
+            opened.runner,
+            opened.tokenizer,
+            weights=opened.weights,
+            kv=opened.kv,
+            numbers=opened.runner.arithmetic,
+            batch=opened.batch,
+            name=opened.name,
+            recall_blanks=opened.recall_blanks,
+            pager=opened.pager,
+            prefixes=prefixes,
+            page_limit=opened.page_limit,
+            scratch=scratch,
+            folder=model_folder(model),
+        )
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Everything a state depends on. The first use reads all weights."""
+        return Fingerprint.of(
+            self.config, weights=self._weights(), tokenizer=self.tokenizer.fingerprint(), numbers=self._numbers
+        )
+
+    # ------------------------------------------------------------------ generating
 
     def submit(
         self,
-        state: SequenceState,
-        prompt: Sequence[int],
+        prompt: str | Tokens,
         params: SamplingParams = GREEDY,
         *,
-        text: TextStream | None = None,
-        constraint: TokenConstraint | None = None,
+        base: cache.Sequence | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+        tenant: str = "",
+        deadline: float | None = None,
+        heal_prompt: bool = False,
         trace: bool = False,
-    ) -> Request:
-        """Queue the continuation of `state` by `prompt` (token ids, at least one).
+        **settings: Any,
+    ) -> Job:
+        """Begin to continue `prompt`, and return at once.
 
-        The request owns `state` from now on and changes it. Raises `ParameterError` when the prompt is empty or holds
-        an id outside the vocabulary, as `stop_tokens` may, or when stop strings are given without `text` to find them;
-        `ContextLengthError` when the prompt and `max_tokens` do not fit the context.
+        `base`: go on from this sequence, on a fork, as it is when the job is taken in; it is not changed, and must not
+        be freed before the first event. `settings` are fields of `SamplingParams` that replace those of `params`;
+        `stop` may be one string, `logit_bias` a mapping.
+        `priority`, `tenant`: see `foveal.batch.Scheduler`. `deadline`: seconds of `time.monotonic` at which the job
+        ends as it is. `heal_prompt`: let the model choose the last token of a text prompt anew, so that a prompt cut in
+        the middle of a token goes on as the whole token would; the text still begins after the prompt. `trace`: tell
+        where attention looked. Raises `ParameterError` for bad parameters or an empty prompt, `ContextLengthError`,
+        `EngineClosed`; the job raises what the network raised when it failed.
         """
-        ids = self.check_tokens(prompt)
-        if not len(ids):
-            raise ParameterError("the prompt is empty; give at least one token")
-        self.check_room(state.length + len(ids), params)
-        outside = [token for token in params.stop_tokens if token >= self.config.vocab_size]
-        if outside:
-            allowed = f"in the vocabulary (0 to {self.config.vocab_size - 1})"
-            raise ParameterError(f"sampling parameter 'stop_tokens' has {outside[0]}; it must be {allowed}")
-        if params.stop and text is None:
-            raise ParameterError("stop strings need a text stream; use stop_tokens for requests without one")
-        seed = params.seed if params.seed is not None else secrets.randbits(62)
-        with self._lock:
-            request = Request(
-                id=next(self._ids),
-                state=state,
-                prompt=tuple(ids.tolist()),
-                params=params,
-                seed=seed,
-                text=text,
-                constraint=constraint,
-                trace=trace,
-            )
-            self._events[request.id] = deque()
-            self.scheduler.add(request)
-        return request
+        prepared = self.prepare(
+            prompt,
+            params,
+            base=base,
+            priority=priority,
+            tenant=tenant,
+            deadline=deadline,
+            heal_prompt=heal_prompt,
+            trace=trace,
+            **settings,
+        )
+        return Job(
+            self.loop,
+            prepared.request,
+            prompt_tokens=prepared.prompt_tokens,
+            reused_tokens=prepared.reused_tokens,
+        )
 
-    def check_tokens(self, tokens: Sequence[int]) -> IdArray:
-        """The ids as int64 [n]. Raises `ParameterError` naming the first that is none of the vocabulary."""
-        return token_ids(tokens, self.config.vocab_size)
+    def prepare(
+        self,
+        prompt: str | Tokens,
+        params: SamplingParams = GREEDY,
+        *,
+        base: cache.Sequence | None = None,
+        heal_prompt: bool = False,
+        priority: Priority = Priority.INTERACTIVE,
+        tenant: str = "",
+        deadline: float | None = None,
+        trace: bool = False,
+        **settings: Any,
+    ) -> Prepared:
+        """The request that `submit` would submit. For callers that take the events elsewhere than in a `Job`."""
+        params = with_settings(params, **settings)
+        if isinstance(prompt, str):
+            tokens, remainder = tokens_of(prompt, self.tokenizer, heal_prompt=heal_prompt)
+        else:
+            tokens, remainder = self.batch.check_tokens(prompt).tolist(), b""
+        count = len(self.tokenizer.encode(prompt)) if isinstance(prompt, str) and remainder else len(tokens)
+        self.batch.check_room(len(tokens) + (base.length if base is not None else 0), params)
+        start = self.start(tokens, base=base, priority=priority) if self.prefixes is not None else None
+        request = self.batch.request(
+            tokens[start.tokens :] if start is not None else tokens,
+            params,
+            state=start.sequence if start is not None else None,
+            begin=base.fork if base is not None else self.new_sequence,
+            release=free_state,
+            priority=priority,
+            tenant=tenant,
+            deadline=deadline,
+            trace=trace,
+            whole_prompt=tokens,
+            **text_of(params, self.tokenizer, remainder),
+        )
+        return Prepared(request, count, start.reused if start is not None else 0)
 
-    def check_length(self, length: int, what: str = "a sequence") -> None:
-        """Raises `ContextLengthError` when `length` tokens are more than the context holds; `what` has them."""
-        if length > self.context_length:
-            raise ContextLengthError(
-                f"{what} of {length:,} tokens is longer than the model's context of {self.context_length:,} tokens"
-            )
+    def go_on(
+        self,
+        sequence: cache.Sequence,
+        tokens: Tokens,
+        params: SamplingParams = GREEDY,
+        *,
+        remainder: bytes = b"",
+        text: TextStream | None = None,
+        trace: bool = False,
+    ) -> Job:
+        """Continue `sequence` itself by `tokens` and what follows them; it stays the caller's. `remainder`: bytes that
+        the first tokens have to repeat (`foveal.text.healing`); the text begins behind them. `text`: how tokens become
+        text, in place of that. Errors are those of `submit`."""
+        self.batch.check_room(sequence.length + len(tokens), params)
+        how = text_of(params, self.tokenizer, remainder) if text is None else {"text": text}
+        return Job(self.loop, self.batch.request(tokens, params, state=sequence, trace=trace, **how))
 
-    def check_room(self, length: int, params: SamplingParams) -> None:
-        """Raises `ContextLengthError` when `params.max_tokens` more tokens do not fit behind `length`."""
-        self.check_length(length, "a prompt, with what stands before it,")
-        room = self.context_length - length
-        if params.max_tokens > room:
-            raise ContextLengthError(
-                f"{params.max_tokens:,} more tokens (max_tokens) do not fit behind {length:,}: the model's context is "
-                f"{self.context_length:,} tokens; ask for at most {room:,}"
-            )
+    def score(
+        self,
+        prompt: str | Tokens,
+        *,
+        logprobs: int = 0,
+        base: cache.Sequence | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+        tenant: str = "",
+    ) -> tuple[Sampled, ...]:
+        """How likely each token of `prompt` is behind those before it, from the second on, with so many likeliest
+        alternatives: bit for bit what choosing it would tell where the backend has the same bits for every cut.
+        `base`: the prompt stands behind this sequence. It is read in chunks beside what else runs. Raises
+        `ParameterError`, `ContextLengthError`, and what the network raises."""
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self.batch.check_tokens(prompt)
+        self.batch.check_length(len(tokens) + (base.length if base is not None else 0))
+        if len(tokens) < 2:
+            return ()
+        request = self.batch.request(
+            tokens[:-1],
+            SamplingParams(logprobs=logprobs),
+            begin=base.fork if base is not None else self.new_sequence,
+            release=free_state,
+            kind=Kind.SCORE,
+            priority=priority,
+            tenant=tenant,
+            targets=tokens[1:],
+        )
+        return Job(self.loop, request, prompt_tokens=len(tokens)).result().scored
 
-    def cancel(self, request: Request) -> None:
-        """End `request` before its next step; its last event says so. Does nothing when it has ended."""
-        with self._lock:
-            if request.finish_reason is None:
-                held = request.text.flush() if request.text is not None else ""
-                self._end(request, FinishReason.CANCELLED)
-                self._emit(Event(request.id, text=held, finish_reason=FinishReason.CANCELLED))
+    def stream(self, prompt: str | Tokens, params: SamplingParams = GREEDY, **options: Any) -> Generator[Event]:
+        """Continue `prompt`, one event for each token. Closing or dropping the iterator cancels. Options and errors are
+        those of `submit`."""
+        return self.submit(prompt, params, **options).events()
 
-    def events(self, request: Request) -> Iterator[Event]:
-        """What happens to `request`, until its last event. Closing the iterator early cancels the request.
+    def generate(self, prompt: str | Tokens, params: SamplingParams = GREEDY, **options: Any) -> Generation:
+        """`submit`, and wait for the result."""
+        return self.submit(prompt, params, **options).result()
 
-        Events are given once: a second iteration after the last event yields nothing.
-        """
-        queue = self._events.setdefault(request.id, deque())
+    def generate_all(
+        self, prompts: Sequence[str | Tokens], params: SamplingParams = GREEDY, **options: Any
+    ) -> list[Generation]:
+        """`generate` for all `prompts` side by side; their results in the order of the prompts. When one fails the
+        others are cancelled."""
+        with contextlib.ExitStack() as stack:
+            jobs = [stack.enter_context(self.submit(prompt, params, **options)) for prompt in prompts]
+            return [job.result() for job in jobs]
+
+    def start(
+        self,
+        tokens: Tokens,
+        *,
+        base: cache.Sequence | None = None,
+        prefixes: Prefixes | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Start:
+        """A sequence of one's own to run the prompt `tokens` on: `base` (a fork of it) or an empty one; or, when
+        `prefixes` (default: the engine's own) has it, one that holds the beginning of the prompt, at most all but its
+        last token. What is run again for it runs with `priority`. Raises `ParameterError` for an unknown id,
+        `foveal.cache.CacheFull`."""
+        ids = self.batch.check_tokens(tokens)
+        prefixes = prefixes or self.prefixes
+        own = self.fork(base) if base is not None else self.new_sequence()
+        if prefixes is None or len(ids) < 2:
+            return Start(own)
         try:
-            while True:
-                with self._lock:
-                    while not queue and request.finish_reason is None:
-                        self.step()
-                    if not queue:
-                        return
-                    event = queue.popleft()
-                yield event
-                if event.finish_reason is not None:
-                    return
-        finally:
-            self.cancel(request)
-            self._events.pop(request.id, None)
-
-    # ------------------------------------------------------------------ the loop
-
-    @torch.no_grad()
-    def step(self) -> list[Event]:
-        """One step for everybody: schedule -> run -> postprocess. Returns what happened, also queued for `events`."""
-        with self._lock:
-            plan = self.scheduler.schedule()
-            results = self._run_together(plan) if self.batched else [self._run_alone(work) for work in plan]
-            return [event for work, result in zip(plan, results, strict=True) for event in self._after(work, result)]
-
-    def _run_alone(self, work: Work) -> _Result:
-        """One request in a pass of its own. Its failure is its own: other requests go on."""
-        observer = Observer() if work.last and work.request.trace else None
-        try:
-            streams = self._forward([work], observer)
-            logits = self.network.logits(streams[-1:])[0] if work.last else None
-        except Exception as error:
-            return _Result(error=error)
-        return _Result(logits, tuple(observer.traces) if observer is not None else ())
-
-    def _run_together(self, plan: list[Work]) -> list[_Result]:
-        """All requests in one pass; for backends with batch-invariant kernels. After a failure, which leaves all states
-        as they were, each runs alone, so that it hits only those it concerns."""
-        if not plan:
-            return []
-        observer = Observer() if any(work.last and work.request.trace for work in plan) else None
-        try:
-            streams = self._forward(plan, observer)
-            ends = [end - 1 for end in itertools.accumulate(len(work.tokens) for work in plan)]
-            logits = self.network.logits(streams if len(streams) == len(plan) else streams[ends])
-        except Exception:
-            return [self._run_alone(work) for work in plan]
-        return [
-            _Result(
-                logits[place] if work.last else None,
-                tuple(t for t in observer.traces if t.segment == place)
-                if observer is not None and work.request.trace
-                else (),
-            )
-            for place, work in enumerate(plan)
-        ]
-
-    def _forward(self, plan: Sequence[Work], observer: Observer | None) -> Tensor:
-        tokens = torch.from_numpy(np.array([token for work in plan for token in work.tokens], dtype=np.int64))
-        segments = [Segment(work.request.state, len(work.tokens)) for work in plan]
-        return self.network(tokens, segments, observer)
-
-    def _after(self, work: Work, result: _Result) -> list[Event]:
-        """Take the tokens that were run off the request, and choose the next one when its prompt is through."""
-        request = work.request
-        if result.error is not None:
-            return [self._fail(request, result.error)]
-        del request.pending[: len(work.tokens)]
-        if result.logits is None:
-            return []
-        try:
-            event = self._choose(request, result.logits, result.trace)
-        except Exception as error:
-            return [self._fail(request, error)]
-        self._emit(event)
-        return [event]
-
-    def _choose(self, request: Request, logits: Tensor, trace: tuple[LayerTrace, ...]) -> Event:
-        allowed = request.constraint.allowed() if request.constraint is not None else None
-        known = logits[: self.vocabulary]
-        chosen = sample(known, request.params, seed=request.seed, index=len(request.generated), allowed=allowed)
-        if request.constraint is not None and allowed is not None:
-            request.constraint.accept(chosen.token)
-            request.constrained += 1
-        if self._is_stop_token(request.params, chosen.token):
-            held = request.text.flush() if request.text is not None else ""
-            self._end(request, FinishReason.STOP)
-            return Event(request.id, chosen, held, is_output=False, finish_reason=FinishReason.STOP, trace=trace)
-        request.generated.append(chosen.token)
-        request.pending.append(chosen.token)
-        text, reason = self._text_after(request, chosen)
-        if reason is not None:
-            self._end(request, reason)
-        return Event(request.id, chosen, text, finish_reason=reason, trace=trace)
-
-    def _text_after(self, request: Request, chosen: Sampled) -> tuple[str, FinishReason | None]:
-        text = request.text.push(chosen.token) if request.text is not None else ""
-        if request.text is not None and request.text.stopped:
-            return text, FinishReason.STOP
-        full = request.state.length + len(request.pending) >= self.context_length
-        if len(request.generated) - request.constrained < request.params.max_tokens and not full:
-            return text, None
-        return text + (request.text.flush() if request.text is not None else ""), FinishReason.LENGTH
-
-    def _is_stop_token(self, params: SamplingParams, token: int) -> bool:
-        is_eos = token == self.config.eos_token_id and not params.ignore_eos
-        return is_eos or token in params.stop_tokens
-
-    def _fail(self, request: Request, error: Exception) -> Event:
-        self._end(request, FinishReason.ERROR)
-        event = Event(request.id, finish_reason=FinishReason.ERROR, error=error)
-        self._emit(event)
-        return event
-
-    def _end(self, request: Request, reason: FinishReason) -> None:
-        request.finish_reason = reason
-        self.scheduler.remove(request)
-
-    def _emit(self, event: Event) -> None:
-        queue = self._events.get(event.request_id)
-        if queue is not None:
-            queue.append(event)
-
-    # ------------------------------------------------------------------ without sampling
-
-    @torch.no_grad()
-    def prefill(self, state: SequenceState, tokens: Sequence[int]) -> int:
-        """Run the tokens up to the next cut into `state`, choosing nothing. Returns how many were run.
-
-        The cuts are those of the scheduler, so that reading and generating leave the same bits. Raises
-        `ParameterError` for an unknown id, `ContextLengthError` when the tokens do not all fit the context,
-        `foveal.model.NotFiniteError`.
-        """
-        ids = self.check_tokens(tokens)
-        self.check_length(state.length + len(ids))
-        size = next_cut(state.length, len(ids), self.scheduler.chunk)
-        if size:
-            with self._lock:
-                self.network(torch.from_numpy(ids[:size]), [Segment(state, size)])
-        return size
-
-
-class _Result:
-    """What a pass gave one request: `logits` [vocab] when its pending tokens are all run, or the failure."""
-
-    __slots__ = ("error", "logits", "trace")
-
-    def __init__(
-        self, logits: Tensor | None = None, trace: tuple[LayerTrace, ...] = (), error: Exception | None = None
-    ) -> None:
-        self.logits = logits
-        self.trace = trace
-        self.error = error
-
-
-def _or_default(value: int | None, default: int, name: str) -> int:
-    if value is not None and value < 1:
-        raise ParameterError(f"{name} is {value}; it must be an integer >= 1")
-    return default if value is None else value
+            prompt = np.array(ids, dtype=np.int32)
+            whole = prompt if base is None else np.concatenate([own.tokens, prompt])
+            after = own if base is not None else None
+            found = prefixes.start(self, whole, most=len(whole) - 1, after=after, priority=priority)
+        except BaseException:
+            own.free()
+            raise
+        if found is None:
+            return Start(own)
+        own.free()
+        return found

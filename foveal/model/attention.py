@@ -12,23 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from foveal.config import LayerKind, ModelConfig
+from foveal.cache.contract import Part
+from foveal.config import LayerKind, ModelConfig, Numerics
 from foveal.model.compressor import Compressor
 from foveal.model.indexer import Indexer
 from foveal.model.linear import Matrix, Vector
 from foveal.model.rope import rotation_of
-from foveal.model.state import LayerUpdate, OpenRows, Part, SequenceState
-from foveal.model.trace import IndexLoss, LayerTrace, Observer, index_divergence
-from foveal.ops import AttendInput, Backend, Mass, Numerics, PackedAttendInput, Packing, Rotation
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The next `count` tokens of a flat batch continue the sequence behind `state`."""
-
-    state: SequenceState
-    count: int
-
+from foveal.model.state import LayerUpdate, OpenRows, Segment, SequenceState
+from foveal.model.trace import IndexLoss, Observer, index_divergence, last_trace
+from foveal.ops import AttendInput, Mass, Operations, PackedAttendInput, Packing, Rotation
 
 Past = Sequence[Segment] | Packing
 """What the tokens of a flat batch continue: sequences, or nothing (rows of packed documents, for training)."""
@@ -62,7 +54,7 @@ class _Projected:
 class Attention(nn.Module):
     """Parameters and order of one attention sub-layer; names are the checkpoint's."""
 
-    def __init__(self, config: ModelConfig, layer: int, ops: Backend, numerics: Numerics) -> None:
+    def __init__(self, config: ModelConfig, layer: int, ops: Operations, numerics: Numerics) -> None:
         super().__init__()
         self.ops, self.numerics, self.layer = ops, numerics, layer
         self.kind, self.ratio = config.kind(layer), config.compress_ratios[layer]
@@ -180,7 +172,7 @@ class Attention(nn.Module):
             scores = self.ops.index_scores(*new.index, keys.to(new.kv.dtype))
             observer.losses.append(IndexLoss.of(scores, mass.entries, (new.positions + 1) // self.ratio, indices))
         elif not observer.index_loss:
-            observer.traces.append(LayerTrace.last(self.layer, number, self.ratio, new.positions, indices, mass))
+            observer.traces.append(last_trace(self.layer, number, self.ratio, new.positions, indices, mass))
 
     # ------------------------------------------------------------------ rows of packed documents
 

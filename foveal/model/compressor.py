@@ -9,16 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from foveal.config import ModelConfig
+from foveal.cache.contract import Part, entry_width, open_row_count, row_width
+from foveal.config import ModelConfig, Numerics
 from foveal.model.linear import Matrix, Vector
-from foveal.model.state import OpenRows, Part, entry_width, open_row_count, row_width
-from foveal.ops import Backend, CompressInput, Numerics, PackedCompressInput, Rotation, Windows
+from foveal.model.state import OpenRows
+from foveal.ops import CompressInput, Operations, PackedCompressInput, Rotation, Windows
 
 
 class Compressor(nn.Module):
     """`wkv`, `wgate` [width, d], `ape` [r, width] and the entries' `norm`."""
 
-    def __init__(self, config: ModelConfig, layer: int, part: Part, ops: Backend) -> None:
+    def __init__(self, config: ModelConfig, layer: int, part: Part, ops: Operations) -> None:
         super().__init__()
         self.ops = ops
         self.part = part

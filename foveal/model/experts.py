@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from foveal.config import ModelConfig
+from foveal.config import ModelConfig, Numerics
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.trace import Observer, RouterLoad
-from foveal.ops import Backend, ExpertWeights, Numerics, RouteInput
+from foveal.ops import ExpertWeights, Operations, RouteInput
 
 
 class Gate(nn.Module):
@@ -54,7 +54,7 @@ class SharedExpert(nn.Module):
 class Experts(nn.Module):
     """Router, routed experts and shared expert; names are the checkpoint's (`ffn.`)."""
 
-    def __init__(self, config: ModelConfig, layer: int, ops: Backend, numerics: Numerics) -> None:
+    def __init__(self, config: ModelConfig, layer: int, ops: Operations, numerics: Numerics) -> None:
         super().__init__()
         self.ops, self.numerics, self.layer = ops, numerics, layer
         self.active, self.route_scale = config.num_experts_per_tok, config.routed_scaling_factor

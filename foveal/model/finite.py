@@ -12,35 +12,24 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from foveal.model.attention import Segment
-from foveal.model.state import PlainState
+from foveal.cache.contract import rows_looked_at
+from foveal.errors import NotFiniteError
+from foveal.model.state import PlainState, Segment
 
 if TYPE_CHECKING:
     from foveal.model.transformer import Transformer
 
-EVERY = 128
-"""Rows between two that are looked at; a segment's last one always is."""
-
 _TRACED = 512
-
-
-class NotFiniteError(RuntimeError):
-    """Hidden states are no finite numbers; the message says from which layer on. No state has advanced."""
 
 
 def bad_segment(streams: Tensor, counts: Sequence[int]) -> int | None:
     """The first segment whose streams [n, S, d] hold NaN or an infinity in the rows that are looked at, or None.
 
-    `counts`: tokens of each segment. A token alone is not looked at: what is chosen after it is.
+    `counts`: tokens of each segment.
     """
-    end = 0
-    for place, count in enumerate(counts):
-        end += count
-        if count > 1:
-            rows = streams[end - 1 - (count - 1) // EVERY * EVERY : end : EVERY]
-            if not bool(rows.detach().isfinite().all()):
-                return place
-    return None
+    return next(
+        (number for number, rows in rows_looked_at(counts) if not bool(streams[rows].detach().isfinite().all())), None
+    )
 
 
 def require_finite(model: Transformer, tokens: Tensor, counts: Sequence[int], streams: Tensor) -> None:
@@ -50,10 +39,7 @@ def require_finite(model: Transformer, tokens: Tensor, counts: Sequence[int], st
         return
     start = sum(counts[:place])
     where = _first_place(model, tokens[start : start + counts[place]])
-    raise NotFiniteError(
-        f"the network's hidden states are not finite (NaN or infinite) from {where} on: its weights are damaged, or "
-        "too large for its arithmetic; fetch the checkpoint again. None of these tokens were kept"
-    )
+    raise NotFiniteError(where)
 
 
 class _FoundError(Exception):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from foveal.config import ModelConfig
+from foveal.config import ModelConfig, Numerics
 from foveal.model.compressor import Compressor
 from foveal.model.linear import Matrix
 from foveal.model.state import Part
-from foveal.ops import Backend, Numerics, Packing, Rotation
+from foveal.ops import Operations, Packing, Rotation
 
 
 class Indexer(nn.Module):
     """Queries from attention's latent, keys from a narrow compressor of its own, head weights from the input."""
 
-    def __init__(self, config: ModelConfig, layer: int, ops: Backend) -> None:
+    def __init__(self, config: ModelConfig, layer: int, ops: Operations) -> None:
         super().__init__()
         self.ops = ops
         self.heads = config.index_n_heads

@@ -1,8 +1,8 @@
 """Weights as modules.
 
-What is special here: a `Matrix` is either a trainable fp32 parameter or a weight exactly as the checkpoint stores it
-(FP4, FP8 or BF16, possibly memory-mapped). The network never asks which: it hands `operand()` to an operation. For
-quantisation-aware training `fake_quantize` rounds the parameter on the way, with straight-through gradients.
+A `Matrix` is either a trainable fp32 parameter or a weight exactly as the checkpoint stores it (FP4, FP8 or BF16,
+possibly memory-mapped). The network never asks which: it hands `operand()` to an operation. For quantisation-aware
+training `fake_quantize` rounds the parameter on the way, with straight-through gradients.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveal.formats import Weight, dequantize, fake_quantize_weight_fp4, fake_quantize_weight_fp8
+from foveal.formats.tensors import Weight, dequantize, fake_quantize_weight_fp4, fake_quantize_weight_fp8
 
 
 class Storage(enum.StrEnum):

@@ -8,41 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeAlias
 
 import torch
 from torch import Tensor
 
+from foveal.cache import contract
 from foveal.ops import Mass
 
+LayerTrace: TypeAlias = contract.LayerTrace[Tensor]
 
-@dataclass(frozen=True)
-class LayerTrace:
-    """Where the attention of one layer went, for the last token of one segment, summed over heads.
 
-    `entries` [k] int64: compressed entries looked at (entry s covers tokens s * ratio .. s * ratio + ratio - 1);
-    `entry_mass` [k] and `window_mass` [w] fp32, the latter for positions t-w+1..t, w = min(t + 1, sliding window).
-    Masses sum to less than the number of heads; the rest went into the sinks.
-    """
-
-    layer: int
-    segment: int
-    ratio: int
-    entries: Tensor
-    entry_mass: Tensor
-    window_mass: Tensor
-
-    @classmethod
-    def last(cls, layer: int, segment: int, ratio: int, positions: Tensor, indices: Tensor | None, mass: Mass) -> Self:
-        """From an `attend` over tokens at `positions` that traced its last token."""
-        position = int(positions[-1])
-        entry_mass = mass.entries[-1]
-        if indices is None:
-            entries = torch.arange(len(entry_mass), device=entry_mass.device)
-        else:
-            seen = indices[-1] >= 0
-            entries, entry_mass = indices[-1][seen], entry_mass[seen]
-        return cls(layer, segment, ratio, entries, entry_mass, mass.window[-1][-(position + 1) :])
+def last_trace(
+    layer: int, segment: int, ratio: int, positions: Tensor, indices: Tensor | None, mass: Mass
+) -> LayerTrace:
+    """From an `attend` over tokens at `positions` that traced its last token."""
+    position = int(positions[-1])
+    entry_mass = mass.entries[-1]
+    if indices is None:
+        entries = torch.arange(len(entry_mass), device=entry_mass.device)
+    else:
+        seen = indices[-1] >= 0
+        entries, entry_mass = indices[-1][seen], entry_mass[seen]
+    return LayerTrace(layer, segment, ratio, entries, entry_mass, mass.window[-1][-(position + 1) :])
 
 
 @dataclass(frozen=True)
@@ -101,14 +89,13 @@ class RouterLoad:
 
 
 @dataclass
-class Observer:
+class Observer(contract.Observer[Tensor]):
     """Collects from a forward pass: traces of last tokens, or, with `index_loss`, what training needs.
 
     `experts` tells layers (by number, MTP blocks after the last) which experts [n, A] int64 their tokens go to, in
     place of their routers' choice; the weights are the routers' own all the same. Hash-routed layers are not told."""
 
     index_loss: bool = False
-    traces: list[LayerTrace] = field(default_factory=list)
     losses: list[IndexLoss] = field(default_factory=list)
     loads: list[RouterLoad] = field(default_factory=list)
     experts: Mapping[int, Tensor] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """The network: embedding, S streams, layers of attention and experts, output head (report section 2).
 
-What is special here: it is written once. Training runs it on parameters with autograd; serving runs the same modules on
-stored weights. It owns no memory: the past comes from, and goes to, the segments' states.
+It is written once. Training runs it on parameters with autograd; serving runs the same modules on stored weights. It
+owns no memory: the past comes from, and goes to, the segments' states.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foveal.config import ModelConfig
-from foveal.model.attention import Attention, Past, Segment
+from foveal.config import ModelConfig, Numerics
+from foveal.model.attention import Attention, Past
 from foveal.model.experts import Experts
 from foveal.model.finite import require_finite
 from foveal.model.hyper_connections import coefficient_count, hyper_weights
 from foveal.model.linear import Matrix, Vector
+from foveal.model.state import Segment
 from foveal.model.trace import Observer
-from foveal.ops import Backend, Numerics, Packing, reference
+from foveal.ops import Operations, Packing, reference
 
 
 class Block(nn.Module):
@@ -31,7 +32,7 @@ class Block(nn.Module):
     hc_ffn_base: Tensor
     hc_ffn_scale: Tensor
 
-    def __init__(self, config: ModelConfig, layer: int, ops: Backend, numerics: Numerics) -> None:
+    def __init__(self, config: ModelConfig, layer: int, ops: Operations, numerics: Numerics) -> None:
         super().__init__()
         self.config, self.ops = config, ops
         streams, d = config.hc_mult, config.hidden_size
@@ -68,7 +69,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A DeepSeek-V4 model. Parameters carry the checkpoint's names (experts stacked)."""
 
-    def __init__(self, config: ModelConfig, *, ops: Backend = reference, numerics: Numerics | None = None) -> None:
+    def __init__(self, config: ModelConfig, *, ops: Operations = reference, numerics: Numerics | None = None) -> None:
         super().__init__()
         numerics = numerics or Numerics()
         self.config, self.ops, self.numerics = config, ops, numerics
@@ -147,7 +148,7 @@ class MtpBlock(Block):
     Decoding with it (speculation) is the engine's business.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, ops: Backend, numerics: Numerics) -> None:
+    def __init__(self, config: ModelConfig, layer: int, ops: Operations, numerics: Numerics) -> None:
         super().__init__(config, layer, ops, numerics)
         streams, d = config.hc_mult, config.hidden_size
         self.e_proj = Matrix(d, d, config.linear_dtype)

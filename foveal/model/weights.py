@@ -7,15 +7,21 @@ one by one (``ffn.experts.7.w1.weight``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from foveal.config import ModelConfig
-from foveal.formats import Weight
+from foveal.config import ModelConfig, Numerics
+from foveal.formats import Fp4Weight, Fp8Weight
+from foveal.formats.tensors import Weight, dequantize, weight_tensors
+from foveal.formats.weights import Weight as ArrayWeight
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.transformer import Transformer
-from foveal.ops import Backend, Numerics, reference
+from foveal.ops import Operations, reference
+
+AnyWeight = Weight | ArrayWeight
+"""On tensors, or on arrays as a checkpoint has them: these become tensors on the same memory."""
 
 
 def named_weights(model: Transformer) -> Iterator[tuple[str, Weight]]:
@@ -33,10 +39,10 @@ def named_weights(model: Transformer) -> Iterator[tuple[str, Weight]]:
 
 def load_transformer(
     config: ModelConfig,
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, AnyWeight],
     *,
     dtype: torch.dtype | None = None,
-    ops: Backend = reference,
+    ops: Operations = reference,
     numerics: Numerics | None = None,
 ) -> Transformer:
     """A network that serves `weights` (official names; FP4, FP8 or plain).
@@ -59,7 +65,7 @@ def load_transformer(
     return model.eval().requires_grad_(False)
 
 
-def load_parameters(model: Transformer, weights: Mapping[str, Weight]) -> None:
+def load_parameters(model: Transformer, weights: Mapping[str, AnyWeight]) -> None:
     """Copy `weights` into a trainable network's parameters, dequantised.
 
     Raises `KeyError` naming the first weight that is missing, `ValueError` when one has the wrong shape.
@@ -78,11 +84,16 @@ def load_parameters(model: Transformer, weights: Mapping[str, Weight]) -> None:
                     tensor.copy_(_plain(_fitting(weights, full, tensor.shape)))
 
 
-def _fitting(weights: Mapping[str, Weight], name: str, shape: tuple[int, ...]) -> Weight:
-    weight = weights[name]
+def _fitting(weights: Mapping[str, AnyWeight], name: str, shape: tuple[int, ...]) -> Weight:
+    weight = _on_tensors(weights[name])
     if tuple(weight.shape) != tuple(shape):
         raise ValueError(f"{name}: weight has shape {tuple(weight.shape)}, the network needs {tuple(shape)}")
     return weight
+
+
+def _on_tensors(weight: AnyWeight) -> Weight:
+    codes = weight.codes if isinstance(weight, Fp4Weight | Fp8Weight) else weight
+    return cast(Weight, weight) if isinstance(codes, Tensor) else weight_tensors(cast(ArrayWeight, weight))
 
 
 def _check_experts(name: str, table: Tensor, config: ModelConfig) -> None:
@@ -91,7 +102,7 @@ def _check_experts(name: str, table: Tensor, config: ModelConfig) -> None:
         raise ValueError(f"{name} names experts {lowest} to {highest}; there are 0 to {config.n_routed_experts - 1}")
 
 
-def _fill(config: ModelConfig, path: str, module: nn.Module, weights: Mapping[str, Weight]) -> None:
+def _fill(config: ModelConfig, path: str, module: nn.Module, weights: Mapping[str, AnyWeight]) -> None:
     for name, tensor in list(_own_tensors(module)):
         full = f"{path}.{name}" if path else name
         value = _plain(_fitting(weights, full, tensor.shape))
@@ -123,4 +134,4 @@ def _detached(weight: Weight) -> Weight:
 
 
 def _plain(weight: Weight) -> Tensor:
-    return weight if isinstance(weight, Tensor) else weight.dequantize(torch.float32)
+    return weight if isinstance(weight, Tensor) else dequantize(weight)

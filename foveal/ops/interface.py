@@ -1,8 +1,8 @@
 """The narrow waist: the operations the network is made of, as one interface.
 
-What is special here: everything that touches much data goes through a `Backend`, and there is nothing else to port when
-a new one is written. The operations are coarse, so that a fast backend can fuse them. `foveal.ops.reference` is their
-definition; another backend is right when it agrees with it.
+Everything that touches much data goes through `Operations`, and there is nothing else to port when a new one is
+written. The operations are coarse, so that a fast backend can fuse them. `foveal.ops.reference` is their definition;
+another backend is right when it agrees with it.
 
 Shape legend: n = new tokens, d = hidden size, S = hc_mult streams, H = heads, c = head_dim, R = rotary channels,
 I = indexer heads, ci = index_head_dim, s = entries so far, k = entries looked at, W = sliding window, w = past window
@@ -18,29 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from foveal.formats import Weight
+from foveal.formats.tensors import Weight
 
 if TYPE_CHECKING:
     from foveal.ops.packed import PackedAttendInput, PackedCompressInput
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """Which run-time quantisations of the official inference code are simulated (report section on FP4 QAT).
-
-    `kv`: the non-rotary channels of raw and compressed KV go through FP8. `index`: the indexer's queries and keys go
-    through the Hadamard rotation and FP4. `activations`: the input of every FP8 or FP4 linear goes through FP8.
-    Hugging Face transformers simulates none of them: compare with `Numerics.none()`.
-    """
-
-    kv: bool = True
-    index: bool = True
-    activations: bool = True
-
-    @classmethod
-    def none(cls) -> Numerics:
-        """No simulation: the network as a plain function of its weights."""
-        return cls(kv=False, index=False, activations=False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +51,7 @@ class HyperWeights:
 
 @dataclass(frozen=True)
 class CompressInput:
-    """What `Backend.compress` works on.
+    """What `Operations.compress` works on.
 
     `kv`, `gate` [rows, width] fp32: the open rows followed by the new ones, `gate` with the position bias added. The
     first row stands at position `first_position`; new entries start at window `first_entry`.
@@ -88,7 +69,7 @@ class CompressInput:
 
 @dataclass(frozen=True)
 class AttendInput:
-    """What `Backend.attend` works on.
+    """What `Operations.attend` works on.
 
     `query` [n, H, c] rotated; `positions` [n] consecutive; `window` [w + n, c]: past raw rows, then those of the n
     tokens themselves; `entries` [s, c]; `indices` [n, k] the entries each token looks at, padded with -1, or None for
@@ -128,7 +109,7 @@ class ExpertWeights:
 
 @dataclass(frozen=True)
 class RouteInput:
-    """What `Backend.route` works on: `gate` [E, d]; either `bias` [E] (learned routing) or `table` [V, A] with
+    """What `Operations.route` works on: `gate` [E, d]; either `bias` [E] (learned routing) or `table` [V, A] with
     `tokens` [n] (hash routing)."""
 
     gate: Tensor
@@ -139,8 +120,8 @@ class RouteInput:
     scale: float
 
 
-class Backend(Protocol):
-    """The operations. Every backend is a module with these functions; none keeps state."""
+class Operations(Protocol):
+    """The operations. Every implementation is a module with these functions; none keeps state."""
 
     def linear(self, x: Tensor, weight: Weight, *, simulate: bool = False) -> Tensor:
         """``x @ weight.T``: [n, in] -> [n, out]. `simulate` passes x through FP8 (1 x 128 blocks) first."""

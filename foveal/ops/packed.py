@@ -1,8 +1,8 @@
 """Rows of packed documents: what training gives the operations instead of one sequence and its past.
 
-What is special here: B rows of T tokens hold whole documents back to back. A document sees only itself: no raw window,
-no compressed window and no entry reaches across its border, so packed documents compute what each would alone. Every
-shape depends on B, T and the ratio only, whatever the documents' lengths are: nothing in a step waits for the data.
+B rows of T tokens hold whole documents back to back. A document sees only itself: no raw window, no compressed window
+and no entry reaches across its border, so packed documents compute what each would alone. Every shape depends on B, T
+and the ratio only, whatever the documents' lengths are: nothing in a step waits for the data.
 
 Positions are absolute. Within a document they rise by one, or jump ahead at a place that begins a new window of every
 ratio (a multiple of 128): then nearer tokens are missing, as in a long text of which only parts are shown, and nothing
@@ -128,7 +128,7 @@ def _check(document: Tensor, position: Tensor) -> None:
 
 @dataclass(frozen=True)
 class PackedCompressInput:
-    """What `Backend.compress_packed` works on: `kv`, `gate` [B, T, width], the position bias in `gate`."""
+    """What `Operations.compress_packed` works on: `kv`, `gate` [B, T, width], the position bias in `gate`."""
 
     kv: Tensor
     gate: Tensor
@@ -140,8 +140,8 @@ class PackedCompressInput:
 
 @dataclass(frozen=True)
 class PackedAttendInput:
-    """What `Backend.attend_packed` works on: `query` [B, T, H, c] rotated, `kv` [B, T, c], `entries` [B, E, c] (None in
-    window-only layers), `allowed` [B, T, E] bool: the entries each token looks at, visible ones only; `sink` [H]."""
+    """What `Operations.attend_packed` works on: `query` [B, T, H, c] rotated, `kv` [B, T, c], `entries` [B, E, c] (None
+    in window-only layers), `allowed` [B, T, E] bool: the entries each token looks at, visible ones only; `sink` [H]."""
 
     query: Tensor
     kv: Tensor

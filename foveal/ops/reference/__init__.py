@@ -1,7 +1,7 @@
 """The reference backend: plain differentiable PyTorch, the definition of every operation.
 
-What is special here: it is meant to be read beside the report, one file for each idea, and training runs on it. Speed
-matters only where it changes no line's meaning.
+It is meant to be read beside the report, one file for each idea, and training runs on it. Speed matters only where it
+changes no line's meaning.
 """
 
 from foveal.ops.reference.attention import attend

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.formats import Weight, dequantize, fake_quantize_fp4, fake_quantize_fp8
+from foveal.formats.tensors import Weight, dequantize, fake_quantize_fp4, fake_quantize_fp8
 from foveal.ops.interface import Rotation
 
 ACTIVATION_BLOCK = 128

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.formats import Weight
+from foveal.formats.tensors import Weight
 from foveal.ops.interface import ExpertWeights, RouteInput
 from foveal.ops.reference.dense import linear
 

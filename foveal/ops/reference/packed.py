@@ -1,8 +1,8 @@
 """The operations that look at a past, over whole rows of packed documents (training).
 
-What is special here: the same formulas as `attention`, `compression` and `indexing`, on [B, T, ...] at once. Each
-document sees itself only. Queries go in blocks, and a block is given no more entries than its last token could see, so
-that most of what causality forbids is not computed.
+The same formulas as `attention`, `compression` and `indexing`, on [B, T, ...] at once. Each document sees itself only.
+Queries go in blocks, and a block is given no more entries than its last token could see, so that most of what causality
+forbids is not computed.
 """
 
 from __future__ import annotations

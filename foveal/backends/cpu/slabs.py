@@ -1,9 +1,9 @@
 """Slabs: what a decoding step streams through, of many pages side by side, layer by layer.
 
-What is special here: a step reads every index key and every HCA entry of its past. Page by page these lie far apart,
-and a machine that waits for each page's first bytes reads at half its speed; so copies of them are kept in slabs, in
-the order in which they are read and in large memory pages where the system has them. A slab gives each cache page a
-*slot*. All of it is derived from the pages, and is never saved.
+A step reads every index key and every HCA entry of its past. Page by page these lie far apart, and a machine that waits
+for each page's first bytes reads at half its speed; so copies of them are kept in slabs, in the order in which they are
+read and in large memory pages where the system has them. A slab gives each cache page a *slot*. All of it is derived
+from the pages, and is never saved.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import mmap
 import threading
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from foveal import _native
+from foveal.cache.memory import address_of
 from foveal.cache.pager import Pager
+from foveal.formats import Array
 
 SLAB_BYTES = 8 << 20
 """About how large a slab is."""
@@ -51,10 +52,10 @@ class Slot:
 class _Slab:
     """`slots` slots of `slot_bytes`, taken in order; those at the end that were given back are taken again."""
 
-    def __init__(self, owner: Slabs, memory: Tensor, slots: int, slot_bytes: int) -> None:
+    def __init__(self, owner: Slabs, memory: Array, slots: int, slot_bytes: int) -> None:
         self.owner = owner
         self.memory = memory
-        self.address = memory.data_ptr()
+        self.address = address_of(memory)
         self.slot_bytes = slot_bytes
         self.free = bytearray(b"\1" * slots)
         self._next = 0
@@ -98,11 +99,10 @@ def slots_of(slot_bytes: int) -> int:
     return 1 << max(0, (SLAB_BYTES // max(slot_bytes, 64)).bit_length() - 1)
 
 
-def _large_memory(size: int) -> Tensor:
+def _large_memory(size: int) -> Array:
     """`size` zeros, uint8, at the start of a large memory page; the system gives memory as they are used."""
     memory = mmap.mmap(-1, size + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    with torch.inference_mode(False):
-        whole = torch.frombuffer(memory, dtype=torch.uint8)
-    return whole[-whole.data_ptr() % _LARGE_PAGE :][:size]
+    whole = np.frombuffer(memory, dtype=np.uint8)
+    return whole[-address_of(whole) % _LARGE_PAGE :][:size]

@@ -1,7 +1,7 @@
 """A name for a model's content: same fingerprint, same function; the first part of the name of every page it computes.
 
-What is special here: it depends on the config, and on each weight's name, format, shape and bytes, and on nothing else:
-not on how the weights are cut into shards, the names of files, or their dates. A single changed bit changes it.
+It depends on the config, and on each weight's name, format, shape and bytes, and on nothing else: not on how the
+weights are cut into shards, the names of files, or their dates. A single changed bit changes it.
 
 Definition: BLAKE2b-256 over the config's canonical JSON and, for every weight in the order of its name, a line of name,
 format and shape and the BLAKE2b-256 digest of its bytes (codes, then scale). The leaves are hashed by several threads.
@@ -17,12 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from foveal.checkpoint.reader import open_checkpoint
 from foveal.config import ModelConfig
-from foveal.formats import Fp4Weight, Weight
+from foveal.formats import F32, Array, Fp4Weight, Fp8Weight, Weight, dtype_name
 
 FINGERPRINT_BYTES = 32
 
@@ -53,20 +52,20 @@ def _leaf(name: str, weight: Weight) -> bytes:
     return f"{name} {_format(weight)} {list(weight.shape)} {digest.hexdigest()}\n".encode()
 
 
-def _parts(weight: Weight) -> tuple[Tensor, ...]:
-    return (weight,) if isinstance(weight, Tensor) else (weight.codes, weight.scale)
+def _parts(weight: Weight) -> tuple[Array, ...]:
+    return (weight.codes, weight.scale) if isinstance(weight, Fp4Weight | Fp8Weight) else (weight,)
 
 
 def _format(weight: Weight) -> str:
-    if isinstance(weight, Tensor):
-        return str(weight.dtype).removeprefix("torch.")
-    scale = "float32" if weight.scale.dtype is torch.float32 else "ue8m0"
+    if not isinstance(weight, Fp4Weight | Fp8Weight):
+        return dtype_name(weight)
+    scale = "float32" if weight.scale.dtype == F32 else "ue8m0"
     return f"{'fp4' if isinstance(weight, Fp4Weight) else 'fp8'}/{scale}"
 
 
-def _chunks(tensor: Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor, without copying those of a contiguous one."""
-    # Flattened first: a tensor without axes has no byte view.
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+def _chunks(array: Array) -> Iterator[memoryview]:
+    """The bytes of an array, without copying those of a contiguous one."""
+    # Flattened first: an array without axes has no byte view.
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     for start in range(0, len(data), _CHUNK):
-        yield data[start : start + _CHUNK].numpy().data
+        yield data[start : start + _CHUNK].data

@@ -1,7 +1,7 @@
 """Tensor names: the official ones, and those of Hugging Face transformers.
 
-What is special here: three spellings are in use. The official release says ``layers.0.attn.kv_norm.weight``; the
-modules of transformers say ``model.layers.0.self_attn.kv_norm.weight``; and what transformers 5 *saves* is a mixture
+Three spellings are in use. The official release says ``layers.0.attn.kv_norm.weight``; the modules of transformers say
+``model.layers.0.self_attn.kv_norm.weight``; and what transformers 5 *saves* is a mixture
 (``model.layers.0.attn.norm.weight``), because it applies its load-time renames backwards. `official_name` takes any of
 them to the official one; no name means two things.
 """
