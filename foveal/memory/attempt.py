@@ -1,23 +1,23 @@
 """One way to put a cue to a memory: its tokens, run on a fork to the first token that the model chooses.
 
-What is special here: both ends of a typed cue are uncertain. The last word is taken back and generated again, held to
-what was typed (`foveal.text.healing`). The first one has another token in the middle of a line than at its beginning,
-for a word's token has the space before it; and where a cue is short, it helps to know that it begins a line. So there
-may be several prompts for a cue, one for each of `OPENINGS`, and an attempt tells how much of the cue stands in the
-source before the place that the model looked at (`cue_matched`).
+Both ends of a typed cue are uncertain. The last word is taken back and generated again, held to what was typed
+(`foveal.text.healing`). The first one has another token in the middle of a line than at its beginning, for a word's
+token has the space before it; and where a cue is short, it helps to know that it begins a line. So there may be several
+prompts for a cue, one for each of `OPENINGS`, and an attempt tells how much of the cue stands in the source before the
+place that the model looked at (`cue_matched`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from foveal import cache
-from foveal.api import Engine, Prefixes
-from foveal.engine import Event, FinishReason, ParameterError, Sampled, SamplingParams
+from foveal.batch import Event, FinishReason, ParameterError, Sampled, SamplingParams
+from foveal.engine import Engine, Prefixes
 from foveal.memory.citations import CELL_TOKENS, TokenOrigin, origin_of
-from foveal.text import TokenStream
-from foveal.text.healing import PrefixConstraint, heal
+from foveal.text.healing import heal
 from foveal.text.specials import PAD
 
 OPENINGS = ("", " ", "\n", "\n\n")
@@ -65,7 +65,7 @@ def _opened(engine: Engine, blanks: list[int], opening: str, cue: str, healing: 
 
 def _on_its_own_line(engine: Engine, base: cache.Sequence, cue: str, healing: bool) -> Prompt:
     tokens, remainder = _split(engine, cue, healing)
-    last = int(base.token_range(base.length - 1, base.length)) if base.length else None
+    last = base.token_range(base.length - 1, base.length).item() if base.length else None
     begins_line = last is None or engine.tokenizer.token_bytes(last).endswith(b"\n")
     # A cue of one word leaves no token to run before it is healed: an empty line stands in.
     separator = [] if begins_line and tokens else engine.tokenizer.encode("\n")
@@ -92,6 +92,7 @@ class Attempt:
         self.origins: list[TokenOrigin] = []
         self.finish_reason: FinishReason | None = None
         self._seen: list[Event] = []
+        self._engine = engine
         self._more: Generator[Event] | None = None
         engine.batch.check_room(base.length + len(prompt.tokens), params)
         start = engine.start(prompt.tokens, base=base, prefixes=prefixes)
@@ -107,28 +108,19 @@ class Attempt:
             raise
 
     def _submitted(self, engine: Engine, tokens: Sequence[int], params: SamplingParams) -> Generator[Event]:
-        remainder = self.prompt.remainder
-        request = engine.batch.submit(
-            self.sequence,
-            tokens,
-            params,
-            text=TokenStream(engine.tokenizer, params.stop, skip_bytes=len(remainder)),
-            constraint=PrefixConstraint(engine.tokenizer, remainder) if remainder else None,
-            trace=True,
-        )
-        return self._taken(engine.batch.events(request))
+        job = engine.go_on(self.sequence, tokens, params, remainder=self.prompt.remainder, trace=True)
+        return self._taken(job.events())
 
-    def _taken(self, events: Iterator[Event]) -> Generator[Event]:
+    def _taken(self, events: Generator[Event]) -> Generator[Event]:
         """Note each event. The row that chose token k stands k places after the prompt's last token."""
-        for event in events:
-            if event.error is not None:
-                raise event.error
-            self.finish_reason = event.finish_reason
-            if event.sampled is not None and event.is_output:
-                position = self._source_tokens + len(self.prompt.tokens) - 1 + len(self.origins)
-                self.sampled.append(event.sampled)
-                self.origins.append(origin_of(event.trace, position, self._source_tokens))
-            yield event
+        with contextlib.closing(events):
+            for event in events:
+                self.finish_reason = event.finish_reason
+                if event.sampled is not None and event.is_output:
+                    position = self._source_tokens + len(self.prompt.tokens) - 1 + len(self.origins)
+                    self.sampled.append(event.sampled)
+                    self.origins.append(origin_of(event.trace, position, self._source_tokens))
+                yield event
 
     def events(self) -> Iterator[Event]:
         """All events from the first on; iterate once."""
@@ -155,7 +147,7 @@ class Attempt:
         """Cancel what still runs, and free the fork."""
         if self._more is not None:
             self._more.close()
-        self.sequence.free()
+        self._engine.free(self.sequence)
 
 
 def _agreeing(a: Sequence[int], b: Sequence[int]) -> int:

@@ -1,15 +1,15 @@
 """Where an answer came from: from attention masses to file and lines.
 
-What is special here: attention is read as a measure over the source. A CSA layer chooses between entries of 4 tokens
-and the raw window in one softmax, so its masses say where each generated token looked. They are summed over heads and
-CSA layers, each mass spread evenly over the tokens it covers (4 for an entry, 1 in the window). The unit is a *cell*,
-the four tokens of a CSA entry. An HCA entry covers 128 tokens and names no line; by the same even spreading it adds
-4/128 of its share of what HCA looked at to the cells that CSA named (of the share, not of the mass: where CSA leaves
-nearly all to its sink, as after a short cue, HCA's masses are larger by any factor and would decide alone). Left out
-is what says nothing about the source: sliding layers (they can see only the last tokens, whatever the answer), the
-raw window of HCA layers, and mass on the cue and on generated text. What attention looked at is then held against the
-text: a cell supports a generated token only if that token stands in it, and the more, the more of the text before
-agrees (`TokenOrigin.supporting`).
+Attention is read as a measure over the source. A CSA layer chooses between entries of 4 tokens and the raw window in
+one softmax, so its masses say where each generated token looked. They are summed over heads and CSA layers, each mass
+spread evenly over the tokens it covers (4 for an entry, 1 in the window). The unit is a *cell*, the four tokens of a
+CSA entry. An HCA entry covers 128 tokens and names no line; by the same even spreading it adds 4/128 of its share of
+what HCA looked at to the cells that CSA named (of the share, not of the mass: where CSA leaves nearly all to its sink,
+as after a short cue, HCA's masses are larger by any factor and would decide alone). Left out is what says nothing about
+the source: sliding layers (they can see only the last tokens, whatever the answer), the raw window of HCA layers, and
+mass on the cue and on generated text. What attention looked at is then held against the text: a cell supports a
+generated token only if that token stands in it, and the more, the more of the text before agrees
+(`TokenOrigin.supporting`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from foveal.cache.contract import LayerTrace
 from foveal.config import CSA_RATIO, HCA_RATIO
-from foveal.model import LayerTrace
+from foveal.formats import Array
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class TokenOrigin:
         """First token of the heaviest cell, or None when the token looked at no source."""
         return self.cells[0][0] if self.cells else None
 
-    def supporting(self, token: int, before: Tensor, source: Tensor) -> TokenOrigin:
+    def supporting(self, token: int, before: Array, source: Array) -> TokenOrigin:
         """Only the cells in which `token` stands, if there are any, weighed by how much of the text `before` it (token
         ids, oldest first) stands before it there too (`source`: the memory's tokens).
 
@@ -94,7 +94,7 @@ class TokenOrigin:
         held = []
         looked = sum(mass for _, mass in self.cells) or 1.0
         for start, mass in self.cells:
-            places = start + (source[start : start + CELL_TOKENS] == token).nonzero().flatten()
+            places = start + np.flatnonzero(source[start : start + CELL_TOKENS] == token)
             if len(places):
                 agreement = max(_agreement(before, source[: int(place)]) for place in places)
                 held.append((start, mass / looked * agreement))
@@ -102,41 +102,43 @@ class TokenOrigin:
         return TokenOrigin(cells or tuple((start, mass / looked * UNHELD) for start, mass in self.cells), self.mass)
 
 
-def _agreement(before: Tensor, source: Tensor) -> float:
+def _agreement(before: Array, source: Array) -> float:
     """Share of the last tokens of `before` that stand at the same distance from the end of `source`; above 0."""
     size = min(len(before), len(source))
     same = int((before[len(before) - size :] == source[len(source) - size :]).sum()) if size else 0
     return (1 + same) / (1 + len(before))
 
 
-def origin_of(traces: Iterable[LayerTrace], position: int, source_tokens: int, top: int = TOP_CELLS) -> TokenOrigin:
+def origin_of(
+    traces: Iterable[LayerTrace[Array]], position: int, source_tokens: int, top: int = TOP_CELLS
+) -> TokenOrigin:
     """Where the row at `position` looked, by the traces of all layers, within the first `source_tokens` tokens."""
-    cells = torch.zeros(-(-source_tokens // CELL_TOKENS), dtype=torch.float64)
-    region = torch.zeros(-(-source_tokens // HCA_RATIO), dtype=torch.float64)
+    cells = np.zeros(-(-source_tokens // CELL_TOKENS))
+    region = np.zeros(-(-source_tokens // HCA_RATIO))
     for trace in traces:
         if trace.ratio == CSA_RATIO:
-            window = trace.window_mass.double().cpu()
+            window = trace.window_mass
             first = position - len(window) + 1
-            _add(cells, torch.arange(first, position + 1) // CELL_TOKENS, window[: max(0, source_tokens - first)])
-            _add(cells, trace.entries.cpu(), trace.entry_mass.double().cpu())
+            _add(cells, np.arange(first, position + 1) // CELL_TOKENS, window[: max(0, source_tokens - first)])
+            _add(cells, trace.entries, trace.entry_mass)
         elif trace.ratio == HCA_RATIO:
-            _add(region, trace.entries.cpu(), trace.entry_mass.double().cpu())
+            _add(region, trace.entries, trace.entry_mass)
     total = float(cells.sum() + region.sum())
-    named = cells.nonzero().squeeze(1)
-    around = region / region.sum().clamp(min=1e-300) * cells.sum() * (CELL_TOKENS / HCA_RATIO)
+    named = np.flatnonzero(cells)
+    around = region / max(region.sum(), 1e-300) * cells.sum() * (CELL_TOKENS / HCA_RATIO)
     scores = cells[named] + around[named // (HCA_RATIO // CELL_TOKENS)]
-    order = torch.argsort(scores, descending=True, stable=True)[:top]
+    order = np.argsort(-scores, kind="stable")[:top]
     return TokenOrigin(
         tuple((int(named[i]) * CELL_TOKENS, float(scores[i])) for i in order),
         total,
     )
 
 
-def _add(into: Tensor, places: Tensor, mass: Tensor) -> None:
+def _add(into: Array, places: Array, mass: Array) -> None:
     """Add `mass` at `places`, as far as they lie inside; `mass` may be cut shorter than `places`."""
     places = places[: len(mass)]
     inside = places < len(into)
-    into.index_add_(0, places[inside], mass[inside])
+    np.add.at(into, places[inside], mass[inside].astype(np.float64))
 
 
 def cite(origins: Sequence[TokenOrigin], locate: Locate, source_tokens: int, limit: int = 5) -> tuple[Citation, ...]:
@@ -171,7 +173,8 @@ def _groups(masses: dict[int, float]) -> list[dict[int, float]]:
 
 
 def _trim(group: dict[int, float]) -> tuple[int, int]:
-    """First and last line that hold at least 2 % of the group's mass: stray looks do not stretch a citation."""
-    enough = 0.02 * sum(group.values())
+    """First and last line that hold at least 2 % of the group's mass (or half of what one line holds at most, where it
+    is spread over many): stray looks do not stretch a citation."""
+    enough = min(0.02 * sum(group.values()), 0.5 * max(group.values()))
     held = [line for line, mass in group.items() if mass >= enough]
     return min(held), max(held)

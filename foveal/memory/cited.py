@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from foveal.memory.errors import ReadError
-from foveal.memory.reading import ELSEWHERE, SourceOptions
+from foveal.memory.options import ELSEWHERE, SourceOptions
 from foveal.sources import SourceError, cited_lines
+from foveal.store.errors import ReadError
 
 
 def lines_of(options: SourceOptions, path: str) -> list[tuple[int, str]]:

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveal.memory.errors import MemoryNotFound, StoreError, StoreUnavailable
-from foveal.memory.store import contexts, gc
-from foveal.memory.store.about import ABOUT, read_about
-from foveal.memory.store.cipher import key_file, key_from
-from foveal.memory.store.objects import Context
-from foveal.memory.store.schema import check_name as check_name
-from foveal.memory.store.store import Durability, Store
+from foveal.memory.asking.index_place import forget_index
+from foveal.memory.memory_store import MemoryStore
+from foveal.store import contexts, gc, usage
+from foveal.store.about import ABOUT, read_about
+from foveal.store.cipher import key_file, key_from
+from foveal.store.errors import MemoryNotFound, StoreError, StoreUnavailable
+from foveal.store.objects import Context
+from foveal.store.schema import check_name as check_name
+from foveal.store.store import Durability, Store
 
 _KEY, _KEY_FILE = "FOVEAL_STORE_KEY", "FOVEAL_STORE_KEY_FILE"
 
@@ -33,7 +35,7 @@ _LABEL = re.compile(r"[0-9a-f]{12,64}")
 Root = str | Path | Store | None
 """A store: its folder, or an open one; None for the default."""
 
-_open: weakref.WeakValueDictionary[tuple[Path, str, str, bytes | None], Store] = weakref.WeakValueDictionary()
+_open: weakref.WeakValueDictionary[tuple[Path, str, str, bytes | None], MemoryStore] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -55,26 +57,32 @@ def store_root(root: str | Path | None = None) -> Path:
 
 
 def open_store(
-    root: Root = None,
+    root: str | Path | None = None,
     *,
     create: bool = True,
     durability: Durability = "full",
     tenant: str = "",
     key: bytes | None = None,
-) -> Store:
-    """The store at `root`; the same object for as long as somebody holds it. See `Store`, whose errors it raises.
+) -> MemoryStore:
+    """The store at `root`: a folder, or None for the default one (``FOVEAL_STORE``, else ``~/.local/share/foveal``).
+
+    It is the same object for as long as somebody holds it. `durability`, `tenant`, `key` and errors are those of
+    `foveal.store.Store`; without `create` it raises `MemoryNotFound` where there is none.
 
     `key` is by default the one in the environment, if there is one.
     """
-    if isinstance(root, Store):
-        return root
     folder, key = store_root(root).absolute(), key or _key()
     with _lock:
         store = _open.get((folder, durability, tenant, key))
         if store is None or not _is_at(store, folder):
-            store = Store(folder, durability=durability, tenant=tenant, key=key, create=create)
+            store = MemoryStore(folder, durability=durability, tenant=tenant, key=key, create=create)
             _open[folder, durability, tenant, key] = store
         return store
+
+
+def opened(root: Root, *, create: bool = True) -> Store:
+    """`root`, if it is an open store; else `open_store`."""
+    return root if isinstance(root, Store) else open_store(root, create=create)
 
 
 @atexit.register
@@ -98,7 +106,7 @@ def store_at(root: Root) -> Store | None:
     """The store at `root`, whose errors `open_store` raises. The default one is there only for what it saves: None when
     it was not made yet, or cannot be opened."""
     if root is not None:
-        return open_store(root)
+        return opened(root)
     try:
         return open_store(create=False)
     except StoreError:
@@ -112,23 +120,23 @@ def _key() -> bytes | None:
     return key_file(file) if file else None
 
 
-def find(place: str | Path, root: Root = None, *, create: bool = True) -> tuple[Store, str]:
+def find(location: str | Path, root: Root = None, *, create: bool = True) -> tuple[Store, str]:
     """Store and name of a memory. A string without a slash is a name; anything else is the store's folder and the name
     behind it (with a `root`: always a name). Raises `InvalidName`, `MemoryNotFound` without `create`, `StoreError`."""
-    if root is not None or (isinstance(place, str) and "/" not in place):
-        name = check_name(str(place))
-        return open_store(root, create=create), name
-    path = Path(place).absolute()
+    if root is not None or (isinstance(location, str) and "/" not in location):
+        name = check_name(str(location))
+        return opened(root, create=create), name
+    path = Path(location).absolute()
     return open_store(path.parent, create=create), check_name(path.name)
 
 
 def list_memories(root: Root = None) -> list[MemoryInfo]:
     """All memories, by name; damaged ones too, with their problem. Records are verified, pages are not."""
     try:
-        store = open_store(root, create=False)
+        store = opened(root, create=False)
     except MemoryNotFound:
         return []
-    used = gc.usage(store)
+    used = usage.usage(store)
     return [_info(store, found, used) for found in store.contexts()]
 
 
@@ -147,13 +155,13 @@ def memory_info(name: str, root: Root = None, *, sizes: bool = False) -> MemoryI
         raise
     except StoreError as error:
         return MemoryInfo(name, store.folder, {}, str(error))
-    return _info(store, found, gc.usage(store) if sizes else {})
+    return _info(store, found, usage.usage(store) if sizes else {})
 
 
-def _info(store: Store, found: Context | StoreError, used: dict[str, gc.Usage]) -> MemoryInfo:
+def _info(store: Store, found: Context | StoreError, used: dict[str, usage.Usage]) -> MemoryInfo:
     if isinstance(found, StoreError):
         return MemoryInfo("?", store.folder, {}, str(found))
-    usage = used.get(found.name, gc.Usage(0, 0))
+    taken = used.get(found.name, usage.Usage(0, 0))
     facts = {
         **found.facts,
         "created": found.created,
@@ -165,8 +173,8 @@ def _info(store: Store, found: Context | StoreError, used: dict[str, gc.Usage]) 
         "pinned": found.pinned,
         "origin": found.origin,
         "labels": dict(found.labels),
-        "own_bytes": usage.own,
-        "shared_bytes": usage.shared,
+        "own_bytes": taken.own,
+        "shared_bytes": taken.shared,
     }
     if not {"model", "cache", "source", "totals"} <= set(facts):
         return MemoryInfo(found.name, store.folder, {}, "it was not saved as a memory")
@@ -181,8 +189,9 @@ def delete_memory(name: str, root: Root = None) -> None:
     record that cannot be read. Raises `InvalidName`, `MemoryNotFound`, or `StoreError`.
     """
     try:
-        store = open_store(root, create=False)
+        store = opened(root, create=False)
         _delete(store, name)
+        forget_index(store, name)
     except MemoryNotFound:
         check_name(name)  # its error is better
         raise

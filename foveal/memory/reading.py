@@ -1,244 +1,180 @@
-"""Reading a source into a sequence, so that it can stop anywhere and go on.
+"""Reading a source into a memory, so that it can stop anywhere and go on.
 
-Tokens decide. Going on from an earlier read tokenises the source again and compares tokens; what
-is equal is kept, and from the first difference on (rounded down to a cut of the scheduler) it is read anew. So a read
-that was interrupted, resumed, or resumed over changed files ends in the same bits as reading the same tokens at once.
+Tokens decide. Going on from an earlier read tokenises the source again and compares tokens; what is equal is kept, and
+from the first difference on (rounded down to a cut of the scheduler) it is read anew. So a read that was interrupted,
+resumed, or resumed over changed files ends in the same bits as reading the same tokens at once. Reading runs in the
+background: it has the whole machine while nobody else wants it, and else what is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from foveal import cache
-from foveal.api import Engine
-from foveal.cache.replay import OnReplay
-from foveal.config import PAGE_TOKENS
-from foveal.memory.errors import ReadError
-from foveal.sources import (
-    Document,
-    Skipped,
-    SourceMap,
-    TokenizedDocument,
-    is_stream,
-    plain_path,
-    read_source,
-    tokenize_source,
+from foveal.batch import ContextLengthError, Kind, Priority, next_cut
+from foveal.engine import Engine
+from foveal.formats import Array
+from foveal.memory.changes import Changes, IntArray, Target, appended, compare, going_back, rebuilt
+from foveal.memory.gathering import TokenizedSource, gather
+from foveal.memory.prefixes import StoredPrefixes
+from foveal.memory.progress import (
+    OnProgress,
+    Progress,
+    ReadTotals,
+    Resumed,
+    ShouldStop,
+    Speed,
+    Watch,
+    telling_of_a_window,
 )
-from foveal.text import Tokenizer
+from foveal.store.errors import ReadError, StoreError
 
-TailEvery = int | Literal["auto", "full", "none"]
-"""Tokens between two tails that are kept: how far one goes back, at most, when files change or a fork begins in the
-middle. "auto": tails cost at most a tenth of the pages; "full": one at the end of every chunk; "none": not even at the
-end, the window is run again."""
-
-IntArray = npt.NDArray[np.int32]
-
-ELSEWHERE = "the memory was imported, and its source may be anywhere; `foveal sync NAME --source PATH` says where it is"
+if TYPE_CHECKING:
+    from foveal.memory.memory import Memory
 
 
-def tail_distance(policy: TailEvery, layout: cache.CacheLayout, chunk: int) -> int | None:
-    """What `foveal.cache.Sequence` takes as `tail_every`. Raises `ReadError` for what is no policy."""
-    if policy == "none":
-        return None
-    if policy == "full":
-        return chunk
-    if policy == "auto":
-        pages = -(-10 * layout.tail_bytes(PAGE_TOKENS * 64) // max(layout.page_bytes, 1))
-        return -(-pages * PAGE_TOKENS // chunk) * chunk
-    if not isinstance(policy, int) or policy < 1:
-        raise ReadError(f"tails every {policy!r}: give a number of tokens, or auto, full or none")
-    return policy
+def resume(memory: Memory, stdin: BinaryIO | None, watch: Watch) -> Resumed:
+    """See `Memory.resume`."""
+    source, changes = look(memory, stdin, watch.progress)
+    if changes.none and memory.complete:
+        return Resumed(memory.length)
+    past = memory.sequence.tokens
+    if memory.appending:
+        target = appended(memory.places, past, changes, memory.engine.tokenizer)
+    else:
+        target = rebuilt(memory.places, past, changes)
+    kept = Taking(memory, target, source, Kind.READ, watch).run()
+    return Resumed(kept, (*changes.changed, *changes.removed))
 
 
-@dataclass(frozen=True)
-class SourceOptions:
-    """What to read and how; see `foveal.sources.read_source`. `source` is a path, or ``-`` for standard input; of
-    several `paths` it names them all, for people.
-
-    `elsewhere`: the path is another machine's (the memory was imported), and is never looked at.
-    """
-
-    source: str
-    max_file_bytes: int | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    use_gitignore: bool = True
-    elsewhere: bool = False
-    paths: tuple[str, ...] = ()
-    """What was named, if it was more than one path."""
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """All paths, one or several."""
-        return self.paths or (self.source,)
-
-    @property
-    def once_only(self) -> bool:
-        """Whether (a part of) the source can be read once only, and never be compared again: a stream."""
-        return any(map(is_stream, self.named))
-
-    def at(self, paths: Sequence[str | Path]) -> SourceOptions:
-        """The same, of a source that lies at `paths`; these are made absolute."""
-        places = [plain_path(str(path)) for path in paths]
-        several = tuple(places) if len(places) > 1 else ()
-        return replace(self, source=", ".join(places), paths=several, elsewhere=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        lists = {"include": list(self.include), "exclude": list(self.exclude), "paths": list(self.paths)}
-        said = asdict(self) | lists
-        return {key: value for key, value in said.items() if value or key not in ("paths", "elsewhere")}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**{**data, **{key: tuple(data.get(key, ())) for key in ("include", "exclude", "paths")}})
+def look(memory: Memory, stdin: BinaryIO | None, progress: OnProgress | None) -> tuple[TokenizedSource, Changes]:
+    """The memory's source as it is now, and what is different in it."""
+    if memory.chat is not None:
+        raise ReadError(
+            f"{memory.name or 'this'} is a conversation, which is not read from files; `foveal chat` goes on"
+        )
+    tokenizer = memory.engine.tokenizer
+    source = gather(memory.options, tokenizer, stdin=stdin, progress=progress)
+    memory.encodings, memory.notes = tuple(source.encodings), source.notes
+    return source, compare(memory.places, memory.sequence.tokens, source, tokenizer, memory.unread)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A file that was not read as plain UTF-8: in which encoding, and how many replacement characters it holds."""
+class Taking:
+    """Making `memory` hold `target`, tokens of `source`, or as much of it as there is time and room for."""
 
-    path: str
-    encoding: str
-    replaced: int
+    def __init__(self, memory: Memory, target: Target, source: TokenizedSource, kind: Kind, watch: Watch) -> None:
+        """Raises `ContextLengthError`."""
+        _check_length(memory.engine, target)
+        self._memory, self._target, self._source, self._kind, self._watch = memory, target, source, kind, watch
+        self._before = memory.totals
 
+    def run(self) -> int:
+        """Returns how many tokens were kept."""
+        memory, ids, progress = self._memory, self._target.ids, self._watch.progress
+        kept = memory.length
+        if not memory.appending:
+            memory.sequence, kept = go_back(memory.engine, memory.sequence, ids, progress=progress)
+        self._begin()
+        self._saved = self._started
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # what was run until then stays
+                take_stored(memory, ids, priority=Priority.BACKGROUND, progress=progress)
+                self._begin()
+                self._run()
+        except (cache.CacheFull, cache.LimitTooSmall) as error:
+            if memory.length == self._began:
+                raise
+            memory.problem = str(error)
+        finally:
+            self._note()
+            memory.appending = memory.appending and not memory.complete
+        return kept
 
-@dataclass(frozen=True)
-class ReadTotals:
-    """What a source holds and how far it was read. `tokens` are those of the whole source (and of earlier versions that
-    the memory has), `text_bytes` its UTF-8 size, `seconds` the time spent running the network on it, `run` the tokens
-    that it ran in that time; `complete` says that all tokens were read."""
+    def _begin(self) -> None:
+        self._began, self._started = self._memory.length, time.perf_counter()
 
-    files: int = 0
-    text_bytes: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    skipped: tuple[Skipped, ...] = ()
-    complete: bool = False
-    run: int = 0
+    def _run(self) -> None:
+        memory, progress = self._memory, self._watch.progress
+        run_tokens(
+            memory.engine,
+            memory.sequence,
+            self._target,
+            kind=self._kind,
+            progress=progress,
+            should_stop=self._stop,
+        )
 
-    @property
-    def tokens_per_second(self) -> float | None:
-        """The speed of reading so far; None before anything was run."""
-        return self.run / self.seconds if self.run and self.seconds else None
+    def _stop(self) -> bool:
+        """Asked between chunks: save when it is time to, and say whether to stop."""
+        memory, every = self._memory, self._watch.save_every
+        due = every is not None and time.perf_counter() - self._saved >= every
+        if due and memory.store is not None and memory.length > self._began:
+            self._note()
+            with contextlib.suppress(StoreError):  # what hinders now may be over next time; the last save tells
+                memory.save_in(memory.store, memory.name)
+            self._saved = time.perf_counter()
+        return self._watch.should_stop is not None and self._watch.should_stop()
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"skipped": [[skip.path, skip.reason] for skip in self.skipped]}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**{**data, "skipped": tuple(Skipped(path, reason) for path, reason in data["skipped"])})
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far reading is. While files are being tokenised `exact` is False and `tokens_total` an estimate; speed and
-    `seconds_left` are of the last chunks, None before the first. `again`: the tokens are those of a window of the past
-    that is run again, before any that are new."""
-
-    tokens_done: int
-    tokens_total: int
-    exact: bool
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
-    file: str = ""
-    again: bool = False
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """What going on found: `kept` tokens of the earlier read were still right; `changed` are the files (edited or gone)
-    because of which the rest was read anew."""
-
-    kept: int
-    changed: tuple[str, ...] = ()
-
-
-OnProgress = Callable[[Progress], None]
-ShouldStop = Callable[[], bool]
-
-
-@dataclass
-class TokenizedSource:
-    """A tokenised source: its documents in the order in which they would be read if nothing had been yet."""
-
-    documents: list[TokenizedDocument] = field(default_factory=list)
-    text_bytes: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
-    encodings: list[Reading] = field(default_factory=list)
-    notes: tuple[str, ...] = ()
-    """What the person should hear of how the files were found."""
+    def _note(self) -> None:
+        """Say what is there of the target."""
+        memory, target, source = self._memory, self._target, self._source
+        memory.places = target.places.copy()
+        memory.places.truncate(memory.length)
+        memory.totals = ReadTotals(
+            files=len(source.documents),
+            text_bytes=source.text_bytes,
+            tokens=len(target.ids),
+            seconds=self._before.seconds + time.perf_counter() - self._started,
+            skipped=tuple(source.skipped),
+            complete=memory.length == len(target.ids),
+            run=self._before.run + memory.length - self._began,
+        )
+        memory.unread = tuple(path for path, first, _ in target.places.documents if first >= memory.length)
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a memory shall hold: ids int32 [n], and where each token stands."""
+def _check_length(engine: Engine, target: Target) -> None:
+    """Raises `ContextLengthError` for more than the model's context, before anything is run or dropped."""
+    length = len(target.ids)
+    if length > (most := engine.batch.context_length):
+        raise ContextLengthError(
+            f"{length:,} tokens are more than the model's context of {most:,}; leave files out with --exclude"
+        )
 
-    ids: IntArray
-    places: SourceMap
 
-
-def gather(
-    options: SourceOptions, tokenizer: Tokenizer, *, stdin: BinaryIO | None = None, progress: OnProgress | None = None
-) -> TokenizedSource:
-    """Tokenise everything. Raises `foveal.sources.SourceError`, or `ReadError` when there is nothing to read, or the
-    source is elsewhere."""
-    if options.elsewhere:
-        raise ReadError(ELSEWHERE)
-    source = read_source(
-        options.named,
-        max_file_bytes=options.max_file_bytes,
-        include=options.include,
-        exclude=options.exclude,
-        use_gitignore=options.use_gitignore,
-        stdin=stdin,
+def take_stored(
+    memory: Memory,
+    tokens: Array,
+    *,
+    priority: Priority = Priority.INTERACTIVE,
+    progress: OnProgress | None = None,
+) -> None:
+    """Take what the store has of `tokens`, of which the memory holds the beginning, if that is more."""
+    if memory.store is None or memory.length == len(tokens):
+        return
+    found = StoredPrefixes(memory.store).start(
+        memory.engine,
+        tokens,
+        after=memory.sequence,
+        priority=priority,
+        tail_every=memory.sequence.tail_every,
+        progress=telling_of_a_window(progress),
     )
-    expected_bytes = source.estimate().bytes
-    found, tokens = TokenizedSource(notes=source.notes), 0
-
-    def count(document: Document) -> None:
-        if document.encoding != "utf-8" or document.replaced:
-            found.encodings.append(Reading(document.path, document.encoding, document.replaced))
-        found.text_bytes += len(document.text.encode("utf-8", "surrogatepass"))
-
-    for document in tokenize_source(source, tokenizer, on_skip=found.skipped.append, on_document=count):
-        found.documents.append(document)
-        tokens += len(document.ids)
-        if progress is not None:
-            share = found.text_bytes / max(expected_bytes, found.text_bytes, 1)
-            progress(Progress(0, round(tokens / max(share, 1e-9)), exact=False, file=document.path))
-    if not found.documents:
-        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in found.skipped[:3])
-        raise ReadError(f"there is nothing to read in {options.source}{f' (skipped {reasons})' if reasons else ''}")
-    return found
+    if found is not None:
+        memory.engine.free(memory.sequence)
+        memory.sequence = found.sequence
+        memory.reused += found.reused
 
 
-def first_difference(one: IntArray, other: IntArray) -> int:
-    """How many tokens two texts share at their beginning."""
-    size = min(len(one), len(other))
-    different = np.flatnonzero(one[:size] != other[:size])
-    return int(different[0]) if len(different) else size
-
-
-def going_back(past: IntArray, ids: IntArray, grain: int) -> tuple[int, int]:
-    """The tokens that `past` and `ids` share, and where to go back to for `ids`: there, or at the cut before."""
-    common = first_difference(past, ids)
-    ends_here = common == len(past) == len(ids)
-    return common, common if ends_here else common - common % grain
-
-
-def telling_of_a_window(progress: OnProgress | None) -> OnReplay | None:
-    """What tells `progress` of a replay."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(Progress(done, total, exact=True, again=True))
+def extend(memory: Memory, ids: IntArray) -> None:
+    """See `Memory.extend`."""
+    end = memory.length + len(ids)
+    memory.engine.batch.check_length(end)
+    take_stored(memory, np.concatenate([memory.sequence.tokens, ids]))
+    memory.engine.prefill(memory.sequence, ids[memory.length - end :] if memory.length < end else [])
 
 
 def go_back(
@@ -249,12 +185,14 @@ def go_back(
 
     It may end up shorter than that, at an earlier tail: reading `ids` on from its length replays the rest.
     """
-    common, cut = going_back(sequence.tokens.numpy(), ids, engine.grain)
+    common, cut = going_back(sequence.tokens, ids, engine.grain)
     if cut < sequence.length:
-        if (again := engine.replay(sequence, cut, progress=telling_of_a_window(progress))) is not None:
-            sequence.free()
+        if (
+            again := engine.replay(sequence, cut, progress=telling_of_a_window(progress), priority=Priority.BACKGROUND)
+        ) is not None:
+            engine.free(sequence)
             return again, common
-        sequence.truncate(cut)
+        engine.truncate(sequence, cut)
     return sequence, common
 
 
@@ -263,44 +201,23 @@ def run_tokens(
     sequence: cache.Sequence,
     target: Target,
     *,
+    kind: Kind = Kind.READ,
     progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> None:
-    """Run `target.ids` into `sequence` from its length on, until the end, or `should_stop` says so between chunks."""
+    """Run `target.ids`, in the background, into `sequence` from its length on, until the end, or `should_stop` says so
+    between chunks."""
     total, chunk = len(target.ids), engine.batch.scheduler.chunk
-    speed = _Speed()
+    speed = Speed()
     documents = target.places.documents
     ends = [end for _, _, end in documents]
     while (start := sequence.length) < total and not (should_stop is not None and should_stop()):
         if engine.grain > 1 and start and total - start < chunk - start % chunk:
-            sequence.keep_tail()  # what is read later goes on from a cut, and so from here
-        engine.batch.prefill(sequence, target.ids[start : start + chunk].tolist())
+            engine.call(sequence.keep_tail)  # what is read later goes on from a cut, and so from here
+        count = next_cut(start, total - start, chunk)
+        engine.prefill(sequence, target.ids[start : start + count], kind=kind, priority=Priority.BACKGROUND)
         if progress is not None:
             rate = speed.after(sequence.length - start)
             here = documents[min(int(np.searchsorted(ends, sequence.length)), len(documents) - 1)][0]
             left = (total - sequence.length) / rate
             progress(Progress(sequence.length, total, True, rate, left, here))
-
-
-class _Speed:
-    """Tokens per second over the last chunks."""
-
-    def __init__(self, chunks: int = 16) -> None:
-        self._marks: deque[tuple[float, int]] = deque([(time.perf_counter(), 0)], maxlen=chunks + 1)
-
-    def after(self, tokens: int) -> float:
-        self._marks.append((time.perf_counter(), self._marks[-1][1] + tokens))
-        (begin, before), (now, after) = self._marks[0], self._marks[-1]
-        return (after - before) / max(now - begin, 1e-9)
-
-
-def source_options(
-    source: str | Path | Sequence[str | Path],
-    max_file_bytes: int | None,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    use_gitignore: bool,
-) -> SourceOptions:
-    """Options as they are recorded; paths are made absolute so that going on works from another folder."""
-    options = SourceOptions("", max_file_bytes, tuple(include), tuple(exclude), use_gitignore)
-    return options.at([source] if isinstance(source, str | Path) else source)

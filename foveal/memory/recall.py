@@ -1,9 +1,9 @@
 """Recall: a cue goes in, what followed it in the source comes out, with the lines it came from.
 
-What is special here: the memory is never touched. A fork takes the cue and generates; it is freed when the recall ends
-or is abandoned. The cue begins a line of its own, behind blanks if the model wants them (it then sees nothing but the
-cue in the cue's context), and its ends are healed (`foveal.memory.attempt`): a cue that stops in the middle of a token
-goes on as the source did, and one that was taken from the middle of a line is found there.
+The memory is never touched, and may change while a recall runs. A fork takes the cue and generates; it is freed when
+the recall ends or is abandoned. The cue begins a line of its own, behind blanks if the model wants them (it then sees
+nothing but the cue in the cue's context), and its ends are healed (`foveal.memory.attempt`): a cue that stops in the
+middle of a token goes on as the source did, and one that was taken from the middle of a line is found there.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
 from foveal import cache
-from foveal.api import Engine, Prefixes
-from foveal.engine import FinishReason, ParameterError, Sampled, SamplingParams
+from foveal.batch import FinishReason, ParameterError, Sampled, SamplingParams
+from foveal.engine import Engine, Prefixes
+from foveal.formats import Array
 from foveal.memory.attempt import Attempt, Prompt, prompts
 from foveal.memory.citations import CONTEXT_TOKENS, Citation, Locate, TokenOrigin, cite
 
@@ -64,13 +65,10 @@ class RecallStream:
         healing: bool = True,
         prefixes: Prefixes | None = None,
     ) -> None:
-        self._engine, self._base, self._locate = engine, base, locate
-        self._cue, self._params, self._prefixes = cue, params, prefixes
-        self._source_tokens = base.length
-        self._prompts = prompts(engine, base, cue, healing)
-        self._text: list[str] = []
-        self._result: Recall | None = None
-        self._pieces = self._run()
+        """`base` is a sequence of the stream's own, which it frees in the end; `locate` says where its tokens come
+        from. Raises `ParameterError` for an empty cue."""
+        self._recalling = _Recalling(engine, base, locate, cue, params, healing, prefixes)
+        self._pieces = self._recalling.run()  # it knows nothing of the stream, so a stream that is dropped goes at once
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -78,9 +76,9 @@ class RecallStream:
     @property
     def result(self) -> Recall:
         """Raises `ParameterError` while the recall is still running."""
-        if self._result is None:
+        if self._recalling.result is None:
             raise ParameterError("the recall has not ended; iterate over it first")
-        return self._result
+        return self._recalling.result
 
     def finish(self) -> Recall:
         """Run to the end and return the result."""
@@ -91,10 +89,35 @@ class RecallStream:
     def close(self) -> None:
         """Stop generating."""
         self._pieces.close()
-        if self._result is None:  # it had not begun
-            self._result = Recall(self._cue)
+        self._recalling.end()
 
-    def _run(self) -> Generator[str, None, None]:
+
+class _Recalling:
+    """One recall in work."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        base: cache.Sequence,
+        locate: Locate,
+        cue: str,
+        params: SamplingParams,
+        healing: bool,
+        prefixes: Prefixes | None,
+    ) -> None:
+        self._engine, self._base, self._locate = engine, base, locate
+        self._cue, self._params, self._prefixes = cue, params, prefixes
+        self._source_tokens = base.length
+        self._prompts = prompts(engine, base, cue, healing)
+        self._text: list[str] = []
+        self.result: Recall | None = None
+
+    def end(self) -> None:
+        """Free the base. There is a result, also when nothing was begun."""
+        self.result = self.result or Recall(self._cue)
+        self._engine.free(self._base)
+
+    def run(self) -> Generator[str, None, None]:
         attempt: Attempt | None = None
         try:
             attempt = self._best()
@@ -103,12 +126,14 @@ class RecallStream:
                 if event.text:
                     yield event.text
         finally:
-            if attempt is None:
-                self._result = Recall(self._cue)
-            else:
-                source = attempt.sequence.tokens[: self._source_tokens]  # only now: of a long memory they are megabytes
-                self._result = self._conclude(attempt, source)
-                attempt.close()
+            try:
+                if attempt is not None:
+                    source = attempt.sequence.tokens[: self._source_tokens]  # not before: they may be megabytes
+                    self.result = self._conclude(attempt, source)
+            finally:
+                if attempt is not None:
+                    attempt.close()
+                self.end()
 
     def _best(self) -> Attempt:
         """The attempt to go on with: the first whose whole cue stands in the source where it looks, or else the one of
@@ -131,11 +156,11 @@ class RecallStream:
     def _attempt(self, prompt: Prompt) -> Attempt:
         return Attempt(self._engine, self._base, prompt, self._params, self._prefixes)
 
-    def _conclude(self, attempt: Attempt, source: torch.Tensor) -> Recall:
+    def _conclude(self, attempt: Attempt, source: Array) -> Recall:
         prompt, sampled = attempt.prompt, tuple(attempt.sampled)
         tokens = tuple(s.token for s in sampled)
         healed = _covering(self._engine, tokens, len(prompt.remainder))
-        text = torch.tensor([*prompt.tokens, *tokens], dtype=source.dtype)
+        text = np.array([*prompt.tokens, *tokens], dtype=source.dtype)
         starts = range(len(prompt.tokens), len(text))
         evidence = [
             origin.supporting(token, text[max(0, start - CONTEXT_TOKENS) : start], source)

@@ -1,8 +1,8 @@
 """A context that several agents write to and fork from, in one process or in many.
 
-What is special here: it only grows, and who appends says what they have seen. The store decides: an append that was
-made onto another head than the present one is a `Conflict`, and nothing is written. Agents that fork it share all its
-pages and pay for what they add themselves.
+It only grows, and who appends says what they have seen. The store decides: an append that was made onto another head
+than the present one is a `Conflict`, and nothing is written. Agents that fork it share all its pages and pay for what
+they add themselves.
 
 shared = SharedContext.create(engine, "plan", "What we know so far.\\n")
 head = shared.append("Tests are in tests/.\\n", shared.head(), author="scout")
@@ -16,16 +16,17 @@ import time
 from types import TracebackType
 from typing import Self
 
-from foveal.api import Engine
-from foveal.memory.errors import Conflict, ReadError, StoreError
+from foveal.engine import Engine
 from foveal.memory.memory import Memory
-from foveal.memory.names import Root, check_name, open_store
-from foveal.memory.reading import ReadTotals, SourceOptions, TailEvery, tail_distance
-from foveal.memory.store import contexts
-from foveal.memory.store.objects import Context
-from foveal.memory.store.store import Store
-from foveal.sources import Document, SourceMap, tokenize_document
+from foveal.memory.names import Root, check_name, opened
+from foveal.memory.options import SourceOptions, TailEvery
+from foveal.memory.progress import ReadTotals
+from foveal.sources import Document, tokenize_document
 from foveal.sources.paths import check_path
+from foveal.store import contexts
+from foveal.store.errors import Conflict, ReadError, StoreError
+from foveal.store.objects import Context
+from foveal.store.store import Store
 
 POLL = 0.05
 """Seconds between two looks at the head while waiting."""
@@ -64,14 +65,9 @@ class SharedContext:
         tail_every: TailEvery = "auto",
     ) -> Self:
         """A new shared context that begins with `text`. Raises `StoreError` when there is a memory of that name."""
-        store = open_store(root)
+        store = opened(root)
         check_name(name)
-        distance = tail_distance(tail_every, engine.pool.layout, engine.batch.scheduler.chunk)
-        sequence = engine.new_sequence(tail_every=distance)
-        memory = Memory(
-            engine, sequence, SourceMap(), SourceOptions("-"), ReadTotals(), name=name, tail_every=tail_every
-        )
-        memory.store = store
+        memory = Memory.begin(engine, SourceOptions("-"), name=name, store=store, tail_every=tail_every)
         try:
             _add(memory, text, author)
             seen = memory.save_in(store, name, new=True)
@@ -83,7 +79,7 @@ class SharedContext:
     @classmethod
     def open(cls, engine: Engine, name: str, *, root: Root = None) -> Self:
         """The shared context, or any memory, called `name`. Raises what `Memory.load` does."""
-        store = open_store(root, create=False)
+        store = opened(root, create=False)
         seen = store.context(name)
         return cls(engine, store, Memory.load(engine, name, root=store), seen)
 

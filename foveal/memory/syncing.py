@@ -1,145 +1,97 @@
-"""Bringing a memory up to date with its source: what changed, the two ways to take it in, and what each costs.
+"""Bringing a memory up to date with its source: what the two ways to do it cost, and doing it.
 
-What is special here: the memory itself remembers in which order its files were read, for the map from tokens to files
-has them in that order, so going on compares with that order and never with another one. To *append* is to read the new
-versions behind everything, each after a line that says that it replaces the earlier one: it costs its own tokens. To
-*rebuild* is to read the source anew from the first changed token on, and then what did not change comes first and what
-did comes last: a file that changes often moves to the end by itself, where its next change costs little.
+A plan holds the source as it was found and runs nothing, so that what is done is what was planned
+(`foveal.memory.changes` has the two ways).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from foveal.batch import Kind, Priority
 from foveal.cache import CacheLayout
 from foveal.cache.replay import replay_start
-from foveal.memory.reading import IntArray, Target, TokenizedSource, first_difference, going_back
-from foveal.memory.store.growth import growth
-from foveal.memory.versions import Piece, latest_pieces, outdated_tokens, pieces
-from foveal.sources import Skipped, SourceMap, TokenizedDocument, removal, replacing
+from foveal.memory.changes import Changes, IntArray, Target, appended, going_back, rebuilt
+from foveal.memory.facts import Facts
+from foveal.memory.gathering import TokenizedSource
+from foveal.memory.progress import OnProgress, Watch
+from foveal.memory.reading import Taking, look
+from foveal.memory.versions import outdated_tokens
+from foveal.sources import Skipped, SourceMap
+from foveal.store.errors import ReadError
+from foveal.store.growth import growth
 from foveal.text import Tokenizer
+
+if TYPE_CHECKING:
+    from foveal.memory.memory import Memory
 
 Mode = Literal["append", "rebuild"]
 
-MOVE_SHARE = 8
-"""A changed file is moved behind the unchanged ones when reading its own unchanged head again costs at most an eighth
-of what has to be read anyway."""
+ABOUT_BYTES = 1536
+"""About what a context's record takes besides the facts."""
 
 
-@dataclass
-class Changes:
-    """A memory compared with its source. `latest` are the memory's files, in order, and `same` those that are as they
-    were read, as the source has them now; `unfinished` is a file of which the memory holds only the beginning."""
-
-    latest: dict[str, Piece]
-    same: dict[str, TokenizedDocument] = field(default_factory=dict)
-    changed: dict[str, TokenizedDocument] = field(default_factory=dict)
-    new: dict[str, TokenizedDocument] = field(default_factory=dict)
-    removed: dict[str, str] = field(default_factory=dict)
-    """Path to reason."""
-    unfinished: TokenizedDocument | None = None
-
-    @property
-    def none(self) -> bool:
-        """Whether the memory is what the source is."""
-        return not (self.changed or self.new or self.removed or self.unfinished)
-
-    def note_unfinished(self, piece: Piece, past: IntArray, document: TokenizedDocument) -> None:
-        """When `piece` is only the beginning of `document`: reading it goes on."""
-        if piece.after == len(past) and len(document.ids) > piece.after - piece.first:
-            self.unfinished = document
+def plan_sync(memory: Memory, progress: OnProgress | None) -> SyncPlan:
+    """See `Memory.plan_sync`."""
+    if memory.options.once_only:
+        raise ReadError(
+            f"memory {memory.name or 'without a name'} was not read from files, so nothing can be compared with it; "
+            "read it anew, or append to it"
+        )
+    source, changes = look(memory, None, progress)
+    going_on: Mode | None = None if memory.complete else "append" if memory.appending else "rebuild"
+    return make_plan(_present(memory, source), source, changes, memory.engine.tokenizer, going_on=going_on)
 
 
-def compare(
-    places: SourceMap, past: IntArray, source: TokenizedSource, tokenizer: Tokenizer, order: tuple[str, ...] = ()
-) -> Changes:
-    """What is different in `source`. `past` are the memory's tokens. New files are listed in `order`, then in that of
-    the source."""
-    now = {document.path: document for document in source.documents}
-    reasons = {skip.path: skip.reason for skip in source.skipped}
-    found = Changes(latest_pieces(places))
-    for path, piece in found.latest.items():
-        document = now.get(path)
-        if piece.removal:
-            if document is None:
-                found.note_unfinished(piece, past, removal(path, tokenizer))
-        elif document is None:
-            found.removed[path] = reasons.get(path, "deleted")
-        elif (version := _version(piece, past, document, tokenizer)) is not None:
-            found.same[path] = document
-            found.note_unfinished(piece, past, version)
-        else:
-            found.changed[path] = document
-    ranks = {path: rank for rank, path in enumerate(order)}
-    fresh = [path for path in now if path not in found.same and path not in found.changed]
-    fresh.sort(key=lambda path: ranks.get(path, len(ranks)))
-    found.new = {path: now[path] for path in fresh}
-    return found
+def sync(memory: Memory, mode: Mode | None, plan: SyncPlan | None, watch: Watch) -> SyncPlan:
+    """See `Memory.sync`."""
+    plan = plan or plan_sync(memory, watch.progress)
+    if plan.length != memory.length:
+        raise ReadError(
+            f"the plan was made when the memory had {plan.length} tokens; it has {memory.length}: plan anew"
+        )
+    chosen = mode or plan.recommended
+    if not plan.is_needed(chosen):
+        return plan
+    taking = Taking(memory, plan.targets[chosen], plan.source, Kind.SYNC, watch)  # refuses what is too long
+    memory.appending = chosen == "append"
+    taking.run()
+    return plan
 
 
-def _version(
-    piece: Piece, past: IntArray, document: TokenizedDocument, tokenizer: Tokenizer
-) -> TokenizedDocument | None:
-    """The way `document` was read into `piece`, plain or as one that replaces another; None when it was not. The last
-    piece of a memory may be its beginning only."""
-    ids = past[piece.first : piece.after]
-    for version in (document, replacing(document, tokenizer)):
-        whole = len(ids) == len(version.ids) or (piece.after == len(past) and len(ids) < len(version.ids))
-        if whole and np.array_equal(ids, version.ids[: len(ids)]):
-            return version
-    return None
+def _present(memory: Memory, source: TokenizedSource) -> Present:
+    engine, sequence = memory.engine, memory.sequence
+    return Present(
+        past=sequence.tokens,
+        places=memory.places,
+        layout=engine.pool.layout,
+        chunk=engine.batch.scheduler.chunk,
+        grain=engine.grain,
+        tail_every=sequence.tail_every,
+        keeps_tails=memory.tail_every != "none",
+        tails=tuple(tail.position for tail in sequence.kept_tails),
+        speed=memory.totals.tokens_per_second or _measure_speed(memory, source),
+        about=len(json.dumps(Facts.of(memory).to_dict())) + ABOUT_BYTES,
+    )
 
 
-# ---------------------------------------------------------------------- the two ways
+def _measure_speed(memory: Memory, source: TokenizedSource) -> float:
+    """Tokens a second, measured on a chunk of the source that is read and dropped."""
+    engine = memory.engine
+    ids = np.concatenate([document.ids for document in source.documents])[: engine.batch.scheduler.chunk]
+    with memory.fork(min(memory.length, engine.batch.context_length - len(ids))) as trial:
+        started = time.perf_counter()
+        engine.prefill(trial.sequence, ids, kind=Kind.SYNC, priority=Priority.BACKGROUND)
+        return len(ids) / max(time.perf_counter() - started, 1e-9)
 
 
-def appended(places: SourceMap, past: IntArray, changes: Changes, tokenizer: Tokenizer) -> Target:
-    """All that is there, and behind it what is new: the rest of a file in work, notes of what is gone, new versions of
-    what changed, new files."""
-    target, start, documents = places.copy(), len(past), []
-    if changes.unfinished is not None:
-        start = changes.latest[changes.unfinished.path].first
-        target.truncate(start)
-        documents.append(changes.unfinished)
-    documents += [removal(path, tokenizer) for path in changes.removed]
-    documents += [replacing(document, tokenizer) for document in changes.changed.values()]
-    documents += list(changes.new.values())
-    return _target(target, past[:start], documents)
-
-
-def rebuilt(places: SourceMap, past: IntArray, changes: Changes) -> Target:
-    """The source without earlier versions and notes: unchanged files as they stand up to the first that is not, then
-    the other unchanged ones, the changed, the new."""
-    head: list[TokenizedDocument] = []
-    waiting = changes.same | changes.changed
-    for piece in pieces(places):
-        document, ids = waiting.get(piece.path), past[piece.first : piece.after]
-        whole = document is not None and np.array_equal(ids, document.ids)
-        unchanged = (waiting[path] for path in changes.same if path in waiting)
-        if document is not None and (whole or _stays(ids, document, unchanged)):
-            head.append(waiting.pop(piece.path))
-        if not whole:
-            break
-    return _target(SourceMap(), past[:0], [*head, *waiting.values(), *changes.new.values()])
-
-
-def _stays(before: IntArray, document: TokenizedDocument, others: Iterable[TokenizedDocument]) -> bool:
-    """Whether a changed file is better left where it is than moved behind `others`, the unchanged ones to come."""
-    rest = sum(len(other.ids) for other in others if other is not document)
-    return not rest or first_difference(before, document.ids) * MOVE_SHARE > rest
-
-
-def _target(places: SourceMap, ids: IntArray, documents: list[TokenizedDocument]) -> Target:
-    for document in documents:
-        places.append(document)
-    return Target(np.concatenate([ids, *(document.ids for document in documents)]), places)
-
-
-# ---------------------------------------------------------------------- what they cost
+# ---------------------------------------------------------------------- what the two ways cost
 
 
 @dataclass(frozen=True)

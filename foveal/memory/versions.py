@@ -1,8 +1,8 @@
 """Which version of a file a token belongs to, and where its line is now.
 
-What is special here: nothing is stored for it. Of the times a path was read the last one is what holds; the map says
-where each begins and the tokens what it said. A line of an earlier version that is still in the file is that line of
-the present one, whatever its number was; one that is not is said to be outdated.
+Nothing is stored for it. Of the times a path was read the last one is what holds; the map says where each begins and
+the tokens what it said. A line of an earlier version that is still in the file is that line of the present one,
+whatever its number was; one that is not is said to be outdated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from foveal.memory.citations import Place
 from foveal.sources import SourceMap, follow_lines
@@ -52,11 +51,15 @@ def outdated_tokens(places: SourceMap) -> int:
     )
 
 
-class Versions:
-    """Where the lines of `places` are now; `tokens` gives those of the memory from one to before another, int32."""
+TokenRange = Callable[[int, int], npt.NDArray[np.int32]]
+"""The tokens of a memory from one to before another, int32."""
 
-    def __init__(self, places: SourceMap, tokens: Callable[[int, int], Tensor], tokenizer: Tokenizer) -> None:
-        self._places, self._tokens, self._tokenizer = places, tokens, tokenizer
+
+class Versions:
+    """Where the lines of `places` are now. The tokens that these map come with each question."""
+
+    def __init__(self, places: SourceMap, tokenizer: Tokenizer) -> None:
+        self._places, self._tokenizer = places, tokenizer
         self._size = places.tokens
         self._pieces = list(pieces(places))
         self._latest = {piece.path: number for number, piece in enumerate(self._pieces)}
@@ -66,26 +69,26 @@ class Versions:
         """Whether these are (still) the versions of `places`."""
         return places is self._places and places.tokens == self._size
 
-    def place(self, token: int) -> Place | None:
+    def place(self, token: int, tokens: TokenRange) -> Place | None:
         """The line in which token number `token` begins; None in a header or a note."""
         line = self._places.locate(token).line
         number = self._places.document_at(token)
         path = self._pieces[number].path
         if not line or self._latest[path] == number:
             return Place(path, line) if line else None
-        now = int(self._follow(number)[line - 1])
+        now = int(self._follow(number, tokens)[line - 1])
         return Place(path, now or line, outdated=not now)
 
-    def _follow(self, number: int) -> npt.NDArray[np.int32]:
+    def _follow(self, number: int, tokens: TokenRange) -> npt.NDArray[np.int32]:
         """For each line of an earlier piece the line it is now, or 0."""
         if number not in self._followed:
             latest = self._latest[self._pieces[number].path]
-            self._followed[number] = follow_lines(self._lines(number), self._lines(latest))
+            self._followed[number] = follow_lines(self._lines(number, tokens), self._lines(latest, tokens))
         return self._followed[number]
 
-    def _lines(self, number: int) -> list[str]:
+    def _lines(self, number: int, tokens: TokenRange) -> list[str]:
         """The lines of a piece, header and note left out."""
         piece, starts = self._pieces[number], self._places.line_starts(number)
-        text = self._tokenizer.decode(self._tokens(piece.first, piece.after).tolist())
+        text = self._tokenizer.decode(tokens(piece.first, piece.after).tolist())
         edges = [*starts[1:].tolist(), max(len(text), int(starts[-1]))]
         return [text[a:b] for a, b in pairwise(edges)]

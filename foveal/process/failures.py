@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from foveal.errors import FovealError
 from foveal.process.streams import OutputFailed
 from foveal.process.text import one_line
 
@@ -31,7 +32,7 @@ def reason(error: BaseException) -> str | None:
     chain = list(_chain(error))
     if any(isinstance(each, MemoryError) for each in chain):
         return f"not enough memory{_colon(error)}"
-    if type(error).__module__.partition(".")[0] == "foveal":
+    if isinstance(error, FovealError):
         return str(error) or type(error).__name__
     for each in chain:
         if isinstance(each, OSError) and isinstance(error, ImportError | SystemError):

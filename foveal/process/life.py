@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 
-from foveal.process import imports, signals, streams
+from foveal.process import imports, signals, space, streams
 from foveal.process.failures import FAILED, FAULT, TRACEBACK, fault, of_system, reason, show_traceback
 from foveal.process.text import one_line
 
@@ -34,6 +34,7 @@ def run(load: Callable[[], Callable[[], int]], *, keeps: bool = False) -> NoRetu
         streams.say(of_system(error))
         os._exit(FAILED)
     imports.safely()
+    space.guard_imports()
     _tame_libraries()
     sys.unraisablehook = _unraisable
     atexit.register(_leave)  # first in, last out

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # its wrappers in `signal` take longer than what is held back for
 import os
 import signal
+import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
-    from typing import Any
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, and after any signal to a command that keeps what was done."""
@@ -93,10 +94,63 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def shielded(start: Callable[[], Any]) -> Any:
-    """`start()`, which starts a process that Ctrl-C shall not reach: its parent hears it and tells it to end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process has its parent's mask
-    try:
-        return start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+class held_back:
+    """The block is done whole: Python's handlers of the signals that ask for the end run where it ends.
+
+    For blocks of microseconds. Handlers run in the main thread only; in another one this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: list[tuple[int, Callable[[int, FrameType | None], object]]] = []
+        self._came: list[int] = []
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        try:
+            for number in (*_SIGNALS, signal.SIGALRM):
+                handler = _signal.getsignal(number)
+                if callable(handler):
+                    self._handlers.append((number, handler))
+                    _signal.signal(number, self._note)
+        except BaseException:
+            self._put_back()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._put_back()
+        for number in self._came:
+            signal.raise_signal(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._came.append(number)
+
+    def _put_back(self) -> None:
+        """All handlers, even where one that is back already runs and raises."""
+        try:
+            while self._handlers:
+                number, handler = self._handlers[-1]
+                _signal.signal(number, handler)
+                self._handlers.pop()
+        finally:
+            if self._handlers:
+                self._put_back()
+
+
+class shielded:
+    """In it processes are started that Ctrl-C shall not reach: their parent hears it and tells them to end.
+
+    Ctrl-C meanwhile is raised where the block ends: whoever keeps what was started must be in a ``try`` already.
+    """
+
+    def __init__(self) -> None:
+        self._held = held_back()  # the mask is this thread's: another one may get the signal for it
+
+    def __enter__(self) -> None:
+        self._held.__enter__()
+        # A new process has its parent's mask.
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+        self._held.__exit__()

@@ -1,6 +1,8 @@
-"""Text for a terminal: what could steer it, hide or reorder what is seen is shown as an escape."""
+"""Text from and for people: numbers, and what a terminal may be given, where all that could steer it is an escape."""
 
 from __future__ import annotations
+
+from foveal.errors import ParameterError
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -35,3 +37,24 @@ def _joins(text: str, place: int) -> bool:
 def one_line(text: str) -> str:
     """The words of `text`, one blank between them, as `printable`."""
     return printable(" ".join(text.split()))
+
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_MOST = 1 << 63
+
+
+def parse_count(text: str) -> int:
+    """A number with an optional binary suffix: ``4096``, ``128k``, ``1M`` (1,048,576), ``64KiB``.
+
+    Raises `ParameterError` for anything else.
+    """
+    import re
+    from fractions import Fraction
+
+    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([kKmMgGtT]?)(?:i?[bB])?\s*", text)
+    if match is None:
+        raise ParameterError(f"{text!r} is not a number; write one like 4096, 128k or 1M")
+    count = Fraction(re.sub("[_,]", "", match[1])) * _UNITS[match[2].lower()]
+    if count >= _MOST:
+        raise ParameterError(f"{text!r} is too large a number")
+    return int(count)

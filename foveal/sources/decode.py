@@ -21,6 +21,8 @@ _DECLARED = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 _UTF8 = re.compile(rb"([\xc2-\xdf][\x80-\xbf])|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _RUN = re.compile(rb"[\x80-\xff]+")
 _MOST_CONTROL = 0.05
+_BY_CHANCE = 8
+"""So few whole characters of UTF-8 may come about by chance in another encoding."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,15 @@ def _not_utf8(raw: bytes) -> Decoded:
     from foveal.sources import guess
 
     whole, weight, broken = _utf8_evidence(raw)
-    if weight >= 4 * broken:
+    plain = "".join(match[0].decode("utf-8", "ignore") for match in _UTF8.finditer(raw))
+    plausible = guess.is_of_one_script(plain)
+    if weight >= 4 * broken and (plausible or whole > _BY_CHANCE):
         return _replacing(raw, "utf-8")
     declared = _declared(raw)
     if declared is not None:
         return declared
     encoding = guess.guess(raw)
-    plain = "".join(match[0].decode("utf-8", "ignore") for match in _UTF8.finditer(raw))
-    if whole >= broken and not guess.is_asian(encoding) and guess.is_of_one_script(plain):
+    if whole >= broken and not guess.is_asian(encoding) and plausible:
         return _replacing(raw, "utf-8")  # two bytes of UTF-8 are a capital and a sign elsewhere
     found = _replacing(raw, guess.codec(raw, encoding))
     return Decoded(found.text, _name(encoding), found.replaced)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foveal.errors import FovealError
 from foveal.sources.header import header_line
 
 
-class SourceError(ValueError):
+class SourceError(FovealError, ValueError):
     """What was asked to be read does not exist or cannot be read at all."""
+
+    code = "invalid_request"
 
 
 @dataclass(frozen=True)

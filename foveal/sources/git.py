@@ -14,6 +14,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from foveal.process.logs import logger
+
+_log = logger(__name__)
+
 PATIENCE = 60.0
 """Seconds that git may take for one question."""
 
@@ -61,7 +65,9 @@ def ask(folder: Path, *arguments: str, patience: float = PATIENCE) -> Answer:
         return Answer(None, f"git cannot be run: {getattr(error, 'strerror', None) or error}")
     if done.returncode == 0:
         return Answer(done.stdout)
-    return Answer(None, _problem(done.stderr.decode("utf-8", "replace")))
+    problem = _problem(done.stderr.decode("utf-8", "replace"))
+    _log.info("git %s in %s: %s", arguments[0], folder, problem)
+    return Answer(None, problem)
 
 
 def of_work_tree(folder: Path, *arguments: str) -> Answer:

@@ -20,7 +20,15 @@ FALLBACK = "iso-8859-1"
 """Every sequence of bytes is a text in it."""
 
 _PRIORS = {
-    **{"cp1252": 0.0, "cp1250": -0.6, "iso-8859-2": -0.65, "cp1254": -0.8, "cp1257": -1.0, "cp1258": -1.4},
+    **{
+        "cp1252": 0.0,
+        "iso-8859-15": -2.0,
+        "cp1250": -0.6,
+        "iso-8859-2": -0.65,
+        "cp1254": -0.8,
+        "cp1257": -1.0,
+        "cp1258": -1.4,
+    },
     **{"cp1251": -0.2, "koi8-r": -0.2, "koi8-u": -0.5, "cp866": -0.6, "iso-8859-5": -1.2},
     **{"cp1253": -0.6, "iso-8859-7": -0.6, "cp1255": -0.9, "cp1256": -0.9, "cp874": -0.9},
     **{"gb18030": 0.3, "big5": 0.1, "cp932": 0.3, "euc-jp": 0.2, "cp949": 0.2},
@@ -30,13 +38,14 @@ _NAMES = {"euc_jis_2004": "euc-jp", "euc_jp": "euc-jp", "big5hkscs": "big5", "sh
 """What chardet calls them; the others are as Python's codecs call them."""
 _LANGUAGES = {
     "cp1252": "de fr es pt it sv fi da nb nl is ca".split(),
+    "iso-8859-15": "fr fi".split(),
     "cp1250": "pl cs sk hu hr sl ro".split(),
     "iso-8859-2": "pl cs sk hu hr sl ro".split(),
     "cp1254": ["tr"],
     "cp1257": ["lt", "lv", "et"],
 }
 """The encodings of Latin letters, and the languages they are told apart by."""
-_LATIN_PRIORS = {"cp1252": 0.0, "cp1250": -1.0, "iso-8859-2": -1.3, "cp1254": -1.2, "cp1257": -3.2}
+_LATIN_PRIORS = {"cp1252": 0.0, "iso-8859-15": -3.0, "cp1250": -1.0, "iso-8859-2": -1.3, "cp1254": -1.2, "cp1257": -3.2}
 _LANGUAGE_PRIORS = {
     **{"is": -2.5, "ca": -0.7, "nl": -0.3, "hr": -0.2, "sl": -0.2, "sk": -0.3, "ro": -0.3, "et": -0.5},
 }
@@ -96,6 +105,8 @@ def is_of_one_script(text: str) -> bool:
     """Whether the characters of `text` beyond ASCII are letters of one script, and one that texts in the encodings
     guessed here are written in (signs count for nothing)."""
     scripts = {_script(character) for character in text if character.isalpha() and character > "\x7f"}
+    if scripts & {"han", "kana", "hangul", "half"} and any("\u0300" <= character < "\u0370" for character in text):
+        return False  # accents that stand on letters of Latin, Greek and Cyrillic alone
     unassigned = any(unicodedata.category(character) in ("Cn", "Co", "Cc") for character in text if character > "\x7f")
     return not unassigned and "other" not in scripts and (len(scripts) < 2 or scripts <= {"kana", "han", "half"})
 
@@ -329,7 +340,7 @@ def _latin_fit(text: str, name: str) -> float:
         before, after = text[place - 1 : place].lower(), text[place + 1 : place + 2].lower()
         if not sign.isalpha() or (sign == "µ" and not before.isalpha()):
             plain = {"µ"} if sign == "µ" else _INSIDE if before.isalpha() and after.isalpha() else _QUOTES
-            at_word = before.isalpha() or after.isalpha()
+            at_word = before.isalpha() or after.isalpha() or sign == "¤"  # a sign that no text has
             for language in fits:
                 fits[language] += _NO_LETTER if at_word and sign not in plain else _PLAIN_SIGN
             continue

@@ -1,8 +1,8 @@
 """The line that introduces a file in the token stream.
 
-What is special here: one form, used by reading, by the training corpus and by the source map alike, so that the model
-sees at recall exactly what it was trained on. It is a comment in Python, shell, TOML and YAML, and its words are
-ordinary words for the tokenizer (a path costs about one token per component).
+One form, used by reading, by the training corpus and by the source map alike, so that the model sees at recall exactly
+what it was trained on. It is a comment in Python, shell, TOML and YAML, and its words are ordinary words for the
+tokenizer (a path costs about one token per component).
 """
 
 from __future__ import annotations

@@ -99,14 +99,14 @@ def _content(file: Path) -> bytes:
 
 def _git_folder(top: Path) -> Path | None:
     """Where the repository of the work tree `top` keeps what all its work trees share, or None."""
-    place = top / ".git"
-    if not place.is_dir():
-        said = _content(place)
+    folder = top / ".git"
+    if not folder.is_dir():
+        said = _content(folder)
         if not said.startswith(b"gitdir: "):
             return None
-        place = top / os.fsdecode(said.removeprefix(b"gitdir: ").rstrip(b"\r\n"))
-    shared = _content(place / "commondir").rstrip(b"\r\n")
-    return place / os.fsdecode(shared) if shared else place
+        folder = top / os.fsdecode(said.removeprefix(b"gitdir: ").rstrip(b"\r\n"))
+    shared = _content(folder / "commondir").rstrip(b"\r\n")
+    return folder / os.fsdecode(shared) if shared else folder
 
 
 def _shown(file: Path, root: Path) -> str:

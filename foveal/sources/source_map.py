@@ -1,8 +1,8 @@
 """Where each token of a context came from: file, line and column.
 
-What is special here: four bytes a token and four a line in memory, about one a token when saved. A map grows by whole
-documents as they are read and can be cut back to any token. Saved, it carries its version and a checksum; anything that
-does not add up is refused and never guessed at.
+It takes four bytes a token and four a line in memory, about one a token when saved. A map grows by whole documents as
+they are read and can be cut back to any token. Saved, it carries its version and a checksum; anything that does not add
+up is refused and never guessed at.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Self
 
 import numpy as np
 
+from foveal.errors import FovealError
 from foveal.sources.paths import check_path
 from foveal.sources.tokenise import IntArray, TokenizedDocument
 
@@ -27,8 +28,10 @@ _PREAMBLE = struct.Struct("<8sHxxxxxxQ32s")
 """Magic, version, length of the body, SHA-256 of the body."""
 
 
-class SourceMapError(ValueError):
+class SourceMapError(FovealError, ValueError):
     """A saved source map cannot be used, or a token is outside the map; the message says which and why."""
+
+    code = "damaged"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,14 @@ class Encoder(Protocol):
     def encode_with_starts(self, text: str) -> tuple[IntArray, LongArray]: ...
 
 
+class Decoder(Protocol):
+    """What is needed of a tokenizer to read ids (`foveal.text.Tokenizer`)."""
+
+    def token_bytes(self, token: int) -> bytes: ...
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
+
+
 @dataclass(frozen=True, eq=False)
 class TokenizedDocument:
     """One document as tokens: the header line's, then the text's.
@@ -54,6 +62,20 @@ class TokenizedDocument:
     def part(self, first: int, after: int) -> Self:
         """The tokens `first` to `after` (not included) only, with their places; for reading on in mid-document."""
         return replace(self, ids=self.ids[first:after], starts=self.starts[first:after])
+
+
+def from_ids(path: str, decoder: Decoder, ids: Sequence[int], header: int) -> TokenizedDocument:
+    """A document of tokens that there are already: its first `header` characters are line 0."""
+    sizes = np.array([len(decoder.token_bytes(token)) for token in ids], dtype=np.int64)
+    data = np.frombuffer(decoder.decode_bytes(ids), dtype=np.uint8)
+    characters = np.cumsum((data & 0xC0) != 0x80)
+    firsts = np.minimum(np.cumsum(sizes) - sizes, max(len(data) - 1, 0))
+    starts = np.maximum(characters[firsts] - 1, 0) if len(data) else np.zeros(len(ids), dtype=np.int64)
+    breaks = characters[data == ord("\n")]
+    lines = [0, header, *breaks[breaks > header].tolist()]
+    return TokenizedDocument(
+        path, np.array(ids, dtype=np.int32), starts.astype(np.int32), np.array(lines, dtype=np.int32)
+    )
 
 
 def replacing(document: TokenizedDocument, tokenizer: Encoder) -> TokenizedDocument:
