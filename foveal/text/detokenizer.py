@@ -1,8 +1,8 @@
 """Tokens to text while they are being generated.
 
-What is special here: what has been shown is never taken back. A character appears when its last byte has come, and text
-that may still turn out to be the beginning of a stop string is held back until that is decided. The result does not
-depend on how tokens cut the text: it is what one would get from the whole.
+What has been shown is never taken back. A character appears when its last byte has come, and text that may still turn
+out to be the beginning of a stop string is held back until that is decided. The result does not depend on how tokens
+cut the text: it is what one would get from the whole.
 """
 
 from __future__ import annotations

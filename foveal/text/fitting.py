@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from foveal.config import ModelConfig
+from foveal.errors import FovealError
 from foveal.text.tokenizer import Tokenizer
 
 
-class TokenizerMismatch(ValueError):
+class TokenizerMismatch(FovealError, ValueError):
     """A tokenizer and a network that do not belong together; the message names what differs."""
+
+    code = "invalid_request"
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:

@@ -1,13 +1,13 @@
 """Token healing: continue a text that a person cut off anywhere, as if it had not been cut.
 
-What is special here: the end of a typed cue is seldom where a token ends. ``def f(x):`` ends in the token ``):``, but
-in the source it is the token ``):\\n``, and a model that has been given the wrong token is off the track at once (on
-source code, the tokens of a cue are a beginning of the source's tokens in less than a third of the cases). So the cue's
-last word is taken back, and the model chooses its tokens anew among those that agree with what was typed.
+The end of a typed cue is seldom where a token ends. ``def f(x):`` ends in the token ``):``, but in the source it is the
+token ``):\\n``, and a model that has been given the wrong token is off the track at once (on source code, the tokens of
+a cue are a beginning of the source's tokens in less than a third of the cases). So the cue's last word is taken back,
+and the model chooses its tokens anew among those that agree with what was typed.
 
     prefix, remainder = heal(tokenizer, cue)          # give the model `prefix`
     constraint = PrefixConstraint(tokenizer, remainder)
-    while not constraint.done: choose among constraint.mask(), then constraint.accept(token)
+    while not constraint.done: choose among constraint.allowed(), then constraint.accept(token)
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from foveal.text.tokenizer import Tokenizer
 from foveal.text.wtf8 import to_bytes
@@ -74,15 +73,14 @@ class PrefixConstraint:
         """Whether all of the remainder has been produced."""
         return not self.remaining
 
-    def mask(self) -> BoolArray:
-        """Tokens allowed now, bool [vocab_size]; see `allowed_tokens`. Never all false."""
-        return allowed_tokens(self._tokenizer, self.remaining)
+    @property
+    def repeats_prompt(self) -> bool:
+        """The remainder is the end of the prompt."""
+        return True
 
-    def allowed(self) -> torch.Tensor | None:
-        """Ids of the tokens allowed now, ascending (int64 [k], k >= 1), or None when every token is."""
-        if self.done:
-            return None
-        return torch.from_numpy(np.sort(_index(self._tokenizer).compatible(self.remaining)))
+    def allowed(self) -> BoolArray | None:
+        """Tokens allowed now, bool [vocab_size], at least one of them true; or None when every token is."""
+        return None if self.done else allowed_tokens(self._tokenizer, self.remaining)
 
     def accept(self, token: int) -> None:
         """`token` was chosen. Raises `ValueError` if it contradicts the remainder."""

@@ -1,7 +1,7 @@
 """DeepSeek-V4's control tokens and pre-tokeniser, as literals.
 
-What is special here: the bars are U+FF5C and the low lines U+2581, not ASCII; and only ids 0 to 2 carry the
-tokenizer's `special` flag in the official file. Roles, thinking marks and the rest are plain added tokens there.
+The bars are U+FF5C and the low lines U+2581, not ASCII; and only ids 0 to 2 carry the tokenizer's `special` flag in the
+official file. Roles, thinking marks and the rest are plain added tokens there.
 """
 
 from __future__ import annotations

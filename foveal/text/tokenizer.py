@@ -1,8 +1,8 @@
 """A tokenizer file made into ids and bytes: the nano's 4096 entries or the official 129,280.
 
-What is special here: text is never mistaken for control. `encode` treats every string as plain text, so source code
-that contains ``<｜User｜>`` cannot inject a turn; prompts that are meant to hold control tokens say ``special=True``.
-And nothing is lost: ``decode(encode(text)) == text`` for every Python string, lone surrogates included (see `wtf8`).
+Text is never mistaken for control. `encode` treats every string as plain text, so source code that contains
+``<｜User｜>`` cannot inject a turn; prompts that are meant to hold control tokens say ``special=True``. And nothing is
+lost: ``decode(encode(text)) == text`` for every Python string, lone surrogates included (see `wtf8`).
 
 Only byte-level BPE without a normaliser is accepted, for then tokens are slices of the text's UTF-8 bytes. Offsets are
 computed from those slices, and so stay exact where a token boundary falls inside a character.
@@ -22,24 +22,32 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from foveal.errors import FovealError
+from foveal.process import space
 from foveal.text.specials import BOS, EOS
 from foveal.text.wtf8 import to_bytes, to_text
 
 IdArray = npt.NDArray[np.int32]
 
 _SURROGATES = re.compile("([\ud800-\udfff]+)")
+_ROOM = 32 << 20
+_ROOM_FOR_EACH = 64
+"""Bytes that the library is given to work in, beside those for each character; it ends the process without them."""
 _MEANINGFUL = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(FovealError, ValueError):
     """A tokenizer file cannot be used, or an id is not in the vocabulary; the message says which and why."""
+
+    code = "invalid_request"
 
 
 class Tokenizer:
     """Byte-level BPE over a ``tokenizer.json``. Immutable, and safe to use from several threads."""
 
-    def __init__(self, definition: str) -> None:
-        """`definition` is the content of a ``tokenizer.json``. Raises `TokenizerError` if it is not byte-level BPE."""
+    def __init__(self, definition: str, *, bos: str = BOS, eos: str = EOS) -> None:
+        """`definition` is the content of a ``tokenizer.json``; `bos` and `eos` name the tokens that begin and end a
+        text. Raises `TokenizerError` if it is not byte-level BPE or lacks one of the two."""
         self._special = _built(definition)  # it knows the types of all fields
         data = _parse(definition)
         self._data = data
@@ -48,23 +56,29 @@ class Tokenizer:
         self._bytes = self._byte_table()
         self._lengths = np.array([len(token) for token in self._bytes], dtype=np.int64)
         self._byte_ids = {token[0]: id_ for id_, token in enumerate(self._bytes) if len(token) == 1}
-        self.bos_id = self._required(BOS)
+        self.bos_id = self._required(bos)
         """Id of the token that begins a sequence (0 in V4's vocabularies)."""
-        self.eos_id = self._required(EOS)
+        self.eos_id = self._required(eos)
         """Id of the token that ends one (1)."""
 
     @classmethod
     def from_file(cls, path: Path | str) -> Self:
-        """Read a ``tokenizer.json``, or the one in a folder. Raises `TokenizerError` if it is missing or no good."""
+        """Read a ``tokenizer.json``, or the one in a folder. Raises `TokenizerError` if it is missing or no good.
+
+        A ``tokenizer_config.json`` beside it may name other tokens than DeepSeek's for the beginning and the end of a
+        text; where it names no beginning, the end serves as one.
+        """
         path = Path(path)
         if path.is_dir():
             path = path / "tokenizer.json"
         try:
+            if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+                raise OSError("it is not a file")
             definition = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TokenizerError(f"cannot read the tokenizer {path}: {error}") from error
         try:
-            return cls(definition)
+            return cls(definition, **_edges(path.with_name("tokenizer_config.json")))
         except TokenizerError as error:
             raise TokenizerError(f"{path}: {error}") from error
 
@@ -79,6 +93,16 @@ class Tokenizer:
     def control_tokens(self) -> dict[str, int]:
         """Text to id of the tokens that plain text never becomes (roles, thinking marks, padding ...)."""
         return dict(self._control)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The control tokens that the file flags as special: ids that are never shown."""
+        return frozenset(entry["id"] for entry in self._data["added_tokens"] if entry.get("special"))
+
+    def strips(self, token: str) -> tuple[bool, bool]:
+        """Whether a control token takes white space on its left and right with it, where its text is looked for."""
+        entry: dict[str, Any] = next((e for e in self._data["added_tokens"] if e["content"] == token), {})
+        return bool(entry.get("lstrip")), bool(entry.get("rstrip"))
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
@@ -196,11 +220,28 @@ class Tokenizer:
 
 
 def _ids(engine: tokenizers.Tokenizer, text: str) -> list[int]:
+    space.require(_ROOM + _ROOM_FOR_EACH * len(text), "the tokenizer")
     # The batch call is the one that leaves out the library's own offsets: a third faster.
     return engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
 
+def _edges(path: Path) -> dict[str, str]:
+    """The names of the first and the last token of a text, as a ``tokenizer_config.json`` gives them."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        bos, eos = (_token_name(config.get(key)) for key in ("bos_token", "eos_token"))
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {"bos": bos or eos, "eos": eos} if eos else {}
+
+
+def _token_name(value: Any) -> str | None:
+    name = value.get("content") if isinstance(value, dict) else value
+    return name if isinstance(name, str) and name else None
+
+
 def _built(definition: str) -> tokenizers.Tokenizer:
+    space.require(_ROOM + _ROOM_FOR_EACH * len(definition), "the tokenizer")
     try:
         built = tokenizers.Tokenizer.from_str(definition)
     except Exception as error:  # it has no class of its own for them

@@ -1,8 +1,8 @@
 """Strings to bytes and back, lone surrogates included.
 
-What is special here: Python strings may hold lone surrogates (undecodable file names, broken JSON), which UTF-8
-forbids. They become their three WTF-8 bytes and come back as they were; any other malformed byte becomes U+FFFD.
-Decoding can be cut wherever a character ends (`complete_prefix`), and the pieces are then what the whole gives.
+Python strings may hold lone surrogates (undecodable file names, broken JSON), which UTF-8 forbids. They become their
+three WTF-8 bytes and come back as they were; any other malformed byte becomes U+FFFD. Decoding can be cut wherever a
+character ends (`complete_prefix`), and the pieces are then what the whole gives.
 """
 
 from __future__ import annotations

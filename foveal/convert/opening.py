@@ -1,0 +1,29 @@
+"""From what a person names to a `Source`: a folder, a GGUF file, or the name of a packaged model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from foveal.convert.errors import ConvertError
+from foveal.convert.gguf_file import read_gguf
+from foveal.convert.hugging_face import read_folder
+from foveal.convert.packaged import PACKAGED, find_packaged
+from foveal.convert.source import Source
+
+
+def open_source(name: str, work: Path, tell: Callable[[str], None]) -> Source:
+    """The model that `name` stands for. A download goes into `work` and is announced through `tell`.
+
+    Raises `ConvertError` when there is no such model, or it is not of the Llama kind.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return read_folder(path)
+    if path.is_file():
+        return read_gguf(path)
+    if name in PACKAGED:
+        return read_gguf(find_packaged(name, work, tell))
+    raise ConvertError(
+        f"there is no model at {name}: name a Hugging Face folder, a GGUF file, or one of {', '.join(PACKAGED)}"
+    )
