@@ -1,18 +1,16 @@
-"""What a person sees while a source is read: a bar on a terminal, now and then a line elsewhere."""
+"""What a person sees while long work is done: a bar or a line on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
-
-from foveal.cli.output import note, notes, printable, show_seconds
+from foveal.cli.output import note, show_seconds
 from foveal.process.signals import heard
 from foveal.process.streams import tell_at_once
 
@@ -23,44 +21,80 @@ LINE_EVERY = 15.0
 """Seconds between two lines where there is no terminal."""
 
 
-class LiveBar:
-    """How far long work is: a bar on a terminal, a line every `LINE_EVERY` seconds elsewhere. A context manager.
+class _Live:
+    """What is shown on a terminal, and told in lines elsewhere. `at_once`: the first line does not wait."""
 
-    `silent`: neither. `at_once`: the first line does not wait.
-    """
-
-    def __init__(self, description: str, *, silent: bool = False, at_once: bool = False) -> None:
-        console = notes()
-        self._silent, self._live = silent, console.is_terminal and not silent
-        self._bar = Bar(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}", markup=False),
-            TextColumn("{task.fields[file]}", style="dim", markup=False),
-            console=console,
-            disable=not self._live,
-            transient=True,
-        )
-        self._task = self._bar.add_task(description, total=None, count="", file="")
+    def __init__(self, *, silent: bool = False, at_once: bool = False) -> None:
+        self._silent = silent
+        self._live = sys.stderr.isatty() and not silent
         self._next_line = time.monotonic() + (0 if at_once else LINE_EVERY)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, description: str, done: float, total: float | None, count: str, file: str = "") -> None:
-        """`done` of `total` (None: not known yet), in words `count`, at `file`."""
-        description, count, file = printable(description), printable(count), printable(file)
-        self._bar.update(self._task, description=description, completed=done, total=total, count=count, file=file)
 
     def tell(self, line: str) -> None:
         """`line`, where there is no terminal, if it is time for one."""
         if not self._live and not self._silent and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY
             note(line)
+
+
+class LiveBar(_Live):
+    """How far long work is: a bar on a terminal, a line every `LINE_EVERY` seconds elsewhere. A context manager.
+
+    `silent`: neither. `at_once`: the first line does not wait.
+    """
+
+    def __init__(self, description: str, *, silent: bool = False, at_once: bool = False) -> None:
+        super().__init__(silent=silent, at_once=at_once)
+        self._bar = None
+        if self._live:
+            from foveal.cli.bars import Bar
+
+            self._bar = Bar(description)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.progress.stop()
+
+    def show(self, description: str, done: float, total: float | None, count: str, file: str = "") -> None:
+        """On a terminal: `done` of `total` (None: not known yet), in words `count`, at `file`."""
+        if self._bar is not None:
+            self._bar.show(description, done, total, count, file)
+
+
+class StatusLine(_Live):
+    """What is being done: one line on stderr that changes, on a terminal. A context manager."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._status = None
+        if self._live:
+            from foveal.cli.bars import status
+
+            self._status = status(text)
+
+    def __enter__(self) -> Self:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Nothing more is shown."""
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, text: str) -> None:
+        """`text` instead of what the line says, on a terminal."""
+        if self._status is not None:
+            from foveal.cli.render import plain
+
+            self._status.update(plain(text))
 
 
 class ReadingBar(LiveBar):

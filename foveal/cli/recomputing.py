@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from foveal.cli.options import open_engine
+from foveal.cli.opening import open_engine
 from foveal.cli.output import UserError, note
 from foveal.cli.progress import Interruption, ReadingBar, describe
 
 if TYPE_CHECKING:
-    from foveal.api import Engine
+    from foveal.engine import Engine
     from foveal.memory import MemoryInfo, Progress, Store
-    from foveal.memory.store.recompute import Recomputed
+    from foveal.store.recomputation import Recomputed
 
 
 @dataclass
@@ -90,7 +90,7 @@ def recompute_all(
 
 
 def _fits(info: MemoryInfo, engine: Engine, outcome: Outcome) -> bool:
-    from foveal.engine import Fingerprint
+    from foveal.checkpoint.identity import Fingerprint
     from foveal.memory import FingerprintMismatch
 
     differing = engine.fingerprint.differing(Fingerprint.from_dict(info.facts["fingerprint"]))
@@ -108,8 +108,10 @@ def _recompute(
     bar: ComputingBar,
     stop: Callable[[], bool],
 ) -> Recomputed:
-    from foveal.memory.reading import Progress
-    from foveal.memory.store.recompute import recompute
+    from foveal.batch import Priority
+    from foveal.engine import RunningAgain
+    from foveal.memory.progress import Progress
+    from foveal.store.recompute import recompute
 
     started = time.perf_counter()
 
@@ -123,7 +125,7 @@ def _recompute(
         store,
         names,
         engine.fingerprint,
-        engine,
+        RunningAgain(engine, replay=Priority.BACKGROUND),
         chunk=chunk,
         sample=sample,
         repair=repair,

@@ -1,7 +1,7 @@
 """The model under test, and the store where what it has read is kept.
 
-What is special here: a text is read once, whatever asks of it. A memory is saved under a name made of its text and of
-the model, while it is still being read too; a run that was killed goes on from there.
+A text is read once, whatever asks of it. A memory is saved under a name made of its text and of the model, while it is
+still being read too; a run that was killed goes on from there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from foveal.api import Engine, model_folder
+from foveal.engine import Engine, model_folder
 from foveal.evals.errors import EvalError
 from foveal.evals.material import Documents, whole_text, write_documents
 from foveal.memory import Memory, MemoryNotFound, Progress, open_store

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from foveal.errors import FovealError
 
-class EvalError(ValueError):
+
+class EvalError(FovealError, ValueError):
     """An evaluation was asked for that cannot be made, or what it needs is missing."""
+
+    code = "invalid_request"
 
 
 class SourceTooShort(EvalError):
     """The source does not hold a text as long as asked."""
+
+    code = "invalid_request"
 
 
 class EndpointError(EvalError):

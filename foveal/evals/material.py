@@ -1,8 +1,8 @@
 """What texts are made of: a folder of source, cut and mixed to an exact number of tokens.
 
-What is special here: any long text stands in for the essays of RULER's haystacks, by default the standard library of
-the running Python. A text is as long as asked in tokens of one tokenizer, headers included: at most `length`, and less
-by `tolerance` at the most.
+Any long text stands in for the essays of RULER's haystacks, by default the standard library of the running Python. A
+text is as long as asked in tokens of one tokenizer, headers included: at most `length`, and less by `tolerance` at the
+most.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from foveal.evals.results import Row
+from foveal.evals.results import Sample
 from foveal.evals.runner import Runner
 from foveal.evals.scoring import interval
 from foveal.evals.task import Task
@@ -68,12 +68,12 @@ def summaries(runner: Runner) -> list[Summary]:
     for (name, length, system), keys in groups.items():
         task, rows = tasks[name], runner.results.of(keys)
         if rows:
-            form = runner.plan.form_of(task)
+            form = runner.experiment.form_of(task)
             found.append(_summary(task, length, system, form, rows, planned[name, length, system]))
     return found
 
 
-def _summary(task: Task, length: int, system: str, form: str, rows: Sequence[Row], planned: int) -> Summary:
+def _summary(task: Task, length: int, system: str, form: str, rows: Sequence[Sample], planned: int) -> Summary:
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     values = {name: [row.metrics[name] for row in rows if name in row.metrics] for name in names}
     places: dict[int, list[float]] = {}

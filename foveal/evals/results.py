@@ -1,9 +1,9 @@
 """Results as they come: a file of JSON lines that only ever grows.
 
-What is special here: a sample counts when its line is there, whole. A line is written in one call and synced, so a run
-that is killed loses the sample in work and nothing else. A damaged line (half of one that a power cut left, say) is
-passed over, and what it held is measured again: a text is done when as many samples are there as it had. A sample is
-known by what it depends on (`Key`), so the same command goes on, and a changed one starts anew in the same file.
+A sample counts when its line is there, whole. A line is written in one call and synced, so a run that is killed loses
+the sample in work and nothing else. A damaged line (half of one that a power cut left, say) is passed over, and what it
+held is measured again: a text is done when as many samples are there as it had. A sample is known by what it depends on
+(`Key`), so the same command goes on, and a changed one starts anew in the same file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Row:
+class Sample:
     """One sample: `question` is its number in the text. `detail` is for people and is never read back."""
 
     key: Key
@@ -50,7 +50,7 @@ class Results:
 
     def __init__(self, folder: Path | None) -> None:
         """Raises `EvalError` when another process writes to `folder`, or what is there are no results."""
-        self._rows: dict[tuple[Key, int], Row] = {}
+        self._rows: dict[tuple[Key, int], Sample] = {}
         self._there: Counter[Key] = Counter()
         self._finished: dict[Key, int | None] = {}
         self.damaged = 0
@@ -85,7 +85,7 @@ class Results:
         # Versions before did not write how many there are: that is believed as long as nothing was lost.
         return not self.damaged if samples is None else self._there[key] >= samples
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Sample) -> None:
         """Keep one sample."""
         self._keep(row)
         self._write({**asdict(row.key), "question": row.question, "metrics": row.metrics, "detail": dict(row.detail)})
@@ -95,13 +95,13 @@ class Results:
         self._finished[key] = self._there[key]
         self._write({**asdict(key), "finished": True, "samples": self._there[key]})
 
-    def of(self, keys: Iterable[Key]) -> list[Row]:
+    def of(self, keys: Iterable[Key]) -> list[Sample]:
         """The samples of these texts, in the order of the texts and of their questions."""
         order = {key: place for place, key in enumerate(keys)}
         rows = [row for row in self._rows.values() if row.key in order]
         return sorted(rows, key=lambda row: (order[row.key], row.question))
 
-    def _keep(self, row: Row) -> None:
+    def _keep(self, row: Sample) -> None:
         self._there[row.key] += (row.key, row.question) not in self._rows
         self._rows[row.key, row.question] = row
 
@@ -144,7 +144,7 @@ class Results:
             if value.get("finished"):
                 self._finished[key] = value.get("samples")
             else:
-                self._keep(Row(key, value["question"], value["metrics"], value["detail"]))
+                self._keep(Sample(key, value["question"], value["metrics"], value["detail"]))
         except (KeyError, TypeError):
             raise _not_results(path) from None
         return True

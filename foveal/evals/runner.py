@@ -1,7 +1,7 @@
 """The loop: texts are made, read once, and asked; every sample is kept as it comes.
 
-What is special here: nothing is remembered but the results file. The runner walks the same plan each time and passes
-over what is there; a text whose samples are all there is not even made.
+Nothing is remembered but the results file. The runner walks the same texts each time and passes over what is there; a
+text whose samples are all there is not even made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from foveal.evals.bench import Bench
 from foveal.evals.errors import EvalError
 from foveal.evals.material import Material
-from foveal.evals.results import Key, Results, Row
+from foveal.evals.results import Key, Results, Sample
 from foveal.evals.systems import System
 from foveal.evals.task import Answer, Asking, Context, Form, Measuring, Question, Task
 
@@ -30,7 +30,7 @@ _KEPT = 400
 
 
 @dataclass(frozen=True)
-class Plan:
+class Experiment:
     """What is to be measured. `contexts`: texts for each task and length (default: as many as `READ_AT_MOST` allows, at
     most one for each sample)."""
 
@@ -95,11 +95,11 @@ OnProgress = Callable[[Told], None]
 
 
 class Runner:
-    """Carries a plan out. `bench` is None when an endpoint is asked; measurements inside the network need it."""
+    """Carries an experiment out. `bench` is None when an endpoint is asked; measurements inside the network need it."""
 
     def __init__(
         self,
-        plan: Plan,
+        experiment: Experiment,
         material: Material,
         systems: Sequence[System],
         bench: Bench | None,
@@ -107,7 +107,13 @@ class Runner:
         *,
         progress: OnProgress = lambda _: None,
     ) -> None:
-        self.plan, self.material, self.systems, self.bench, self.results = plan, material, systems, bench, results
+        self.experiment, self.material, self.systems, self.bench, self.results = (
+            experiment,
+            material,
+            systems,
+            bench,
+            results,
+        )
         self._progress = progress
         self._left = _Left()
         self._doing = ""
@@ -116,9 +122,9 @@ class Runner:
 
     def jobs(self) -> Iterator[Job]:
         """Everything there is to do, shorter texts first."""
-        for length in self.plan.lengths:
-            counts = self.plan.questions(length)
-            for task in self.plan.tasks:
+        for length in self.experiment.lengths:
+            counts = self.experiment.questions(length)
+            for task in self.experiment.tasks:
                 if isinstance(task, Measuring) and self.bench is None:
                     continue
                 for number, questions in enumerate(counts):
@@ -136,9 +142,9 @@ class Runner:
         return [system for system in self.systems if system.takes(job.length)]
 
     def _key(self, job: Job, system: str, identity: str) -> Key:
-        plan = self.plan
-        form = self.plan.form_of(job.task)
-        parts: list[object] = [VERSION, plan.seed, form, self.material.digest, job.each, identity]
+        experiment = self.experiment
+        form = self.experiment.form_of(job.task)
+        parts: list[object] = [VERSION, experiment.seed, form, self.material.digest, job.each, identity]
         # Only what differs from the ordinary is said, so that results of before are found again.
         if job.questions != job.each:
             parts.append({"questions": job.questions})
@@ -166,7 +172,7 @@ class Runner:
                 self.material,
                 self._fitting(job.length),
                 job.questions,
-                job.task.dice(self.plan.seed, job.length, job.number),
+                job.task.dice(self.experiment.seed, job.length, job.number),
             )
         except EvalError as error:
             self._problem(job, error)
@@ -200,7 +206,7 @@ class Runner:
         self._say(job, "measuring")
         for measured in task.measure(self.bench, context, job.length, job.number):
             if not self.results.has(key, measured.number):
-                self.results.add(Row(key, measured.number, measured.metrics, _shortened(measured.detail)))
+                self.results.add(Sample(key, measured.number, measured.metrics, _shortened(measured.detail)))
             self._say(job, f"measured {measured.number + 1}")
 
     def _ask(self, job: Job, task: Asking, context: Context, key: Key, system: System) -> None:
@@ -214,7 +220,7 @@ class Runner:
                 question, began = context.questions[number], time.monotonic()
                 answers = reader.ask(question)
                 detail = _detail(question, answers) | {"seconds": round(time.monotonic() - began, 4)}
-                self.results.add(Row(key, number, task.score(self.material, question, answers), detail))
+                self.results.add(Sample(key, number, task.score(self.material, question, answers), detail))
 
     def _say(self, job: Job, doing: str) -> None:
         self._doing = f"{job.task.name} at {job.length:,}, text {job.number + 1}: {doing}"

@@ -1,9 +1,9 @@
 """How answers are scored, and how sure one can be of a mean.
 
-What is special here: RULER's score is whether the reference stands in the answer, letter case aside, averaged over the
-references (RULER, section 3). Intervals are Wilson's at 95 %: for a share they are the usual ones, for scores between 0
-and 1 they are on the safe side (no distribution on [0, 1] with that mean varies more than a coin), and they do not
-shrink to nothing at 0 and 1. They take samples for independent, which samples of one text are not quite.
+RULER's score is whether the reference stands in the answer, letter case aside, averaged over the references (RULER,
+section 3). Intervals are Wilson's at 95 %: for a share they are the usual ones, for scores between 0 and 1 they are on
+the safe side (no distribution on [0, 1] with that mean varies more than a coin), and they do not shrink to nothing at 0
+and 1. They take samples for independent, which samples of one text are not quite.
 """
 
 from __future__ import annotations

@@ -2,27 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
-from foveal.api import model_folder
 from foveal.config import CSA_RATIO
+from foveal.engine import model_folder
 from foveal.evals import report
 from foveal.evals.bench import Bench
 from foveal.evals.errors import EvalError
 from foveal.evals.material import Material, standard_library
 from foveal.evals.results import Results
-from foveal.evals.runner import Plan, Runner, Told
-from foveal.evals.systems import EndpointSystem, MemorySystem, SearchSystem, System
-from foveal.evals.task import Form, Measuring
+from foveal.evals.runner import Experiment, Runner, Told
+from foveal.evals.systems import (
+    AskingSystem,
+    EndpointSystem,
+    EntriesSystem,
+    MemorySystem,
+    SearchSystem,
+    ShownSystem,
+    System,
+    TeacherSystem,
+)
+from foveal.evals.task import Form, Measuring, Task
 from foveal.evals.tasks import chosen
+from foveal.evals.tasks.asked import InWords
 from foveal.memory import Progress
+from foveal.memory.asking.answering import DEFAULT_ZOOM
+from foveal.memory.asking.chat_model import ChatModel, default_chat_model, looks_back
 from foveal.text import Tokenizer
 
 FORMS = ("auto", "completion", "chat")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What one run of `foveal eval` measures, and where.
+
+    `tasks`: names with commas between them. `lengths`: tokens of the texts, ascending. `samples`: questions for each
+    task and length, over `contexts` texts (None: as `Experiment` says). `source`: the folder that texts are made of
+    (None: Python's standard library). `form`: one of `FORMS`. `out`: the folder for results and memories (None: they
+    are not kept). `full_up_to`: the longest text that is also read with attention to all of it (0: none).
+    For tasks in words: `with_` is the model that answers (None: the one that `foveal ask` would take), `zoom` the
+    places that it is shown, `teacher` what it was converted from (None: not asked), `systems` those to ask, with commas
+    between them (None: all there are).
+    `endpoint` and `endpoint_model` (both or neither): the server that is asked in place of `model`; `endpoint_key` is
+    its key. Raises `EvalError`.
+    """
+
+    tasks: str
+    lengths: tuple[int, ...]
+    samples: int = 20
+    contexts: int | None = None
+    seed: int = 0
+    form: str = "auto"
+    model: str = "nano"
+    source: Path | None = None
+    out: Path | None = None
+    threads: int | None = None
+    full_up_to: int = 0
+    endpoint: str | None = None
+    endpoint_model: str | None = None
+    endpoint_key: str | None = None
+    with_: str | None = None
+    teacher: str | None = None
+    zoom: int = DEFAULT_ZOOM
+    systems: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise EvalError(f"no form {self.form!r}; there are {', '.join(FORMS)}")
+        if (self.endpoint is None) != (self.endpoint_model is None):
+            raise EvalError("an endpoint needs --endpoint URL and --endpoint-model NAME, both")
+
+    def experiment(self) -> Experiment:
+        """What the runner is to carry out. Raises `EvalError` when there is no such task, or a number is too small."""
+        tasks = chosen(self.tasks)
+        words = in_words(tasks)
+        auto: Form = "chat" if self.endpoint is not None or words else "completion"
+        form: Form = auto if self.form == "auto" else self.form  # type: ignore[assignment]
+        if words and form != "chat":
+            raise EvalError(f"{self.tasks}: questions in words have the chat form only")
+        return Experiment(tasks, self.lengths, self.samples, self.seed, form, self.contexts)
 
 
 class Session:
@@ -30,61 +95,71 @@ class Session:
 
     def __init__(
         self,
-        tasks: str,
-        lengths: tuple[int, ...],
+        config: EvalConfig,
         *,
-        samples: int,
-        seed: int,
-        folder: Path,
-        keep: bool,
-        model: str = "nano",
-        source: Path | None = None,
-        form: str = "auto",
-        contexts: int | None = None,
-        threads: int | None = None,
-        full_up_to: int = 0,
-        endpoint: str | None = None,
-        endpoint_model: str | None = None,
-        endpoint_key: str | None = None,
         progress: Callable[[Told], None] = lambda _: None,
         on_reading: Callable[[Progress], None] = lambda _: None,
     ) -> None:
-        """`folder`: where results (when they are to be kept) and memories lie. Raises `EvalError` for what cannot be
-        measured, and what opening the model and the source raises."""
-        if form not in FORMS:
-            raise EvalError(f"no form {form!r}; there are {', '.join(FORMS)}")
-        wanted = chosen(tasks)
-        auto: Form = "chat" if endpoint is not None else "completion"
-        form_: Form = auto if form == "auto" else form  # type: ignore[assignment]
-        if (endpoint is None) != (endpoint_model is None):
-            raise EvalError("an endpoint needs --endpoint URL and --endpoint-model NAME, both")
-        plan = Plan(wanted, lengths, samples, seed, form_, contexts)
-        self._stack = ExitStack()
-        self._endpoint = None if endpoint is None else {"name": endpoint_model, "endpoint": endpoint}
+        """Raises `EvalError` for what cannot be measured, and what opening the model and the source raises."""
+        self.config = config
         self.bench: Bench | None = None
+        experiment = config.experiment()
+        self._stack = ExitStack()
         try:
-            tokenizer = Tokenizer.from_file(model_folder(model))
             # Nothing is written before all that is to be read is there.
-            material = Material.read(source, tokenizer)
-            systems: list[System] = []
-            if endpoint is not None and endpoint_model is not None:
-                systems.append(EndpointSystem(endpoint, endpoint_model, form_, seed=seed, key=endpoint_key))
-                if all(isinstance(task, Measuring) for task in wanted):
-                    raise EvalError(f"{tasks} looks inside the running network, which an endpoint does not show")
+            material = Material.read(config.source, Tokenizer.from_file(model_folder(config.model)))
+            self.folder = config.out or self._temporary()
+            if in_words(experiment.tasks) and config.endpoint is None:
+                systems = self._in_words(on_reading)
             else:
-                self.bench = Bench(model, folder / "store", threads=threads, on_reading=on_reading)
-                self._stack.enter_context(self.bench)
-                systems.append(MemorySystem(self.bench, form_))
-                if full_up_to:
-                    entries = -(-max(lengths) // CSA_RATIO)
-                    systems.append(MemorySystem(self.bench, form_, name="full_context", topk=entries, up_to=full_up_to))
-            systems.append(SearchSystem())
-            results = self._stack.enter_context(Results(folder if keep else None))
-            self.runner = Runner(plan, material, systems, self.bench, results, progress=progress)
+                systems = [*self._asked(experiment, on_reading), SearchSystem()]
+            results = self._stack.enter_context(Results(config.out))
+            self.runner = Runner(experiment, material, systems, self.bench, results, progress=progress)
         except BaseException:
             self._stack.close()
             raise
-        self._source = source or standard_library()
+
+    def _temporary(self) -> Path:
+        """A folder that is deleted with the session."""
+        return Path(self._stack.enter_context(TemporaryDirectory(prefix="foveal-eval-")))
+
+    def _asked(self, experiment: Experiment, on_reading: Callable[[Progress], None]) -> list[System]:
+        """The endpoint, or the model's memory (with attention to all of a text too, if that was asked for)."""
+        config = self.config
+        if config.endpoint is not None and config.endpoint_model is not None:
+            if all(isinstance(task, Measuring) for task in experiment.tasks):
+                raise EvalError(f"{config.tasks} looks inside the running network, which an endpoint does not show")
+            key, seed = config.endpoint_key, config.seed
+            return [EndpointSystem(config.endpoint, config.endpoint_model, experiment.form, seed=seed, key=key)]
+        bench = Bench(config.model, self.folder / "store", threads=config.threads, on_reading=on_reading)
+        self.bench = self._stack.enter_context(bench)
+        systems: list[System] = [MemorySystem(bench, experiment.form)]
+        if config.full_up_to:
+            entries, up_to = -(-max(experiment.lengths) // CSA_RATIO), config.full_up_to
+            systems.append(MemorySystem(bench, experiment.form, name="full_context", topk=entries, up_to=up_to))
+        return systems
+
+    def _in_words(self, on_reading: Callable[[Progress], None]) -> list[System]:
+        """Those that answer in words: what was found in the memory, and what stands beside it."""
+        config = self.config
+        name = config.with_ or default_chat_model(config.model)
+        chat = ChatModel.open(name, threads=config.threads)
+        self._stack.callback(chat.engine.close)
+        store = self.folder / "store"
+        bench = Bench(config.model, store, threads=config.threads, on_reading=on_reading)
+        self.bench = self._stack.enter_context(bench)
+        systems: list[System] = [
+            AskingSystem(bench, chat, "zoom", zoom=config.zoom),
+            AskingSystem(bench, chat, "search", zoom=1, attention=False),
+            ShownSystem(chat, "window"),
+            ShownSystem(chat, "ceiling"),
+        ]
+        if looks_back(chat.engine.config):
+            own = Bench(name, store, threads=config.threads, on_reading=on_reading)
+            systems.append(EntriesSystem(self._stack.enter_context(own)))
+        if config.teacher is not None:
+            systems.append(TeacherSystem(chat, config.teacher))
+        return _named(systems, config.systems)
 
     def __enter__(self) -> Self:
         return self
@@ -96,14 +171,14 @@ class Session:
 
     def document(self) -> dict[str, Any]:
         """What `foveal eval --json` prints, of what was measured so far (docs/evals.md)."""
-        plan, bench = self.runner.plan, self.bench
+        experiment, bench = self.runner.experiment, self.bench
         read, seconds = (bench.tokens_read, bench.seconds_read) if bench is not None else (0, 0.0)
         about = {
             "model": self._model(),
-            "form": plan.form,
-            "seed": plan.seed,
-            "samples": plan.samples,
-            "source": {"path": str(self._source), "sha256": self.runner.material.digest},
+            "form": experiment.form,
+            "seed": experiment.seed,
+            "samples": experiment.samples,
+            "source": {"path": str(self.config.source or standard_library()), "sha256": self.runner.material.digest},
             "read": {
                 "tokens": read,
                 "seconds": round(seconds, 3),
@@ -114,7 +189,27 @@ class Session:
 
     def _model(self) -> dict[str, Any]:
         if self.bench is None:
-            return dict(self._endpoint or {})
+            return {"name": self.config.endpoint_model, "endpoint": self.config.endpoint}
         engine = self.bench.engine
         topk = engine.config.index_topk
         return {"name": engine.name, "index_topk": topk, "fingerprint": engine.fingerprint.digest}
+
+
+def in_words(tasks: Sequence[Task]) -> bool:
+    """Whether the tasks are questions in words. Raises `EvalError` when only some are."""
+    words = [isinstance(task, InWords) for task in tasks]
+    if any(words) and not all(words):
+        raise EvalError("story, facts and turns are put to other systems than the other tasks; run them by themselves")
+    return all(words)
+
+
+def _named(systems: list[System], names: str | None) -> list[System]:
+    """Those of `systems` that `names` lists. Raises `EvalError` for one that is not there."""
+    if names is None:
+        return systems
+    wanted = [name.strip() for name in names.split(",")]
+    there = {system.name: system for system in systems}
+    for name in wanted:
+        if name not in there:
+            raise EvalError(f"no system {name!r} here; there are {', '.join(there)}")
+    return [there[name] for name in dict.fromkeys(wanted)]

@@ -1,8 +1,8 @@
 """What a task is: it makes a text with questions, and says how good an answer is.
 
-What is special here: every question has two forms. The *chat* form is an instruction, as a chat model is asked. The
-*completion* form is one or more cues, beginnings that a model which only continues text can go on with; where a cue
-repeats the text's own words, it is what `Memory.recall` is made for. A number always says which form it was got with.
+Every question has two forms. The *chat* form is an instruction, as a chat model is asked. The *completion* form is one
+or more cues, beginnings that a model which only continues text can go on with; where a cue repeats the text's own
+words, it is what `Memory.recall` is made for. A number always says which form it was got with.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Answer:
     """Whether the chat form was answered."""
     finish_reason: str | None = None
     """Why it ends, as an endpoint says."""
+    shown: tuple[Citation, ...] | None = None
+    """The places that the model was shown, where that is known."""
 
 
 Metrics = dict[str, float]

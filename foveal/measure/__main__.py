@@ -36,7 +36,7 @@ def main() -> int:
 def _measure(data: Mapping[str, Any]) -> None:
     import dataclasses
 
-    from foveal.api import Engine
+    from foveal.engine import Engine
     from foveal.measure.settings import Settings
     from foveal.measure.speed import Meter, facts
 

@@ -1,7 +1,7 @@
 """The machine a measurement ran on, what the process took of it, and who else was at work.
 
-What is special here: a timing is only worth what else ran at the same time, so every measurement carries the number of
-cores that other processes kept busy meanwhile (`OtherWork`). Memory is the kernel's own high-water mark.
+A timing is only worth what else ran at the same time, so every measurement carries the number of cores that other
+processes kept busy meanwhile (`OtherWork`). Memory is the kernel's own high-water mark.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from foveal.cache.machines import this_machine
+from foveal.plan.machines import this_machine
 
 
 def cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
@@ -34,7 +34,9 @@ def _core_of(root: Path, cpu: int) -> str:
 
 def machine_facts() -> dict[str, Any]:
     """What a reader needs to compare two measurements: name, cores, memory in bytes, versions."""
-    import torch
+    import numpy as np
+
+    from foveal import _native
 
     return {
         "cpu": _cpu_name(),
@@ -42,8 +44,8 @@ def machine_facts() -> dict[str, Any]:
         "memory": this_machine().memory,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "simd": torch.backends.cpu.get_cpu_capability(),
+        "numpy": np.__version__,
+        "simd": _native.available_isas()[0],
     }
 
 

@@ -10,8 +10,8 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from typing import IO, Any
 
 from foveal.checkpoint import inspect_checkpoint
@@ -30,12 +30,13 @@ def measure(
     Raises `MeasureError` with what the measuring process said when it failed.
     """
     document = header(settings, name)
-    for kind, value in _messages(settings, say):
-        if kind == "row":
-            document["rows"].append(value)
-            each(value)
-        else:
-            document |= value
+    with closing(_messages(settings, say)) as messages:
+        for kind, value in messages:
+            if kind == "row":
+                document["rows"].append(value)
+                each(value)
+            else:
+                document |= value
     return document
 
 
@@ -58,22 +59,25 @@ def header(settings: Settings, name: str) -> dict[str, Any]:
     }
 
 
-def _messages(settings: Settings, say: Say) -> Iterator[tuple[str, Any]]:
-    """("facts", ...) and ("row", ...) of all the processes the settings need."""
+def _messages(settings: Settings, say: Say) -> Generator[tuple[str, Any], None, None]:
+    """("facts", ...) and ("row", ...) of all the processes the settings need. Closing it ends the one that runs."""
     parts = [(depth,) for depth in settings.depths] if settings.jump else [settings.depths]
     for depths in parts:
-        for kind, value in _process(dataclasses.replace(settings, depths=depths)):
-            if kind == "say":
-                say(value)
-            else:
-                yield kind, value
+        with closing(_process(dataclasses.replace(settings, depths=depths))) as messages:
+            for kind, value in messages:
+                if kind == "say":
+                    say(value)
+                else:
+                    yield kind, value
 
 
-def _process(settings: Settings) -> Iterator[tuple[str, Any]]:
-    child = shielded(_start)
-    assert child.stdin is not None and child.stdout is not None
+def _process(settings: Settings) -> Generator[tuple[str, Any], None, None]:
+    child: subprocess.Popen[str] | None = None
     failed: str | None = None
     try:
+        with shielded():
+            child = _start()
+        assert child.stdin is not None and child.stdout is not None
         with suppress(BrokenPipeError), child.stdin as pipe:  # it may have failed before it reads
             json.dump(settings.to_dict(), pipe)
         for kind, value in _lines(child.stdout):
@@ -83,7 +87,8 @@ def _process(settings: Settings) -> Iterator[tuple[str, Any]]:
                 yield kind, value
         code = child.wait()
     finally:
-        _stop(child)
+        if child is not None:
+            _stop(child)
     if code:
         raise MeasureError(failed or _reason(code, settings))
 
@@ -108,8 +113,10 @@ def _reason(code: int, settings: Settings) -> str:
 
 def _stop(child: subprocess.Popen[str]) -> None:
     """End the process if it still runs: asked first, then made to."""
-    if child.stdout is not None:
-        child.stdout.close()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
     if child.poll() is None:
         child.terminate()
         try:

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from foveal.batch import PREFILL_CHUNK
 from foveal.cache import CacheFormat
-from foveal.engine import PREFILL_CHUNK
+from foveal.errors import FovealError
 
 DEPTHS = (512, 4096, 32768, 131072, 1048576)
 """The frontiers that are measured unless others are asked for."""
 
 
-class MeasureError(ValueError):
+class MeasureError(FovealError, ValueError):
     """A measurement was asked for that cannot be made, or the process that made it failed."""
+
+    code = "invalid_request"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A model to measure: a directory, or a preset with random weights that exists only as long as it is measured.
 
-What is special here: speed depends on shapes and formats, not on what the weights say, so a preset is measured with
-random ones, stored as the published models are (FP4 experts, FP8 matrices). `Engine.open` wants a tokenizer, which
-random weights have none of; a directory without one is opened through a temporary folder of links with nano's beside
-them. Tokens go in and out as ids: that tokenizer is never used.
+Speed depends on shapes and formats, not on what the weights say, so a preset is measured with random ones, stored as
+the published models are (FP4 experts, FP8 matrices). `Engine.open` wants a tokenizer, which random weights have none
+of; a directory without one is opened through a temporary folder of links with nano's beside them. Tokens go in and out
+as ids: that tokenizer is never used.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from foveal.api import model_folder
 from foveal.checkpoint import random_weights, write_checkpoint
 from foveal.config import ModelConfig, preset
+from foveal.engine import model_folder
 
 _TOKENIZER = "tokenizer.json"
 
@@ -43,7 +43,7 @@ def preset_model(name: str, *, say: Callable[[str], None] = lambda _: None, seed
 def openable(model: str | Path) -> Iterator[Path]:
     """The directory of `model` (a shipped name or a path) as `Engine.open` takes it, with a tokenizer in any case.
 
-    Raises `foveal.api.ModelNotFound`.
+    Raises `foveal.engine.ModelNotFound`.
     """
     folder = model_folder(model)
     if (folder / _TOKENIZER).exists():

@@ -1,9 +1,9 @@
 """The measuring itself, in the process that holds the model: how fast it reads and writes at a depth.
 
-What is special here: decoding goes through the engine's own loop, sampling included, greedy, on the sequence itself;
-afterwards the sequence is taken back to where it was, so that a reading in progress goes on as if nothing had happened.
-A network may offer ``reset_profile()`` and ``profile() -> dict[str, float]`` (seconds by operation since the reset);
-where it does, the time of a step is split.
+Decoding goes through the engine's own loop, sampling included, greedy, on the sequence itself; afterwards the sequence
+is taken back to where it was, so that a reading in progress goes on as if nothing had happened. A network may offer
+``reset_profile()`` and ``profile() -> dict[str, float]`` (seconds by operation since the reset); where it does, the
+time of a step is split.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, cast
 
-import torch
+import numpy as np
 
-from foveal.api import Engine
+from foveal.batch import PREFILL_CHUNK, SamplingParams
 from foveal.cache import CacheBytes, Sequence
-from foveal.engine import PREFILL_CHUNK, SamplingParams
+from foveal.engine import Engine
 from foveal.measure.machine import OtherWork, peak_bytes
 from foveal.measure.settings import MeasureError, Settings
 from foveal.measure.synthetic import make_image
@@ -44,7 +45,7 @@ class Profiled(Protocol):
 
 
 @dataclass(frozen=True)
-class Row:
+class DepthSpeed:
     """What was measured at one depth. Rates are tokens a second, sizes bytes, `..._ms` milliseconds.
 
     `length` is the sequence's length when decoding began. `prefill_tok_s` is over `prefill_tokens` tokens: those read
@@ -125,9 +126,9 @@ class Meter:
     def __init__(self, engine: Engine, settings: Settings, say: Say) -> None:
         self.engine, self.settings, self.say = engine, settings, say
         self.profiler = Profiler(engine.network)
-        generator = torch.Generator().manual_seed(settings.seed)
+        generator = np.random.default_rng(settings.seed)
         vocabulary = engine.config.vocab_size
-        self._text = torch.randint(0, vocabulary, (1 << 16,), generator=generator).tolist()
+        self._text = generator.integers(0, vocabulary, 1 << 16).tolist()
         self._limit = engine.batch.context_length
         if settings.depths[-1] > self._limit:
             raise MeasureError(f"depth {settings.depths[-1]:,} is beyond the model's context of {self._limit:,} tokens")
@@ -139,7 +140,7 @@ class Meter:
             self.read(sequence, min(PREFILL_CHUNK, self.settings.depths[-1]))
             self.decode(sequence, 1, WARM_UP)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[DepthSpeed]:
         """A row for each depth: after a jump each, or along one reading."""
         self.warm_up()
         if self.settings.jump:
@@ -150,7 +151,7 @@ class Meter:
 
     # ------------------------------------------------------------------ the two ways to a depth
 
-    def jumped(self, depth: int) -> Row:
+    def jumped(self, depth: int) -> DepthSpeed:
         """Make up everything before about `depth`, then time the reading of the rest, several times."""
         others = OtherWork()
         start = prefill_start(depth, self.settings.prefill_tokens)
@@ -168,7 +169,7 @@ class Meter:
         self.say(f"making up {length:,} tokens")
         return self.engine.restore_sequence(make_image(self.engine.pool.layout, length, seed=self.settings.seed))
 
-    def running(self) -> Iterator[Row]:
+    def running(self) -> Iterator[DepthSpeed]:
         """Read from nothing to the last depth, and measure at each frontier on the way."""
         total = 0.0
         with self.engine.new_sequence() as sequence:
@@ -177,7 +178,7 @@ class Meter:
                 total = row.read_seconds or 0.0
                 yield row
 
-    def _frontier(self, sequence: Sequence, depth: int, total: float) -> Row:
+    def _frontier(self, sequence: Sequence, depth: int, total: float) -> DepthSpeed:
         """Read on to `depth`, after `total` seconds of reading, and measure there."""
         others, timed = OtherWork(), Timed(depth - sequence.length)
         place = max(sequence.length, self._last_resort(depth))
@@ -202,14 +203,14 @@ class Meter:
 
     def _row(
         self, sequence: Sequence, held: CacheBytes, depth: int, read: Timed, total: float | None, others: OtherWork
-    ) -> Row:
+    ) -> DepthSpeed:
         """Decode where `sequence` is, and put everything measured at `depth` together."""
         self.say(f"decoding at {depth:,}")
         cache = held.to_dict()
         del cache["kept_tails"]  # they serve the measuring
         length = sequence.length
         decoded = self.decode(sequence, self.settings.repetitions, self.settings.decode_tokens)
-        return Row(
+        return DepthSpeed(
             depth=depth,
             length=length,
             prefill_tok_s=read.rate,
@@ -262,7 +263,8 @@ class Meter:
         self.profiler.start()
         passed, passes = 0.0, 0
         for _ in range(repetitions):
-            steps = self._steps(sequence, count)
+            # On the engine's thread a job's steps are taken when they are asked for: nothing runs ahead.
+            steps = self.engine.call(partial(self._steps, sequence, count))
             sequence.truncate(place)
             passed, passes = passed + sum(steps), passes + len(steps)
             counted = steps[WARM_UP:]
@@ -277,20 +279,15 @@ class Meter:
     def _steps(self, sequence: Sequence, count: int) -> list[float]:
         """Seconds of each step of one request: `WARM_UP` and then `count` steps, fewer when time is up."""
         params = SamplingParams(max_tokens=WARM_UP + count, ignore_eos=True)
-        request = self.engine.batch.submit(sequence, self.text(sequence.length, 1), params)
-        events = self.engine.batch.events(request)
         steps: list[float] = []
-        while True:
-            began = time.perf_counter()
-            event = next(events)
-            steps.append(time.perf_counter() - began)
-            if event.error is not None:
-                raise event.error
-            if sum(steps) > self.settings.seconds and len(steps) >= WARM_UP + _FEWEST:
-                self.engine.batch.cancel(request)
-                return steps
-            if event.finish_reason is not None:
-                return steps
+        with self.engine.go_on(sequence, self.text(sequence.length, 1), params) as job:
+            events, began = iter(job), time.perf_counter()
+            while next(events, None) is not None:
+                steps.append(time.perf_counter() - began)
+                if sum(steps) > self.settings.seconds and len(steps) >= WARM_UP + _FEWEST:
+                    break
+                began = time.perf_counter()
+        return steps
 
     # ------------------------------------------------------------------ helpers
 

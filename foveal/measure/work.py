@@ -1,8 +1,8 @@
 """What a step must do at the least: bytes it reads and floating-point operations, by operation, from the config alone.
 
-What is special here: this is the arithmetic behind "a fraction of the ceiling". Bytes are those of weights as they are
-stored, each counted once a step, and of cache entries that have to be looked at; activations, which stay in a CPU's
-caches, are not counted. A multiplication and an addition are two operations. Nothing is measured here.
+This is the arithmetic behind "a fraction of the ceiling". Bytes are those of weights as they are stored, each counted
+once a step, and of cache entries that have to be looked at; activations, which stay in a CPU's caches, are not counted.
+A multiplication and an addition are two operations. Nothing is measured here.
 
 Shape legend: n = tokens of a step, t = tokens before it, d = hidden size, H = heads, c = head_dim, I = indexer heads,
 ci = index_head_dim, k = entries looked at, W = sliding window, E = experts, A = active experts.
@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from foveal.cache import CacheFormat, CacheLayout
+from foveal.cache.contract import Part
 from foveal.checkpoint.layout import Storage, WeightSpec, stored_tensors, weight_specs
 from foveal.config import LayerKind, ModelConfig
-from foveal.model.state import Part
 
 OPS = ("embed", "hyper", "project", "index", "attend", "output", "route", "experts", "head")
 """Operations, in the order of the network, under the names that a network's profile has for them.

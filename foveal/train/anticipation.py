@@ -1,9 +1,9 @@
 """Anticipatory routing: which experts a step uses is chosen some steps before it (the report, on stability).
 
-What is special here: step t computes with parameters theta_t (balancing biases included; its update makes theta_(t+1)
-of them). Before it does, the network runs with theta_t on the rows of step t + lag, and what its routers choose waits
-here until that step. So step t's tokens go to the experts that theta_(t-lag) chose, with the weights that theta_t gives
-them. What waits is part of a checkpoint: a run goes on exactly where it was.
+Step t computes with parameters theta_t (balancing biases included; its update makes theta_(t+1) of them). Before it
+does, the network runs with theta_t on the rows of step t + lag, and what its routers choose waits here until that step.
+So step t's tokens go to the experts that theta_(t-lag) chose, with the weights that theta_t gives them. What waits is
+part of a checkpoint: a run goes on exactly where it was.
 
 The report says neither how many steps lie between, nor what counts as a spike, nor for how long a run stays so: these
 are settings here.

@@ -1,7 +1,7 @@
 """What a step computes on: rows of documents with their targets, and how the rows are filled.
 
-What is special here: a row is a function of (seed, step, row number) and of nothing else, so any process can make any
-row, and resuming needs no saved data state.
+A row is a function of (seed, step, row number) and of nothing else, so any process can make any row, and resuming needs
+no saved data state.
 """
 
 from __future__ import annotations

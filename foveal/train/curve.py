@@ -47,8 +47,8 @@ class Means:
 class Curve:
     """A CSV file that a resumed run goes on writing: rows after the step resumed from are dropped first."""
 
-    def __init__(self, path: Path, resumed_at: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, resumed_at: int, columns: Sequence[str] = COLUMNS) -> None:
+        self.path, self.columns = path, columns
         rows: list[dict[str, str]] = []
         if path.is_file() and resumed_at:
             with path.open(newline="", encoding="utf-8") as file:
@@ -56,18 +56,18 @@ class Curve:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         with private(), partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
         partial.replace(path)
 
     def add(self, row: Mapping[str, float | int]) -> None:
         """Append one row; unknown columns are an error, missing ones stay empty."""
-        unknown = row.keys() - set(COLUMNS)
+        unknown = row.keys() - set(self.columns)
         if unknown:
             raise ValueError(f"the curve has no column(s) {sorted(unknown)}")
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS).writerow({k: _short(v) for k, v in row.items()})
+            csv.DictWriter(file, self.columns).writerow({k: _short(v) for k, v in row.items()})
 
 
 def _step(row: Mapping[str, str | None]) -> int:

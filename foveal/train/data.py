@@ -1,11 +1,11 @@
 """Training sequences: fragments of many files, then verbatim repeats of what stood earlier.
 
-What is special here: a sequence is composed, not cut out. *Fresh* chunks (code from many files, and random tokens that
-no language model can guess) are mixed with *recall sections*, each of which repeats a span of the fresh material
-verbatim. A model can only predict a section by finding, from its first tokens (the cue), where it stood before. Spans
-whose continuation is not determined yet by what the section has shown (the same line stands in several places) are
-found exactly and are not counted as recall, so the loss never asks for a guess; look-alikes (a copied line with another
-continuation) are planted on purpose, so that a short look-back does not suffice.
+A sequence is composed, not cut out. *Fresh* chunks (code from many files, and random tokens that no language model can
+guess) are mixed with *recall sections*, each of which repeats a span of the fresh material verbatim. A model can only
+predict a section by finding, from its first tokens (the cue), where it stood before. Spans whose continuation is not
+determined yet by what the section has shown (the same line stands in several places) are found exactly and are not
+counted as recall, so the loss never asks for a guess; look-alikes (a copied line with another continuation) are planted
+on purpose, so that a short look-back does not suffice.
 
 Everything is a function of (seed, step, index): resuming needs no saved data state.
 """
@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from foveal.errors import FovealError
 from foveal.text import Tokenizer, TokenizerError
 from foveal.text.specials import PAD
 
@@ -39,8 +40,10 @@ SHORTEST = 16
 """A store needs a document of this many tokens: fragments of fewer are not what a sequence can be made of."""
 
 
-class DataError(ValueError):
+class DataError(FovealError, ValueError):
     """A token store or tokenizer cannot be used; the message says which and why."""
+
+    code = "invalid_request"
 
 
 @dataclass(frozen=True)

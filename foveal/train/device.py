@@ -1,7 +1,7 @@
 """Where a run computes: the device, and which precision is fast on it.
 
-What is special here: BF16 is fast only where the hardware multiplies it. A CPU without AVX512-BF16 or AMX emulates it,
-three to four times slower than FP32, so ``precision: auto`` asks first.
+BF16 is fast only where the hardware multiplies it. A CPU without AVX512-BF16 or AMX emulates it, three to four times
+slower than FP32, so ``precision: auto`` asks first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a training checkpoint to a model directory: ``python -m foveal.train.export RUN_OR_CHECKPOINT OUT``.
 
-What is special here: what is written is the official layout (FP4 experts, FP8 dense matrices, or as told), quantised by
-the same rules that quantisation-aware training simulated, so the directory computes what training measured.
+What is written is the official layout (FP4 experts, FP8 dense matrices, or as told), quantised by the same rules that
+quantisation-aware training simulated, so the directory computes what training measured.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from foveal.checkpoint.convert import convert_weights
 from foveal.checkpoint.errors import CheckpointError
 from foveal.checkpoint.writer import write_checkpoint
 from foveal.config import ConfigError, ModelConfig
+from foveal.formats import Weight
+from foveal.formats.tensors import weight_arrays
 from foveal.model.transformer import Transformer
 from foveal.model.weights import named_weights
 from foveal.train import snapshot
@@ -37,13 +40,19 @@ def export_model(model: Transformer, config: ModelConfig, out: Path, tokenizer: 
     try:
         with snapshot.private():
             out.parent.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(partial, config, convert_weights(named_weights(model), config))
+            write_checkpoint(partial, config, convert_weights(stored(model), config))
             if tokenizer is not None:
                 _copy_tokenizer(tokenizer, partial)
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def stored(model: Transformer) -> Iterator[tuple[str, Weight]]:
+    """The model's weights under their official names, as arrays: what a checkpoint is written from."""
+    for name, weight in named_weights(model):
+        yield name, weight_arrays(weight)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:

@@ -1,9 +1,9 @@
 """Today's circuit under layers that were trained above an earlier one: ``python -m foveal.train.graft RUN OLD OUT``.
 
-What is special here: what a structured start's circuit does is known, and what stands above it reads its signature and
-little else. So when the circuit gets better, the layers above need not be trained anew from nothing: they keep their
-weights, with the embedding and the head that both share, and a short run (``start_from: OUT``) makes them used to what
-changed. Where the new shape has more attention heads, those of the trained layers start silent.
+What a structured start's circuit does is known, and what stands above it reads its signature and little else. So when
+the circuit gets better, the layers above need not be trained anew from nothing: they keep their weights, with the
+embedding and the head that both share, and a short run (``start_from: OUT``) makes them used to what changed. Where the
+new shape has more attention heads, those of the trained layers start silent.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from foveal.api import model_folder
 from foveal.checkpoint.reader import open_checkpoint
 from foveal.config import LayerKind
+from foveal.engine import model_folder
 from foveal.model.transformer import Transformer
 from foveal.model.weights import load_parameters
 from foveal.process.failures import reason

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import torch
 
-from foveal.api import model_folder
 from foveal.checkpoint.reader import open_checkpoint
+from foveal.config import Numerics
+from foveal.engine import model_folder
 from foveal.model.transformer import Transformer
 from foveal.model.weights import load_parameters
-from foveal.ops import Numerics
 from foveal.train import snapshot
 from foveal.train.batch import DocumentSource, Feed
 from foveal.train.data import Composer, TokenStore, TokenTable
 from foveal.train.device import keep_freed_memory, product_dtype
+from foveal.train.distill.opening import opened
+from foveal.train.distill.run import Distillation
+from foveal.train.distill.settings import DistillConfig
 from foveal.train.export import export_model, model_of
 from foveal.train.loss import TrainTransformer
 from foveal.train.parallel import Group
@@ -100,6 +103,13 @@ def build(run: RunConfig, group: Group | None = None, report: Report | None = No
     model = TrainTransformer(started(run, composer, table), _precision(run, group.device))
     record = Record(run, composer.store.identity(), table.fingerprint or "")
     return Trainer(run, model, feed_of(run, composer), heldout, group=group, report=report, record=record)
+
+
+def build_distillation(config: DistillConfig, report: Report | None = None) -> Distillation:
+    """The run that teaches packed entries: its source opened, newest snapshot loaded."""
+    keep_freed_memory()
+    torch.set_num_threads(config.threads)
+    return Distillation(config, opened(config, Path(config.out)), report)
 
 
 def export(run: RunConfig, out: Path) -> Path:

@@ -1,8 +1,8 @@
 """The losses: weighted next-token cross entropy, the same one token further (MTP), the indexer's divergence, balance.
 
-What is special here: the head's gradient is taken a few hundred rows at a time while the loss is computed, so the
-logits of a long sequence never exist at once and the head is not run twice. Every loss is a sum over a batch divided by
-what the whole step holds, so that shares of a step (micro-batches, processes) add up to the step.
+The head's gradient is taken a few hundred rows at a time while the loss is computed, so the logits of a long sequence
+never exist at once and the head is not run twice. Every loss is a sum over a batch divided by what the whole step
+holds, so that shares of a step (micro-batches, processes) add up to the step.
 """
 
 from __future__ import annotations

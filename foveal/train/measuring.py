@@ -1,7 +1,7 @@
 """How fast a run trains: tokens a second, and what part of what the device can multiply.
 
-What is special here: the work is counted from the network's shape (only products that the report's formulas ask for,
-not what an implementation does beside them), and the ceiling is measured on the same device in the same dtype.
+The work is counted from the network's shape (only products that the report's formulas ask for, not what an
+implementation does beside them), and the ceiling is measured on the same device in the same dtype.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Train the nano's tokenizer: byte-level BPE with DeepSeek-V4's rules and exactly 4096 entries.
 
-What is special here: the pre-tokeniser and the control tokens are V4's own, so that everything written
-for the official tokenizer works on the small one. The vocabulary is laid out as in the official file: ids 0 to 2 are
-BOS, EOS and padding, then 256 bytes and the merges, and the other control tokens are the last 16 ids (4080 to 4095).
+The pre-tokeniser and the control tokens are V4's own, so that everything written for the official tokenizer works on
+the small one. The vocabulary is laid out as in the official file: ids 0 to 2 are BOS, EOS and padding, then 256 bytes
+and the merges, and the other control tokens are the last 16 ids (4080 to 4095).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The optimiser: Muon for matrices, AdamW for the rest (report section on training).
 
-What is special here: matrices of one shape, from whatever layer or expert, are orthogonalised together in one batched
-Newton-Schulz iteration, shared out over the processes of a run. State is a flat mapping of tensors, so that it is saved
-as safetensors. Rates can be scaled by parameter name: a structured start needs its circuit refined, not overwritten.
+Matrices of one shape, from whatever layer or expert, are orthogonalised together in one batched Newton-Schulz
+iteration, shared out over the processes of a run. State is a flat mapping of tensors, so that it is saved as
+safetensors. Rates can be scaled by parameter name: a structured start needs its circuit refined, not overwritten.
 
 Why not ``torch.optim.Muon`` (2.13): it takes matrices only (ours are stacked, one for each expert, and each must be
 orthogonalised alone), one set of coefficients for all steps (the report has 8 fast and 2 settling ones), and its update
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from foveal.errors import FovealError
 from foveal.train.device import product_dtype
 from foveal.train.parallel import Group, gathered, local, share, whole
 
@@ -35,8 +36,10 @@ _ADAM_PATTERNS = (
 )  # fmt: skip
 
 
-class OptimError(ValueError):
+class OptimError(FovealError, ValueError):
     """A saved optimiser state or a setting does not fit the model."""
+
+    code = "invalid_request"
 
 
 @dataclass(frozen=True)

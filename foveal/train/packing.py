@@ -1,7 +1,7 @@
 """Putting documents into rows: lengths, absolute offsets and jumps -> `Packing`.
 
-What is special here: positions follow the rules of `foveal.ops.packed` (offsets and jumps are multiples of 128), so
-that a document has the same windows wherever it stands.
+Positions follow the rules of `foveal.ops.packed` (offsets and jumps are multiples of 128), so that a document has the
+same windows wherever it stands.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Several processes on one run: who computes which rows, and how gradients and parameters come together.
 
-What is special here: the trainer is written for a group of any size, one included. Started by ``torchrun`` a run uses
-DDP (every process holds all parameters) or FSDP2 (each holds a share); both give the losses of one process with the
-same global batch. Checkpoints hold whole tensors, so a run may go on with another number of processes.
+The trainer is written for a group of any size, one included. Started by ``torchrun`` a run uses DDP (every process
+holds all parameters) or FSDP2 (each holds a share); both give the losses of one process with the same global batch.
+Checkpoints hold whole tensors, so a run may go on with another number of processes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from foveal.errors import FovealError
 from foveal.train.loss import TrainTransformer
 
 Kind = Literal["none", "ddp", "fsdp"]
 
 
-class ParallelError(ValueError):
+class ParallelError(FovealError, ValueError):
     """The processes cannot share this run; the message says why."""
+
+    code = "invalid_request"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from foveal.train.distill.rows import KINDS
+
 
 def read_curve(path: Path) -> dict[str, list[tuple[float, float]]]:
     """A curve's columns as (million tokens, value), without the rows that have no value."""
@@ -42,12 +44,43 @@ def plot(curve: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
+_SMOOTHED = 5
+
+
+def plot_kinds(curve: Path, picture: Path) -> None:
+    """A distillation: for each kind of row the running mean of five values, stage by stage, against steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with curve.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    stages = sorted({row["stage"] for row in rows})
+    figure, panels = pyplot.subplots(1, len(stages), figsize=(5 * len(stages), 3.6), squeeze=False)
+    for axes, stage in zip(panels[0], stages, strict=True):
+        for kind in KINDS:
+            points = [(int(row["step"]), float(row[kind])) for row in rows if row["stage"] == stage and row.get(kind)]
+            values = [value for _, value in points]
+            recent = [values[max(0, end - _SMOOTHED) : end] for end in range(1, len(values) + 1)]
+            axes.plot([step for step, _ in points], [sum(some) / len(some) for some in recent], label=kind)
+        axes.set_title(f"stage {stage}")
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m foveal.train.plot", description=__doc__)
     parser.add_argument("curve", type=Path)
     parser.add_argument("picture", type=Path)
     given = parser.parse_args(arguments)
-    plot(given.curve, given.picture)
+    with given.curve.open(encoding="utf-8") as file:
+        distilled = KINDS[0] in file.readline().strip().split(",")
+    (plot_kinds if distilled else plot)(given.curve, given.picture)
     return 0
 
 

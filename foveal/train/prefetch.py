@@ -1,7 +1,7 @@
 """Composing the next steps' rows in other processes while this one trains.
 
-What is special here: a row is a function of its number, so looking ahead needs no order and no state: what was guessed
-wrong (a new stage has begun) is thrown away.
+A row is a function of its number, so looking ahead needs no order and no state: what was guessed wrong (a new stage has
+begun) is thrown away.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Prefetch:
         each = -(-len(rows) // self.workers)
         groups = [rows[i : i + each] for i in range(0, len(rows), each)]
         pool = self._pool = self._pool or self._started()
-        return shielded(lambda: [pool.submit(_rows, step, group, length, documents) for group in groups])
+        with shielded():
+            return [pool.submit(_rows, step, group, length, documents) for group in groups]
 
     def _started(self) -> ProcessPoolExecutor:
         # A worker begins as ``python -c``, with the current folder on its path; so does what Python starts beside it.

@@ -1,7 +1,7 @@
 """What a run was made of, kept in its checkpoints: the same command a month later shall not go on with something else.
 
-What is special here: settings may change between sessions (a longer budget is the usual reason) and are then named; the
-seed, the text and the tokenizer may not, for then the run would be neither one nor the other.
+Settings may change between sessions (a longer budget is the usual reason) and are then named; the seed, the text and
+the tokenizer may not, for then the run would be neither one nor the other.
 """
 
 from __future__ import annotations

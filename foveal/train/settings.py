@@ -1,7 +1,6 @@
 """What a training run is told: one YAML file, read strictly.
 
-What is special here: every unknown or mistyped key is an error that names it; a run of an hour must not start with a
-misspelt option.
+Every unknown or mistyped key is an error that names it; a run of an hour must not start with a misspelt option.
 """
 
 from __future__ import annotations
@@ -14,20 +13,25 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from foveal.api import SHIPPED, model_folder
 from foveal.config import ModelConfig, preset
+from foveal.engine import SHIPPED, model_folder
+from foveal.errors import FovealError
 from foveal.train.batch import PositionConfig
 from foveal.train.data import Recipe
 from foveal.train.optim import OptimConfig, Schedule
 from foveal.train.tasks import TaskMix
 
+_T = TypeVar("_T")
 
-class SettingsError(ValueError):
+
+class SettingsError(FovealError, ValueError):
     """The run's settings cannot be used; the message names the key."""
+
+    code = "invalid_request"
 
 
 @dataclass(frozen=True)
@@ -178,17 +182,7 @@ class RunConfig:
     def from_yaml(cls, path: Path | str, changes: Sequence[str] = ()) -> RunConfig:
         """From a YAML file, with `changes` like ``optim.muon_lr=1e-3`` (values in YAML; list items by number:
         ``stages.0.length=512``). Raises `SettingsError` naming the key that is wrong."""
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SettingsError(f"cannot read {path}: {error}") from error
-        if not isinstance(data, dict):
-            raise SettingsError(f"{path} must hold a mapping of settings")
-        for change in changes:
-            _change(data, change)
-        result = _build(cls, data, "")
-        assert isinstance(result, RunConfig)
-        return result
+        return read_settings(cls, path, changes)
 
     def model_config(self) -> ModelConfig:
         """The network's shape: the preset with the given fields changed. Raises `ConfigError`."""
@@ -203,6 +197,27 @@ class RunConfig:
         if unknown:
             raise SettingsError(f"setting 'model' has unknown field(s) {sorted(unknown)}")
         return base.replace(**changes)
+
+
+def read_settings(kind: type[_T], path: Path | str, changes: Sequence[str] = ()) -> _T:
+    """An instance of the dataclass `kind` from a YAML file, with changes as in `RunConfig.from_yaml`."""
+    data = read_yaml(path)
+    for change in changes:
+        _change(data, change)
+    result = _build(kind, data, "")
+    assert isinstance(result, kind)
+    return result
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises `SettingsError`."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot read {path}: {error}") from error
+    if not isinstance(data, dict):
+        raise SettingsError(f"{path} must hold a mapping of settings")
+    return data
 
 
 _CHOICES = {

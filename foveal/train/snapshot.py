@@ -1,7 +1,7 @@
 """Checkpoints of a run: parameters, optimiser and position, in one folder that is whole or not there.
 
-What is special here: a folder is written under another name, flushed to the disk, and then renamed; only the newest
-few are kept. Whole tensors are written, whatever number of processes made them. Nothing is pickled.
+A folder is written under another name, flushed to the disk, and then renamed; only the newest few are kept. Whole
+tensors are written, whatever number of processes made them. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from foveal.errors import FovealError
+
 _POSITION = "position.json"
 _ROUTING = "routing.safetensors"
 _RECORD = "run.json"
@@ -27,12 +29,16 @@ _STEP = re.compile(r"(?:step-(\d{8})|\.step-(\d{8})\.old)$")
 """A checkpoint's folder; the second while another of the same step takes its place."""
 
 
-class SnapshotError(ValueError):
+class SnapshotError(FovealError, ValueError):
     """A checkpoint folder cannot be read or does not fit the run."""
+
+    code = "invalid_request"
 
 
 class DamagedError(SnapshotError):
     """A file of a checkpoint is missing or damaged."""
+
+    code = "damaged"
 
 
 @dataclass(frozen=True)

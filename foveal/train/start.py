@@ -1,7 +1,7 @@
 """How a network's parameters begin, and how a stage of training sets the network up.
 
-What is special here: the trainer never branches on the network's inside; everything a stage changes in it (rounding of
-weights, simulated run-time quantisation, how many entries attention sees) is set here once, when the stage begins.
+The trainer never branches on the network's inside; everything a stage changes in it (rounding of weights, simulated
+run-time quantisation, how many entries attention sees) is set here once, when the stage begins.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from foveal.config import ModelConfig
+from foveal.config import ModelConfig, Numerics
 from foveal.model.attention import Attention
 from foveal.model.experts import Experts
 from foveal.model.indexer import Indexer
 from foveal.model.linear import Matrix, MatrixStack
 from foveal.model.transformer import Transformer
-from foveal.ops import Numerics
 from foveal.train.loss import Weighing
 from foveal.train.settings import StageConfig
 

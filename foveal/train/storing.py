@@ -1,9 +1,8 @@
 """From files to a token store: ``NAME.bin``, ``NAME.idx.npy`` and ``NAME.json``.
 
-What is special here: every file becomes one document behind its header line, exactly as `foveal read` reads it (same
-decoding, same ``.gitignore``), so that a model is trained on what it will be given. The store is written beside its
-name and renamed when it is whole; an interrupted run leaves the old one. The same files and tokenizer are recognised
-and not read again.
+Every file becomes one document behind its header line, exactly as `foveal read` reads it (same decoding, same
+``.gitignore``), so that a model is trained on what it will be given. The store is written beside its name and renamed
+when it is whole; an interrupted run leaves the old one. The same files and tokenizer are recognised and not read again.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ known, and every part of it is something V4 can represent exactly, so it is writ
    denominator, and their sum is one softmax over all places of all entries. What comes out is tiny for a weak match, so
    the copy is written very loud; the final norm brings loud and tiny to the same size, and only proportions remain.
 
-Everything else starts small and random; nothing here exists at run time. Where things stand is in `Plan`.
+Everything else starts small and random; nothing here exists at run time. Where things stand is in `ChannelPlan`.
 
 The circuit fills the residual up to its attention, the CSA layer's; what comes after may write where it likes, for
 nothing reads the circuit's channels any more but the head, which reads the output. So training has the experts of that
@@ -51,7 +51,7 @@ NOTED = 2
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChannelPlan:
     """Where things stand in the residual (width d; channel 0 is a constant) and in an entry's channels that do not
     rotate. `recent` holds the codes of the last three tokens, the present one's first."""
 
@@ -62,7 +62,7 @@ class Plan:
     index_code: int
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Plan:
+    def of(cls, config: ModelConfig) -> ChannelPlan:
         """Of d, an eighth for a code, and what output and codes leave for the signature (an even number). Of an index
         key, an eighth for each of three codes."""
         d = config.hidden_size
@@ -128,7 +128,7 @@ class Circuit:
         last = config.layers_of(LayerKind.CSA)[-1]
         below = tuple(f"layers.{layer}." for layer in range(last))
         own = tuple(f"layers.{last}.{name}" for name in ("attn.", "attn_norm.", "hc_attn_"))
-        return cls(("embed.", *below, *own), {"head.weight": Plan.of(config).output})
+        return cls(("embed.", *below, *own), {"head.weight": ChannelPlan.of(config).output})
 
     def holds(self, name: str) -> bool:
         """Whether the parameter of that name belongs to it as a whole."""
@@ -162,7 +162,7 @@ class _Builder:
         self, model: Transformer, frequencies: Tensor, seed: int, strengths: Strengths, embedding: Tensor | None
     ) -> None:
         self.model, self.config, self.strengths, self.embedding = model, model.config, strengths, embedding
-        self.plan = Plan.of(self.config)
+        self.plan = ChannelPlan.of(self.config)
         self.random = torch.Generator().manual_seed(seed)
         self.frequencies = (frequencies.double() + 1e-7).float()
         self.frequencies /= self.frequencies.sum()

@@ -1,28 +1,24 @@
 """The training loop.
 
-What is special here: the data, the schedule and the stage are functions of how far the run is, and nothing else; so a
-run that was stopped or killed and started again does exactly what it would have done (a budget in minutes is followed
-by the clock instead, added up over restarts). The loop is the same for one process and for many.
+The data, the schedule and the stage are functions of how far the run is, and nothing else; so a run that was stopped or
+killed and started again does exactly what it would have done (a budget in minutes is followed by the clock instead,
+added up over restarts). The loop is the same for one process and for many.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveal.process.signals import heard
-from foveal.process.streams import tell_at_once, told
+from foveal.errors import FovealError
+from foveal.process.streams import told
 from foveal.train import snapshot
 from foveal.train.anticipation import Anticipation
 from foveal.train.batch import Batch, Feed
@@ -36,6 +32,7 @@ from foveal.train.record import Record
 from foveal.train.settings import RunConfig, SettingsError, StageConfig
 from foveal.train.snapshot import Position, Snapshot
 from foveal.train.start import choose_trained, prepare_stage
+from foveal.train.stopping import asked_to_stop
 from foveal.train.structured import Circuit
 
 _MAX_BAD_STEPS = 20
@@ -44,7 +41,7 @@ _HELDOUT_SEED_STEP = 1 << 40
 """Step numbers of held-out sequences: beyond any run's."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(FovealError, RuntimeError):
     """Training cannot go on (the loss stopped being a number)."""
 
 
@@ -126,7 +123,7 @@ class Trainer:
         clock = Clock(self.position)
         stage: StageConfig | None = None
         bad, ahead = 0, False
-        with self._signals(), Prefetch(self.feed, self.run.workers) as prefetch:
+        with asked_to_stop(self.stop), Prefetch(self.feed, self.run.workers) as prefetch:
             while True:
                 stop, progress = self.group.agreed([float(self._stop), self.progress()])
                 if stop or progress >= 1:
@@ -435,27 +432,6 @@ class Trainer:
         self.position = saved.position
         self._means.restore(saved.means if self.group.first else {})
         return saved
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM and SIGHUP end the run after the current step; a second one ends it at once."""
-
-        previous: dict[int, Any] = {}
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            tell_at_once("stopping after this step; the same command goes on from here")
-            self._stop = True
-            signal.signal(number, previous[number])
-
-        if threading.current_thread() is threading.main_thread():  # elsewhere the caller handles signals
-            for number in heard():
-                previous[number] = signal.getsignal(number)
-                signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 _GATHERED = (

@@ -1,8 +1,8 @@
 """A model behind an OpenAI-compatible endpoint: the text and the question in one prompt.
 
-What is special here: plain HTTP, two calls of the protocol and nothing else. The chat form goes to
-``/v1/chat/completions``, the completion form to ``/v1/completions`` with the text before the cue. Greedy, seeded.
-A refusal that may pass (429, 5xx, no connection) is tried again a few times; anything else ends the run with one line.
+It speaks plain HTTP, two calls of the protocol and nothing else. The chat form goes to ``/v1/chat/completions``, the
+completion form to ``/v1/completions`` with the text before the cue. Greedy, seeded. A refusal that may pass (429, 5xx,
+no connection) is tried again a few times; anything else ends the run with one line.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from foveal.api import Engine
+from foveal.engine import Engine
 from foveal.evals.bench import Bench
 from foveal.evals.material import Documents
 from foveal.evals.task import Answer, Form, Question

@@ -1,8 +1,8 @@
 """What a plain search of the text would have found: the baseline that costs nothing.
 
-What is special here: it is grep first. Where a cue stands in the text, the answer is what follows it, everywhere it
-stands (whole lines before parts of lines). Only where no cue stands there are the passages ranked by BM25
-(Robertson and Zaragoza 2009, k1 1.2, b 0.75) for the question's words, and the best one is the answer.
+It is grep first. Where a cue stands in the text, the answer is what follows it, everywhere it stands (whole lines
+before parts of lines). Only where no cue stands there are the passages ranked by BM25 (Robertson and Zaragoza 2009, k1
+1.2, b 0.75) for the question's words, and the best one is the answer.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from foveal.evals.errors import EvalError
 from foveal.evals.task import Task
+from foveal.evals.tasks.asked import IN_WORDS
 from foveal.evals.tasks.citations import Citations
 from foveal.evals.tasks.definitions import DescribedFunction, Lookup
 from foveal.evals.tasks.frequency import CommonWords, FrequentWords
@@ -27,9 +28,10 @@ _ALL: tuple[Task, ...] = (
     IndexerRecall(),
     TopkSensitivity(),
 )
-TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+TASKS: dict[str, Task] = {task.name: task for task in (*_ALL, *IN_WORDS)}
 GROUPS: dict[str, tuple[str, ...]] = {
-    "all": tuple(TASKS),
+    "all": tuple(task.name for task in _ALL),
+    "asked": tuple(task.name for task in IN_WORDS),
     "mrcr": tuple(task.name for task in MRCR),
     "ruler": tuple(task.name for task in _RULER),
 }

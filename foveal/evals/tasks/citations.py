@@ -1,9 +1,9 @@
 """Citations: whether they are right, and whether the cited lines are what the answer came from.
 
-What is special here: a citation is a claim, and is put to the test. The text is read again without the lines that the
-answers cite, and once more without as many random lines elsewhere; an answer should change in the first case and not in
-the second. One reading without them serves all questions of a text, so a check costs two readings however many
-questions there are. Random lines are never those of a cue, of its continuation, or cited.
+A citation is a claim, and is put to the test. The text is read again without the lines that the answers cite, and once
+more without as many random lines elsewhere; an answer should change in the first case and not in the second. One
+reading without them serves all questions of a text, so a check costs two readings however many questions there are.
+Random lines are never those of a cue, of its continuation, or cited.
 """
 
 from __future__ import annotations

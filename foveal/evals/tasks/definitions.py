@@ -1,10 +1,10 @@
 """Search over code: which function is described (after RepoQA), and where and how a name is defined.
 
-What is special here: descriptions are the functions' own docstrings, taken out of the text that is read, so nothing but
-the code says which function is meant. A model that only continues text cannot follow a description: for it there is
-``lookup``, whose cue is the beginning of a definition (``def name(``, ``class Name``, ``NAME =``); the rest of the line
-must come back, and the first citation must name the file and the line. Only definitions whose rest is no other's, nor
-part of it, are asked for: else ``self):`` would be right time and again without a look at the text.
+Descriptions are the functions' own docstrings, taken out of the text that is read, so nothing but the code says which
+function is meant. A model that only continues text cannot follow a description: for it there is ``lookup``, whose cue
+is the beginning of a definition (``def name(``, ``class Name``, ``NAME =``); the rest of the line must come back, and
+the first citation must name the file and the line. Only definitions whose rest is no other's, nor part of it, are asked
+for: else ``self):`` would be right time and again without a look at the text.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Common and frequent words, after RULER (section 3.3; docs/evals.md says what differs): what must be counted over the
 whole text.
 
-What is special here: nothing in the text is the answer, so neither a search nor a copy finds it. ``cwe``: a numbered
-list in which ten words stand 30 times each and all others 3 times (below 4,096 tokens 6 times and once); name the ten.
-``fwe``: words drawn from a zeta distribution (alpha 2); name the three most frequent, dots aside. A text has one
-question.
+Nothing in the text is the answer, so neither a search nor a copy finds it. ``cwe``: a numbered list in which ten words
+stand 30 times each and all others 3 times (below 4,096 tokens 6 times and once); name the ten. ``fwe``: words drawn
+from a zeta distribution (alpha 2); name the three most frequent, dots aside. A text has one question.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from foveal.evals.material import TEXT_PATH, Documents, Material
-from foveal.evals.names import coined_words, key_words
 from foveal.evals.scoring import holds_all
 from foveal.evals.task import Answer, Asking, Context, Form, Metrics, Question
+from foveal.evals.words import coined_words, key_words
 from foveal.sources import Document
 
 COMMON = 10

@@ -1,10 +1,10 @@
 """One of several identical asks (after OpenAI's MRCR): the text is a conversation, and some of its asks are word for
 word the same; the answer to the i-th of them is wanted.
 
-What is special here: answers are pieces of the source. The chat form asks for "the i-th", with a mark to be put before
-it, without which the answer scores 0. A model that only continues cannot count: the completion form repeats the end of
-what stood before the i-th ask and then the ask, so that what tells the identical asks apart is their context. Scored by
-`difflib`'s ratio, as MRCR does.
+Answers are pieces of the source. The chat form asks for "the i-th", with a mark to be put before it, without which the
+answer scores 0. A model that only continues cannot count: the completion form repeats the end of what stood before the
+i-th ask and then the ask, so that what tells the identical asks apart is their context. Scored by `difflib`'s ratio, as
+MRCR does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 from foveal.evals.errors import EvalError
 from foveal.evals.material import TEXT_PATH, Documents, Material
-from foveal.evals.names import ADJECTIVES, NOUNS
 from foveal.evals.scoring import likeness, tokens_after
 from foveal.evals.task import Answer, Asking, Context, Form, Metrics, Question, Where, cited
+from foveal.evals.words import ADJECTIVES, NOUNS
 from foveal.sources import Document
 
 PIECE_LINES = 8

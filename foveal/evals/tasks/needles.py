@@ -1,9 +1,9 @@
 """Needles in a haystack, after RULER (Hsieh et al. 2024, section 3.1; docs/evals.md says what differs).
 
-What is special here: a needle is the sentence ``One of the special magic numbers for KEY is: VALUE.`` on a line of its
-own. The completion form of a question repeats that sentence up to the value. RULER asks one question of each text;
-when several share a text (`count` > 1), it holds as many needles as they need, so "single" is then one needle asked for
-among several: the results say how many texts there were.
+A needle is the sentence ``One of the special magic numbers for KEY is: VALUE.`` on a line of its own. The completion
+form of a question repeats that sentence up to the value. RULER asks one question of each text; when several share a
+text (`count` > 1), it holds as many needles as they need, so "single" is then one needle asked for among several: the
+results say how many texts there were.
 
     single_1    repeated noise      word -> number     multikey_1  source, 4 keys        word -> number
     single_2    lines of source     word -> number     multikey_2  nothing but needles   word -> number
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from foveal.evals.material import TEXT_PATH, Documents, Material, mixed
-from foveal.evals.names import key_words, numbers, uuids
 from foveal.evals.scoring import holds_all
 from foveal.evals.task import Answer, Asking, Context, Metrics, Question, Where, cited
+from foveal.evals.words import key_words, numbers, uuids
 from foveal.sources import Document
 
 NOISE = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")

@@ -1,8 +1,8 @@
 """Verbatim recall on code: a line that stands once goes in, what follows it must come out, token by token.
 
-What is special here: right is what the source says next, 32 tokens, position by position, greedy; a citation is right
-when the first one names the file and lines where that text stands. Everything that looks at code (recall, citations,
-the indexer, top-k, perplexity) takes the same texts.
+Right is what the source says next, 32 tokens, position by position, greedy; a citation is right when the first one
+names the file and lines where that text stands. Everything that looks at code (recall, citations, the indexer, top-k,
+perplexity) takes the same texts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Variable tracking, after RULER (section 3.2; docs/evals.md says what differs): one value goes from name to name.
 
-What is special here: a chain of `HOPS` assignments stands in repeated noise, in order; the question is which names hold
-the value in the end. The completion form begins the answer, as RULER's own answer prefix does; it names nothing that
-stands in the text but the value, so a model that only copies has nothing to go on from. With several questions, each
-has a chain of its own.
+A chain of `HOPS` assignments stands in repeated noise, in order; the question is which names hold the value in the end.
+The completion form begins the answer, as RULER's own answer prefix does; it names nothing that stands in the text but
+the value, so a model that only copies has nothing to go on from. With several questions, each has a chain of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import random
 from collections.abc import Sequence
 
 from foveal.evals.material import TEXT_PATH, Documents, Material, mixed
-from foveal.evals.names import letters, numbers
 from foveal.evals.scoring import holds_all
 from foveal.evals.task import Answer, Asking, Context, Metrics, Question
 from foveal.evals.tasks.needles import NOISE
+from foveal.evals.words import letters, numbers
 
 HOPS = 4
 

@@ -1,8 +1,8 @@
 """Generated tasks: questions whose answers stand in the text before them.
 
-What is special here: a task is one document of an exact length in tokens. Its context is code from the run's token
-store with spans planted in it; questions follow at the end. Only the answers' tokens are asked for, and every answer
-stands in the context. A task is a function of (seed, step, index).
+A task is one document of an exact length in tokens. Its context is code from the run's token store with spans planted
+in it; questions follow at the end. Only the answers' tokens are asked for, and every answer stands in the context. A
+task is a function of (seed, step, index).
 """
 
 from foveal.train.tasks.mix import KINDS, Mixture, TaskMix

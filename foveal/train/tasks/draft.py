@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from foveal.errors import FovealError
 from foveal.train.data import SHORTEST, Composer, DataError, IntArray, Sample
 
 
@@ -52,8 +53,10 @@ class Piece:
     asked: bool = False
 
 
-class TaskError(ValueError):
+class TaskError(FovealError, ValueError):
     """No such task can be made of this text at this length; another kind may."""
+
+    code = "invalid_request"
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Questions about code: where something is defined, its signature, the value of a constant, which file a line is in;
 and verbatim recall after a cue.
 
-What is special here: the context is whole files (or their beginnings), each behind its header line with its path, and a
-name is asked for only when it is defined once in what is shown.
+The context is whole files (or their beginnings), each behind its header line with its path, and a name is asked for
+only when it is defined once in what is shown.
 """
 
 from __future__ import annotations

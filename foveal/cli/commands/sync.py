@@ -5,24 +5,26 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from foveal.cli.options import Json, Model, StorePath, Threads, not_empty, open_engine, opened, telling_of_imports
-from foveal.cli.output import (
-    INTERRUPTED,
-    UserError,
-    note,
-    notes,
-    parse_count,
-    print_json,
-    show_bytes,
-    show_seconds,
-    table,
+from foveal.cli.memories import tell_incomplete
+from foveal.cli.opening import keep_within, open_engine, opened, telling_of_imports
+from foveal.cli.options import (
+    PATH_TEXT,
+    durability_option,
+    flag,
+    json_option,
+    model_option,
+    name_argument,
+    store_limit_option,
+    store_option,
+    threads_option,
 )
+from foveal.cli.output import INTERRUPTED, UserError, note, parse_limit, print_json, show_bytes, show_seconds
 from foveal.cli.progress import Interruption, ReadingBar
-from foveal.cli.reading import SAVE_EVERY
 
 if TYPE_CHECKING:
     from foveal.memory import Memory, SyncPlan
@@ -32,38 +34,35 @@ MOST_SHOWN = 10
 """Paths of each kind that are listed."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command()(sync)
-
-
-def sync(
-    name: Annotated[str, typer.Argument(help="Name of the memory.")],
-    append: Annotated[
-        bool, typer.Option("--append", help="Read new versions behind all else, with a note that they replace.")
-    ] = False,
-    rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Read the source anew from the first change on; drops earlier versions.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what changed and what it costs.")] = False,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            parser=not_empty,
-            metavar="PATH",
-            help="Where the source lies now, if it was moved; once for each of its paths. It is remembered.",
-        ),
-    ] = None,
-    model: Model = None,
-    store: StorePath = None,
-    store_limit: Annotated[
-        str | None, typer.Option(help="Bytes the store may take (20G); what is least valuable is evicted.")
-    ] = None,
-    durability: Annotated[
-        str, typer.Option(help="What survives a power cut: full, normal or off (docs/store.md).")
-    ] = "full",
-    threads: Threads = None,
-    json: Json = False,
+@click.command("sync")
+@name_argument
+@flag("--append", "Read new versions behind all else, with a note that they replace.")
+@flag("--rebuild", "Read the source anew from the first change on; drops earlier versions.")
+@flag("--dry-run", "Only tell what changed and what it costs.")
+@click.option(
+    "--source",
+    multiple=True,
+    type=PATH_TEXT,
+    help="Where the source lies now, if it was moved; once for each of its paths. It is remembered.",
+)
+@model_option
+@store_option
+@store_limit_option
+@durability_option
+@threads_option
+@json_option
+def command(
+    name: str,
+    append: bool,
+    rebuild: bool,
+    dry_run: bool,
+    source: tuple[str, ...],
+    model: str | None,
+    folder: Path | None,
+    store_limit: str | None,
+    durability: str,
+    threads: int | None,
+    json: bool,
 ) -> None:
     """Bring memory NAME up to date with its files. Tells first what --append and --rebuild cost.
 
@@ -71,39 +70,48 @@ def sync(
     quarter of the memory would be of earlier versions.
     """
     from foveal.memory import Memory, memory_info
-    from foveal.memory.store.contexts import claim
-    from foveal.memory.store.gc import evict
+    from foveal.store.contexts import claim
 
-    if append and rebuild:
-        raise typer.BadParameter("give --append or --rebuild, not both")
-    most = None if store_limit is None else parse_count(store_limit)
-    into = opened(store, durability=durability)
-    info = memory_info(name, into)
-    engine = open_engine(model, threads, info)
+    given = _given(append, rebuild)
+    parse_limit(store_limit)  # wrong usage, before anything is read
+    store = opened(folder, durability=durability)
+    engine = open_engine(model, threads, memory_info(name, store))
     bar = ReadingBar()
-    alone = nullcontext() if dry_run else claim(into, name)
-    with alone, Interruption(bar).watch() as interruption, Memory.load(engine, name, root=into) as memory:
-        moved = bool(source) and _move(memory, source or [])
-        with bar, telling_of_imports(memory):
-            plan = _plan(memory, bar)
+    alone = nullcontext() if dry_run else claim(store, name)
+    with alone, Interruption(bar).watch() as stop, Memory.load(engine, name, root=store) as memory:
+        moved = bool(source) and _move(memory, source)
+        plan = _plan(memory, bar)
         if not json:
             _tell(memory, plan)
-        given: Mode | None = "append" if append else "rebuild" if rebuild else None
         mode = None if dry_run else _choose(plan, given, ask=not json)
-        done = mode is not None and plan.is_needed(mode)
-        if done:
-            with bar, telling_of_imports(memory):
-                memory.sync(mode, plan=plan, progress=bar, should_stop=interruption, save_every=SAVE_EVERY)
-        if not dry_run and (done or moved):
-            memory.save(root=into)
-            if most is not None and not evict(into, most).within:
-                note(f"the store takes more than {store_limit}: what is left in it is pinned, in use, or tokens")
+        done = _sync(memory, plan, mode, bar, stop)
+        if done or (moved and not dry_run):
+            memory.save(root=store)
+            keep_within(store, store_limit)
         if json:
-            print_json(report(memory, plan, mode if done else None))
+            print_json(report(memory, plan, done))
         _conclude(memory, done)
 
 
-def _move(memory: Memory, source: list[str]) -> bool:
+def _given(append: bool, rebuild: bool) -> Mode | None:
+    """The way that was asked for."""
+    if append and rebuild:
+        raise click.BadParameter("give --append or --rebuild, not both")
+    return "append" if append else "rebuild" if rebuild else None
+
+
+def _sync(memory: Memory, plan: SyncPlan, mode: Mode | None, bar: ReadingBar, stop: Interruption) -> Mode | None:
+    """Do it, if there is anything to do; the way that was gone."""
+    if mode is None or not plan.is_needed(mode):
+        return None
+    from foveal.memory.memory_store import SAVE_EVERY
+
+    with bar, telling_of_imports(memory):
+        memory.sync(mode, plan=plan, progress=bar, should_stop=stop, save_every=SAVE_EVERY)
+    return mode
+
+
+def _move(memory: Memory, source: tuple[str, ...]) -> bool:
     """Look for the memory's source at `source` from now on; says whether that is another place."""
     before = memory.options
     now = before.at(source)
@@ -121,7 +129,8 @@ def _plan(memory: Memory, bar: ReadingBar) -> SyncPlan:
     from foveal.sources import SourceError
 
     try:
-        return memory.plan_sync(progress=bar)
+        with bar, telling_of_imports(memory):
+            return memory.plan_sync(progress=bar)
     except SourceError as error:
         raise UserError(f"{error}; if the source of {memory.name} was moved, give --source PATH") from error
 
@@ -142,9 +151,9 @@ def _ask(recommended: Mode) -> Mode | None:
     ways: dict[str, Mode | None] = {"append": "append", "rebuild": "rebuild", "none": None}
     while True:
         try:
-            answer = typer.prompt("append, rebuild, or none?", default=recommended, err=True).strip().lower()
-        except (typer.Abort, KeyboardInterrupt):
-            raise typer.Exit(INTERRUPTED) from None
+            answer = click.prompt("append, rebuild, or none?", default=recommended, err=True).strip().lower()
+        except (click.Abort, KeyboardInterrupt):
+            raise click.exceptions.Exit(INTERRUPTED) from None
         for way, mode in ways.items():
             if answer and way.startswith(answer):
                 return mode
@@ -197,6 +206,12 @@ def _tell(memory: Memory, plan: SyncPlan) -> None:
         if paths:
             more = f" and {len(paths) - MOST_SHOWN:,} more" if len(paths) > MOST_SHOWN else ""
             note(f"{what} ({len(paths):,}): {', '.join(paths[:MOST_SHOWN])}{more}")
+    _tell_costs(plan)
+
+
+def _tell_costs(plan: SyncPlan) -> None:
+    from foveal.cli.render import notes, table
+
     shown = table("", "tokens to read>", "time>", "added to the store>", "tokens afterwards>", "of earlier versions>")
     for mode, cost in plan.costs.items():
         time = "-" if cost.seconds is None else show_seconds(cost.seconds)
@@ -209,11 +224,11 @@ def _removed(path: str, reason: str) -> str:
     return path if reason == "deleted" else f"{path} ({reason})"
 
 
-def _conclude(memory: Memory, done: bool) -> None:
-    if not done:
+def _conclude(memory: Memory, done: Mode | None) -> None:
+    if done is None:
         return
     if memory.complete:
         note(f"{memory.name} has {memory.length:,} tokens and is as its source is")
         return
-    note(f"{memory.length:,} of {memory.totals.tokens:,} tokens are kept; run the same command again to go on")
-    raise typer.Exit(INTERRUPTED)
+    tell_incomplete(memory)
+    raise click.exceptions.Exit(INTERRUPTED)
