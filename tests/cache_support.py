@@ -6,12 +6,11 @@ sums are exact in fp32 in any order. Its entries depend on the open rows the sta
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from foveal.cache import CacheFormat, CacheLayout, PagePool, Sequence
+from foveal.cache.contract import LayerUpdate, OpenRows, Part, SequenceState, entry_width, parts_of, row_width
 from foveal.config import CSA_RATIO, ModelConfig
-from foveal.model.state import LayerUpdate, OpenRows, Part, PlainState, SequenceState, entry_width, parts_of, row_width
 
 CONFIG = ModelConfig(
     vocab_size=512,
@@ -48,40 +47,86 @@ def pool(format: CacheFormat = EXACT, **options: int) -> PagePool:
     return PagePool(CacheLayout(CONFIG, format), **options)
 
 
-def random_tokens(count: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, CONFIG.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
+def random_tokens(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, count)
 
 
-def _values(tokens: Tensor, start: int, layer: int, width: int, salt: int) -> Tensor:
+def split(tokens: np.ndarray, size: int) -> list[np.ndarray]:
+    """`tokens` in pieces of `size`."""
+    return [tokens[start : start + size] for start in range(0, len(tokens), size)]
+
+
+class PlainState:
+    """The definition, as `foveal.model.PlainState` is for tensors: every entry and every window row in plain arrays."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.tokens = np.empty(0, dtype=np.int64)
+        count = len(config.compress_ratios)
+        self._window = [np.empty((0, config.head_dim), np.float32) for _ in range(count)]
+        self._rows: dict[tuple[int, Part], OpenRows] = {}
+        self._entries: dict[tuple[int, Part], np.ndarray] = {}
+        for layer in range(count):
+            for part in parts_of(config, layer):
+                none = np.empty((0, row_width(config, layer, part)), np.float32)
+                self._rows[layer, part] = OpenRows(none, none)
+                self._entries[layer, part] = np.empty((0, entry_width(config, part)), np.float32)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def window(self, layer: int) -> np.ndarray:
+        return self._window[layer]
+
+    def open_rows(self, layer: int, part: Part) -> OpenRows:
+        return self._rows[layer, part]
+
+    def append(self, layer: int, update: LayerUpdate) -> None:
+        keep = self.config.sliding_window - 1
+        rows = np.concatenate([self._window[layer], update.window])
+        self._window[layer] = rows[max(0, len(rows) - keep) :]
+        for part, open_rows in update.open_rows.items():
+            self._rows[layer, part] = open_rows
+            self._entries[layer, part] = np.concatenate([self._entries[layer, part], update.entries[part]])
+
+    def entries(self, layer: int, part: Part) -> np.ndarray:
+        return self._entries[layer, part]
+
+    def advance(self, tokens: np.ndarray) -> None:
+        self.tokens = np.concatenate([self.tokens, tokens])
+
+
+def _values(tokens: np.ndarray, start: int, layer: int, width: int, salt: int) -> np.ndarray:
     """fp32 [n, width]: multiples of 1/256 in -1..1, a function of token, position, layer, channel and salt."""
-    position = torch.arange(start, start + len(tokens))
-    mixed = tokens.to(torch.int64)[:, None] * 7919 + position[:, None] * 104729
-    mixed = mixed + torch.arange(width) * 1299709 + layer * 15485863 + salt * 32452843
-    return (mixed % 509 - 254).float() / 256
+    position = np.arange(start, start + len(tokens))
+    mixed = tokens.astype(np.int64)[:, None] * 7919 + position[:, None] * 104729
+    mixed = mixed + np.arange(width) * 1299709 + layer * 15485863 + salt * 32452843
+    return (mixed % 509 - 254).astype(np.float32) / np.float32(256)
 
 
-def _compress(rows: Tensor, ratio: int, has_past: bool) -> Tensor:
+def _compress(rows: np.ndarray, ratio: int, has_past: bool) -> np.ndarray:
     """Sums of complete windows; with ratio 4 also over the window before, in the other half of the channels."""
     count = len(rows) // ratio
-    windows = rows[: count * ratio].view(count, ratio, rows.shape[1]).sum(1)
+    windows = rows[: count * ratio].reshape(count, ratio, rows.shape[1]).sum(1)
     if ratio != CSA_RATIO:
         return windows
     half = windows.shape[1] // 2
-    before = torch.cat([torch.zeros(1, half), windows[:-1, :half]]) if count else windows[:, :half]
+    before = np.concatenate([np.zeros((1, half), np.float32), windows[:-1, :half]]) if count else windows[:, :half]
     return (windows[:, half:] + before)[1 if has_past else 0 :]
 
 
-def _layer(state: SequenceState, layer: int, tokens: Tensor) -> None:
+def _layer(state: SequenceState, layer: int, tokens: np.ndarray) -> None:
     start, ratio = state.length, CONFIG.compress_ratios[layer]
     window = state.window(layer)
     assert window.shape == (min(start, CONFIG.sliding_window - 1), CONFIG.head_dim)
     opened: dict[Part, OpenRows] = {}
-    entries: dict[Part, Tensor] = {}
+    entries: dict[Part, np.ndarray] = {}
     for salt, part in enumerate(parts_of(CONFIG, layer), start=1):
         width = row_width(CONFIG, layer, part)
         past = state.open_rows(layer, part)
-        kv = torch.cat([past.kv, _values(tokens, start, layer, width, salt)])
-        gate = torch.cat([past.gate, _values(tokens, start, layer, width, -salt)])
+        kv = np.concatenate([past.kv, _values(tokens, start, layer, width, salt)])
+        gate = np.concatenate([past.gate, _values(tokens, start, layer, width, -salt)])
         has_past = ratio == CSA_RATIO and start >= ratio
         entries[part] = _compress(kv + gate, ratio, has_past)
         overlap = ratio if ratio == CSA_RATIO and start + len(tokens) >= ratio else 0
@@ -93,7 +138,7 @@ def _layer(state: SequenceState, layer: int, tokens: Tensor) -> None:
         assert state.entries(layer, part).shape == shape
 
 
-def step(state: SequenceState, tokens: Tensor, *, mtp: bool = True, fail_after: int | None = None) -> None:
+def step(state: SequenceState, tokens: np.ndarray, *, mtp: bool = True, fail_after: int | None = None) -> None:
     """Run `tokens` through the stand-in: all layers, and the MTP block unless told not to; fail after some."""
     for layer in range(CONFIG.num_hidden_layers + mtp):
         if fail_after == layer:
@@ -104,7 +149,7 @@ def step(state: SequenceState, tokens: Tensor, *, mtp: bool = True, fail_after: 
     state.advance(tokens)
 
 
-def plain(tokens: Tensor) -> PlainState:
+def plain(tokens: np.ndarray) -> PlainState:
     """The definition: all tokens in one step."""
     state = PlainState(CONFIG)
     if len(tokens):
@@ -116,16 +161,16 @@ def assert_same(sequence: Sequence, expected: PlainState) -> None:
     """`sequence` holds what the definition holds, as its format stores it."""
     layout = sequence.layout
     assert sequence.length == expected.length
-    assert torch.equal(sequence.tokens.to(torch.int64), expected.tokens)
+    assert np.array_equal(sequence.tokens.astype(np.int64), expected.tokens)
     for layer in range(len(CONFIG.compress_ratios)):
-        stored = expected.window(layer).to(layout.format.window_dtype)
-        assert torch.equal(sequence.window(layer), stored.to(sequence.dtype))
+        stored = expected.window(layer).astype(layout.format.window_dtype)
+        assert np.array_equal(sequence.window(layer), stored.astype(sequence.dtype))
     for layer, part in COMPRESSORS:
         rows, right = sequence.open_rows(layer, part), expected.open_rows(layer, part)
-        assert torch.equal(rows.kv, right.kv) and torch.equal(rows.gate, right.gate)
+        assert np.array_equal(rows.kv, right.kv) and np.array_equal(rows.gate, right.gate)
         codec = layout.region(layer, part).codec
         stored = codec.decode(codec.encode(expected.entries(layer, part)), sequence.dtype)
-        assert torch.equal(sequence.entries(layer, part), stored)
+        assert np.array_equal(sequence.entries(layer, part), stored)
 
 
 def assert_bytes(sequence: Sequence) -> None:
@@ -135,6 +180,6 @@ def assert_bytes(sequence: Sequence) -> None:
         assert getattr(held, kind) == getattr(needed, kind), kind
     assert held.entries + held.reserved == len(sequence.pages) * sequence.layout.page_bytes
     if sequence.length % 256:
-        data = sequence.pages[-1].data.clone()
+        data = sequence.pages[-1].data.copy()
         sequence.pages[-1].clear_after(sequence.layout, sequence.length % 256)
-        assert torch.equal(data, sequence.pages[-1].data)
+        assert np.array_equal(data, sequence.pages[-1].data)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
 
 from foveal.checkpoint import convert_weights, random_weights, write_checkpoint
+from foveal.checkpoint.files import _DTYPES
 from foveal.config import ModelConfig
-from foveal.formats import Weight, dequantize
+from foveal.formats import BF16, DType, Weight, dequantize
 
 CONFIG = ModelConfig(
     vocab_size=50,
@@ -49,7 +51,7 @@ FORMATS = [
 ]
 
 
-def weights_of(config: ModelConfig, seed: int = 0, plain_dtype: torch.dtype = torch.bfloat16) -> dict[str, Weight]:
+def weights_of(config: ModelConfig, seed: int = 0, plain_dtype: DType = BF16) -> dict[str, Weight]:
     """Random weights in the config's formats; of the same values for every format but for rounding."""
     source = config.replace(linear_dtype="bf16", expert_dtype="bf16")
     return dict(convert_weights(random_weights(source, seed), config, plain_dtype=plain_dtype))
@@ -64,15 +66,24 @@ def write_small(folder: Path, config: ModelConfig = CONFIG, *, shards: bool = Fa
 
 def same(a: Weight, b: Weight) -> bool:
     """Equal type, shape and bits."""
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.dtype is b.dtype and torch.equal(a, b)
-    return type(a) is type(b) and torch.equal(dequantize(a), dequantize(b))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    return type(a) is type(b) and np.array_equal(dequantize(a), dequantize(b))
+
+
+def load_file(file: Path) -> dict[str, np.ndarray]:
+    """A file's tensors, to be written into."""
+    found = safetensors.deserialize(file.read_bytes())
+    return {
+        name: np.frombuffer(bytearray(said["data"]), _DTYPES[said["dtype"]]).reshape(said["shape"])
+        for name, said in found
+    }
 
 
 def edit(folder: Path, change) -> None:
     """Rewrite a single-file checkpoint's tensors: `change` gets and alters a dict of them."""
     file = folder / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    tensors = load_file(file)
     change(tensors)
     save_file(tensors, file, metadata={"format": "pt"})
 

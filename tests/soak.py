@@ -9,18 +9,19 @@ into a plain test.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 HERE = Path(__file__).parent
 
 
-def machine(module: str, name: str) -> Callable[[float], None]:
+def machine(file: str, name: str) -> Callable[[float], None]:
     """Examples of a state machine, `EXAMPLES` at a time, for so many seconds. Raises what it fails with."""
 
     def run(seconds: float) -> None:
@@ -28,7 +29,7 @@ def machine(module: str, name: str) -> Callable[[float], None]:
         from hypothesis.stateful import run_state_machine_as_test
 
         importlib.import_module("conftest")
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(_module(HERE / file), name)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             run_state_machine_as_test(
@@ -48,6 +49,16 @@ def machine(module: str, name: str) -> Callable[[float], None]:
 
 
 EXAMPLES = 100
+
+
+def _module(file: Path) -> ModuleType:
+    """The module in `file`."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def torture(seconds: float) -> None:
@@ -70,11 +81,16 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
 
 
 PARTS: dict[str, Callable[[float], None]] = {
-    "store machine": machine("test_store_machine", "StoreMachine"),
-    "cache machine": machine("test_cache_machine", "CacheMachine"),
-    "packed cache machine": machine("test_cache_machine", "PackedMachine"),
+    "store machine": machine("store/test_machine.py", "StoreMachine"),
+    "cache machine": machine("cache/test_machine.py", "CacheMachine"),
+    "packed cache machine": machine("cache/test_machine.py", "PackedMachine"),
     "torture": torture,
-    "failing calls": suite("tests/test_store_unavailable.py"),
+    "failing calls": suite("tests/store/test_unavailable.py"),
+    "forged exports": suite("tests/store/test_fuzz.py"),
+    "ignore rules": suite("tests/sources/test_fuzz.py"),
+    "streams and clients that leave": suite("tests/server/test_crowd.py"),
+    "kills of a server": suite("tests/server/test_kills.py"),
+    "ways out": suite("tests/cli/test_ways_out.py"),
 }
 
 

@@ -16,18 +16,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from store_support import CHUNK, Runner, made_up_places, random_tokens, same
+import numpy as np
+from store_support import CHUNK, Runner, made_up_source_map, random_tokens, same
 
 from foveal.cache import Pager, Sequence
 from foveal.cache.pager import resident
-from foveal.memory.errors import CorruptMemory, MemoryNotFound, StoreError
-from foveal.memory.store import contexts, gc, loading, saving, transfer
-from foveal.memory.store.about import ABOUT, ABOUT_COPY
-from foveal.memory.store.objects import Context
-from foveal.memory.store.repairs import REPAIRS
-from foveal.memory.store.store import INDEX, LOCK, RESERVE, Durability, Store
-from foveal.memory.store.verify import Report, verify
+from foveal.store import contexts, eviction, gc, loading, saving, transfer
+from foveal.store.about import ABOUT, ABOUT_COPY
+from foveal.store.errors import CorruptMemory, MemoryNotFound, StoreError
+from foveal.store.index_file import INDEX, LOCK
+from foveal.store.objects import Context
+from foveal.store.own_files import RESERVE
+from foveal.store.repairs import REPAIRS
+from foveal.store.report import Report
+from foveal.store.store import Durability, Store
+from foveal.store.verify import verify
 
 SIZES = (1, 3, 4, 127, 129, 255, 256, 257, 384, 511, 512, 513, 700)
 LONGEST = 1500
@@ -84,13 +87,13 @@ SETTINGS = (
 # ---------------------------------------------------------------------- what a context must hold
 
 
-def tokens_of(held: Held) -> torch.Tensor:
+def tokens_of(held: Held) -> np.ndarray:
     recipe, length = held
-    return torch.cat([_text(seed)[:size] for seed, size in recipe])[:length]
+    return np.concatenate([_text(seed)[:size] for seed, size in recipe])[:length]
 
 
 @cache
-def _text(seed: int) -> torch.Tensor:
+def _text(seed: int) -> np.ndarray:
     return random_tokens(max(SIZES), seed=seed)
 
 
@@ -210,8 +213,8 @@ class Writer:
 
     def _put(self, name: str, sequence: Sequence, recipe: Recipe, what: str) -> None:
         self.log(begin=what, name=name, recipe=recipe, length=sequence.length)
-        places = made_up_places(sequence.length)
-        saving.save(self.store, name, sequence, self.runner.fingerprint, places=places, facts={"recipe": recipe})
+        places = made_up_source_map(sequence.length)
+        saving.save(self.store, name, sequence, self.runner.fingerprint, source_map=places, facts={"recipe": recipe})
         self.log(done=name, recipe=recipe, length=sequence.length)
         sequence.free()
 
@@ -298,7 +301,7 @@ class Writer:
 
     def evict(self) -> None:
         assert self.setting.limit is not None
-        gc.evict(self.store, int(self.setting.limit * self.dice.uniform(0, 1)))
+        eviction.evict(self.store, int(self.setting.limit * self.dice.uniform(0, 1)))
 
     def verify(self) -> None:
         must_be_sound(verify(self.store, repair=self.dice.random() < 0.3))
@@ -319,9 +322,14 @@ def listed(store: Store) -> list[Context]:
     return [context for context in found if isinstance(context, Context)]
 
 
+DEAD: set[str] = set()
+"""What was said of damage that hit nothing in use: making the index again says it again."""
+
+
 def must_be_sound(report: Report) -> None:
-    if not report.sound:
-        raise Failure(f"verify found {[str(problem) for problem in report.problems[:5]]} where nothing was damaged")
+    problems = [str(problem) for problem in report.problems if str(problem) not in DEAD]
+    if problems:
+        raise Failure(f"verify found {problems[:5]} where nothing was damaged")
 
 
 def read_on(folder: Path, setting: Setting, seed: int, seconds: float) -> None:

@@ -6,7 +6,7 @@ import os
 import random
 from pathlib import Path
 
-from foveal.memory.store.records import HEADER_BYTES
+from foveal.store.records import HEADER_BYTES
 
 
 def flip(path: Path, byte: int, bit: int) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence as TokenSequence
 
 import numpy as np
-import torch
 from cache_support import CONFIG, EXACT, pool, random_tokens, step
 
 from foveal import cache
-from foveal.engine import Fingerprint
+from foveal.checkpoint.identity import Fingerprint
 from foveal.sources import Document, SourceMap, tokenize_document
 
 CHUNK = 512
 
 
 class Runner:
-    """`foveal.memory.store.loading.Runner`, and the counters the tests look at."""
+    """`foveal.store.loading.Runner`, and the counters the tests look at."""
 
     grain = 1
 
@@ -33,14 +32,16 @@ class Runner:
 
     def prefill(self, sequence: cache.Sequence, tokens: TokenSequence[int]) -> int:
         self.run += len(tokens)
-        waiting = torch.tensor(tokens, dtype=torch.int64)
+        waiting = np.array(tokens, dtype=np.int64)
         while len(waiting):
             size = min(len(waiting), CHUNK - sequence.length % CHUNK)
             step(sequence, waiting[:size])
             waiting = waiting[size:]
         return len(tokens)
 
-    def read(self, tokens: torch.Tensor, *, tail_every: int | None = None) -> cache.Sequence:
+    replay = recompute = prefill
+
+    def read(self, tokens: np.ndarray, *, tail_every: int | None = None) -> cache.Sequence:
         sequence = self.new_sequence(tail_every=tail_every)
         self.prefill(sequence, tokens.tolist())
         return sequence
@@ -53,7 +54,7 @@ def same(one: cache.Sequence, other: cache.Sequence) -> bool:
     if a.open_page is not None and b.open_page is not None:
         pairs.append((a.open_page, b.open_page))
     pairs += [(a.tail[name], b.tail[name]) for name in a.tail]
-    return a.length == b.length and a.tail.keys() == b.tail.keys() and all(torch.equal(x, y) for x, y in pairs)
+    return a.length == b.length and a.tail.keys() == b.tail.keys() and all(np.array_equal(x, y) for x, y in pairs)
 
 
 class _Letters:
@@ -63,7 +64,7 @@ class _Letters:
         return np.zeros(len(text), np.int32), np.arange(len(text), dtype=np.int64)
 
 
-def made_up_places(length: int) -> SourceMap:
+def made_up_source_map(length: int) -> SourceMap:
     """A source map of so many tokens: one file in lines of five."""
     made = SourceMap()
     made.append(tokenize_document(Document("a.txt", "line\n" * (length // 5 + 1)), _Letters()))
@@ -71,4 +72,4 @@ def made_up_places(length: int) -> SourceMap:
     return made
 
 
-__all__ = ["CHUNK", "Runner", "made_up_places", "random_tokens", "same"]
+__all__ = ["CHUNK", "Runner", "made_up_source_map", "random_tokens", "same"]

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import numpy as np
 from store_support import CHUNK, Runner, random_tokens, same
 
 from foveal.cache import Sequence
-from foveal.memory.store import contexts, gc, loading, saving
-from foveal.memory.store.objects import Context
-from foveal.memory.store.store import Store
-from foveal.memory.store.verify import verify
+from foveal.store import contexts, gc, loading, saving
+from foveal.store.objects import Context
+from foveal.store.store import Store
+from foveal.store.verify import verify
 
 TOKENS = random_tokens(1400)
 OTHER = random_tokens(600, seed=4)
 
-Expected = dict[str, torch.Tensor]
+Expected = dict[str, np.ndarray]
 """Name -> tokens."""
 
 
@@ -67,7 +67,7 @@ def check_states(folder: Path, allowed: list[Expected], *, evicted: bool = False
         for name, tokens in state.items():
             engine = Runner()
             loaded = loading.load(store, store.context(name), engine.fingerprint, engine, chunk=CHUNK)
-            assert torch.equal(loaded.sequence.tokens, tokens.to(torch.int32))
+            assert np.array_equal(loaded.sequence.tokens, tokens.astype(np.int32))
             assert evicted or not loaded.replayed
             assert same(loaded.sequence, reference(tokens))
         report = verify(store)
@@ -79,9 +79,9 @@ def check_states(folder: Path, allowed: list[Expected], *, evicted: bool = False
 _references: dict[bytes, Sequence] = {}
 
 
-def reference(tokens: torch.Tensor) -> Sequence:
+def reference(tokens: np.ndarray) -> Sequence:
     """What `tokens` leave; computed once."""
-    key = tokens.numpy().tobytes()
+    key = tokens.tobytes()
     if key not in _references:
         _references[key] = Runner().read(tokens)
     return _references[key]

@@ -8,12 +8,12 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from store_support import Runner, made_up_places, random_tokens
+from store_support import Runner, made_up_source_map, random_tokens
 
-from foveal.memory.store import exported, saving, transfer
-from foveal.memory.store.names import checksum
-from foveal.memory.store.objects import StoredTail
-from foveal.memory.store.store import Store
+from foveal.store import exported, saving, transfer
+from foveal.store.hashes import checksum
+from foveal.store.objects import StoredTail
+from foveal.store.store import Store
 
 Part = tuple[bytes, bytes]
 FACTS = {
@@ -30,7 +30,7 @@ def exported_memory(store: Store, runner: Runner, length: int = 1100, name: str 
     """A context with tails, a source map and a memory's facts, saved in `store` under `name`, as a file."""
     sequence = runner.read(random_tokens(length), tail_every=512)
     facts = {**FACTS, "page_bytes": runner.pool.layout.page_bytes}
-    saving.save(store, name, sequence, runner.fingerprint, places=made_up_places(length), facts=facts)
+    saving.save(store, name, sequence, runner.fingerprint, source_map=made_up_source_map(length), facts=facts)
     file = io.BytesIO()
     transfer.export(store, name, file)
     return file.getvalue()

@@ -6,107 +6,27 @@ values that matter (no zeros, no ones), so that a term that is left out shows.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.cache import CacheFormat, CacheLayout, PagePool
+from foveal.backends.cpu.network import NativeNetwork
+from foveal.backends.reference import ReferenceRunner
+from foveal.backends.reference import native_ops as cpu
+from foveal.cache import CacheFormat, CacheLayout, PagePool, contract
 from foveal.cache import Sequence as CachedSequence
-from foveal.config import ModelConfig, YarnScaling
-from foveal.engine.native import NativeNetwork
-from foveal.formats import Weight
-from foveal.model import PlainState, Segment, SequenceState, Transformer
-from foveal.ops import Backend, Numerics, cpu, reference
-
-
-def tiny_config(**changes: Any) -> ModelConfig:
-    """A shape of which every size is different, so that no axis can be taken for another."""
-    values: dict[str, Any] = dict(
-        vocab_size=97,
-        hidden_size=40,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        head_dim=24,
-        qk_rope_head_dim=8,
-        q_lora_rank=20,
-        o_groups=3,
-        o_lora_rank=14,
-        compress_ratios=(0, 4, 128, 4),
-        index_n_heads=32,
-        index_head_dim=16,
-        index_topk=12,
-        n_routed_experts=5,
-        num_experts_per_tok=2,
-        moe_intermediate_size=28,
-        num_hash_layers=1,
-        routed_scaling_factor=1.5,
-        sliding_window=32,
-        num_nextn_predict_layers=0,
-        rope_scaling=YarnScaling(factor=16.0, original_max_position_embeddings=256),
-        expert_dtype="bf16",
-        linear_dtype="bf16",
-    )
-    return ModelConfig(**values | changes)
-
-
-def random_config(seed: int) -> ModelConfig:
-    """A shape drawn from `seed`: all kinds of layers in any order, all optional parts on or off, awkward sizes."""
-    draw = random.Random(seed)
-    layers = draw.randint(1, 4)
-    groups = draw.randint(1, 4)
-    index_head_dim = draw.choice([8, 16, 32])
-    head_dim = draw.choice([8, 12, 16, 24, 40, 72])
-    narrowest = min(head_dim, index_head_dim)
-    hidden = draw.choice([17, 24, 40, 50, 64])
-    experts = draw.randint(1, 9)
-    return ModelConfig(
-        vocab_size=draw.choice([31, 64, 130]),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=groups * draw.randint(1, 3),
-        head_dim=head_dim,
-        qk_rope_head_dim=draw.choice([2, narrowest // 4 * 2, narrowest]),
-        q_lora_rank=draw.choice([5, 16, 21, hidden]),
-        o_groups=groups,
-        o_lora_rank=draw.choice([3, 8, 18]),
-        compress_ratios=tuple(draw.choice([0, 4, 4, 128]) for _ in range(layers)),
-        index_n_heads=draw.choice([32, 37]),
-        index_head_dim=index_head_dim,
-        index_topk=draw.choice([1, 5, 16, 512]),
-        n_routed_experts=experts,
-        num_experts_per_tok=draw.choice([1, (experts + 1) // 2, experts]),
-        moe_intermediate_size=draw.choice([9, 16, 30]),
-        num_hash_layers=draw.randint(0, layers),
-        routed_scaling_factor=draw.choice([0.7, 1.5, 2.5]),
-        sliding_window=draw.choice([2, 5, 16, 33, 128]),
-        swiglu_limit=draw.choice([0.3, 1.0, 10.0]),
-        hc_mult=draw.choice([1, 2, 3, 4]),
-        hc_sinkhorn_iters=draw.choice([1, 4, 20]),
-        hc_eps=draw.choice([1e-6, 1e-3]),
-        rms_norm_eps=draw.choice([1e-6, 1e-2]),
-        rope_theta=draw.choice([100.0, 10000.0]),
-        compress_rope_theta=draw.choice([500.0, 160000.0]),
-        rope_scaling=draw.choice([None, _random_yarn(draw), _random_yarn(draw)]),
-        num_nextn_predict_layers=0,
-        expert_dtype="bf16",
-        linear_dtype="bf16",
-    )
-
-
-def _random_yarn(draw: random.Random) -> YarnScaling:
-    return YarnScaling(
-        factor=draw.choice([1.0, 4.0, 16.0, 40.5]),
-        original_max_position_embeddings=draw.choice([5, 64, 1000, 65536]),
-        beta_fast=draw.choice([8.0, 32.0]),
-        beta_slow=draw.choice([0.5, 1.0, 2.0]),
-    )
+from foveal.config import ModelConfig, Numerics
+from foveal.formats.tensors import Weight, to_tensor, weight_arrays
+from foveal.model import LayerTrace, Observer, PlainState, Segment, SequenceState, Transformer, named_weights
+from foveal.ops import Operations, reference
+from helpers.configs import random_config, tiny_config
 
 
 def random_network(
-    config: ModelConfig, seed: int, numerics: Numerics | None = None, ops: Backend = reference
+    config: ModelConfig, seed: int, numerics: Numerics | None = None, ops: Operations = reference
 ) -> Transformer:
     """A network of `config`, without quantisation unless `numerics` says so, every tensor random."""
     model = Transformer(config, ops=ops, numerics=numerics or Numerics.none())
@@ -158,7 +78,7 @@ def logits(model: Transformer, tokens: Tensor, cuts: Sequence[int] = ()) -> Tens
 
 
 def cpu_logits(model: Transformer, tokens: Tensor, cuts: Sequence[int] = ()) -> Tensor:
-    """The same with the operations of `foveal.ops.cpu`, one by one."""
+    """The same with the operations of `foveal.backends.reference.native_ops`, one by one."""
     parts = [module for module in model.modules() if hasattr(module, "ops")]
     before = [module.ops for module in parts]
     for module in parts:
@@ -170,14 +90,55 @@ def cpu_logits(model: Transformer, tokens: Tensor, cuts: Sequence[int] = ()) -> 
             module.ops = ops
 
 
+class OnTensors:
+    """A runner as if it worked on tensors: tokens, streams, logits and traces; sequences in pages as they are."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.runner, name)
+
+    def __call__(self, tokens: Tensor, segments: Any, observer: Observer | None = None) -> Tensor:
+        seen: Any = contract.Observer() if observer is not None else None
+        streams = self.runner(tokens.numpy(), segments, seen)
+        if observer is not None:
+            observer.traces += map(_trace, seen.traces)
+        return streams if isinstance(streams, Tensor) else to_tensor(streams)
+
+    def logits(self, streams: Tensor) -> Tensor:
+        own = isinstance(self.runner, ReferenceRunner)
+        return to_tensor(self.runner.logits(streams if own else streams.numpy()))
+
+
+def _trace(trace: Any) -> LayerTrace:
+    masses = map(to_tensor, (trace.entries.copy(), trace.entry_mass.copy(), trace.window_mass.copy()))
+    return LayerTrace(trace.layer, trace.segment, trace.ratio, *masses)
+
+
+def native(model: Transformer, **options: Any) -> Any:
+    """`model` on the native kernels, taking and giving tensors (`OnTensors`)."""
+    return OnTensors(native_network(model, **options))
+
+
+def native_network(model: Transformer, **options: Any) -> NativeNetwork:
+    """`model` on the native kernels."""
+    weights = {name: weight_arrays(weight) for name, weight in named_weights(model)}
+    return NativeNetwork(model.config, weights, numerics=model.numerics, **options)
+
+
+def in_pages(model: Transformer) -> Any:
+    """`model` over sequences in pages, taking and giving tensors."""
+    return OnTensors(ReferenceRunner(model))
+
+
 def native_logits(model: Transformer, tokens: Tensor, cuts: Sequence[int] = ()) -> Tensor:
     """The same in one native call a piece, on a sequence in fp32 pages."""
-    network = NativeNetwork(model)
+    network = native(model)
     layout = CacheLayout(model.config, CacheFormat(kv="fp32", index="fp32"))
-    state = CachedSequence(PagePool(layout), dtype=torch.float32)
-    with torch.inference_mode():
-        parts = tokens.split(pieces(len(tokens), cuts))
-        return torch.cat([network.logits(network(part, [Segment(state, len(part))])) for part in parts])
+    state = CachedSequence(PagePool(layout), dtype=np.float32)
+    parts = tokens.split(pieces(len(tokens), cuts))
+    return torch.cat([network.logits(network(part, [Segment(state, len(part))])) for part in parts])
 
 
 def same_weight(one: Weight, other: Weight) -> bool:
@@ -189,3 +150,21 @@ def same_weight(one: Weight, other: Weight) -> bool:
     return torch.equal(one.codes.view(torch.uint8), other.codes.view(torch.uint8)) and torch.equal(
         one.scale.float(), other.scale.float()
     )
+
+
+__all__ = [
+    "OnTensors",
+    "cpu_logits",
+    "forward",
+    "in_pages",
+    "logits",
+    "native",
+    "native_logits",
+    "native_network",
+    "pieces",
+    "random_config",
+    "random_network",
+    "random_tokens",
+    "same_weight",
+    "tiny_config",
+]

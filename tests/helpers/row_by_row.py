@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foveal.ops import AttendInput, Backend, Mass, RouteInput, reference
+from foveal.ops import AttendInput, Mass, Operations, RouteInput, reference
 
 _PER_TOKEN: dict[str, tuple[int, ...]] = {
     "linear": (0,),
@@ -85,7 +85,7 @@ def _attend(x: AttendInput, *, trace: int = 0) -> tuple[Tensor, Mass | None]:
 
 
 ROW_BY_ROW = cast(
-    Backend,
+    Operations,
     SimpleNamespace(
         **{name: _each(name) for name in _PER_TOKEN},
         route=_route,

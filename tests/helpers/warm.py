@@ -7,6 +7,7 @@ makes them, and the command line entered through `foveal.cli.entry`. It ends thr
 from __future__ import annotations
 
 import base64
+import contextlib
 import gc
 import json
 import os
@@ -110,14 +111,17 @@ def _import_everything() -> None:
     import importlib
     import pkgutil
 
-    import torch
-
     import foveal
+    from foveal.errors import MissingExtra
 
-    torch.set_num_threads(1)  # a forked child has no other threads
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)  # a forked child has no other threads
     for module in pkgutil.walk_packages(foveal.__path__, "foveal."):
         if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+            with contextlib.suppress(MissingExtra):
+                importlib.import_module(module.name)
     gc.freeze()  # a child's collections shall not touch, and so copy, what it shares with its parent
 
 
