@@ -3,11 +3,11 @@
     python bench/agents.py                       eight agents on a million tokens, in the shipped model's layout
     python bench/agents.py --tokens 128k --agents 4 --dir /a/disk
 
-What is special here: the whole process is measured, not only what the cache counts. The base (made up) is saved in a
-store under `--dir` (default: the system's temporary folder; removed afterwards) and opened as a shared context. Each
-agent forks it, recalls from it, reads a suffix of its own and decodes a step, and all are kept alive. With the first
-one, all that is derived from the base is there (`foveal.cache.slabs`), and what the engine works with. What the process
-takes before (model, Python, torch) is subtracted, which makes the ratio larger than a user sees.
+The whole process is measured, not only what the cache counts. The base (made up) is saved in a store under `--dir`
+(default: the system's temporary folder; removed afterwards) and opened as a shared context. Each agent forks it,
+recalls from it, reads a suffix of its own and decodes a step, and all are kept alive. With the first one, all that is
+derived from the base is there (`foveal.cache.slabs`), and what the engine works with. What the process takes before
+(model, Python, torch) is subtracted, which makes the ratio larger than a user sees.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import gc
 import tempfile
 from pathlib import Path
 
-import torch
+import numpy as np
 from store import made_up_memory
 
 from foveal import Engine, Memory
-from foveal.cache import Sequence, parse_tokens
-from foveal.cli.output import results, show_bytes, table
+from foveal.cache import Sequence
+from foveal.cli.output import show_bytes
+from foveal.cli.render import results, table
 from foveal.memory import SharedContext, open_store
+from foveal.plan import parse_tokens
 
 
 def resident() -> int:
@@ -39,7 +41,7 @@ def resident() -> int:
 
 def work(engine: Engine, sequence: Sequence, tokens: int) -> None:
     """Read so many random tokens, then decode a step on the sequence itself."""
-    ids = torch.randint(0, engine.config.vocab_size, (tokens,)).tolist()
+    ids = np.random.default_rng(0).integers(0, engine.config.vocab_size, tokens).tolist()
     engine.prefill(sequence, ids)
     engine.prefill(sequence, ids[:1])
 

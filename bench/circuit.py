@@ -3,11 +3,11 @@
     python bench/circuit.py --source build/corpus/heldout_src --length 128k --samples 200
     python bench/circuit.py --source DIR --weights 1,.8,.6,.5,.4 --group 5      # four heads: 5 groups of 5 tokens
 
-What is special here: no network runs. Signatures, entries and their match (`foveal.train.structured`) are written down
-once more as a few sums over the tokens' codes, which the shipped model's embedding gives; the next token is the one
-with the largest sum of exp(logit) over all places. So a setting takes seconds, and what the network does worse than
-this is its own (rounding, what its layers add, the choice of the indexer). The questions are those of `foveal eval
-recall`, with one text.
+No network runs. Signatures, entries and their match (`foveal.train.structured`) are written down once more as a few
+sums over the tokens' codes, which the shipped model's embedding gives; the next token is the one with the largest sum
+of exp(logit) over all places. So a setting takes seconds, and what the network does worse than this is its own
+(rounding, what its layers add, the choice of the indexer). The questions are those of `foveal eval recall`, with one
+text.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foveal.api import model_folder
-from foveal.cache import parse_tokens
 from foveal.checkpoint.reader import open_checkpoint
-from foveal.cli.output import results, table
+from foveal.cli.render import results, table
+from foveal.engine import model_folder
 from foveal.evals.material import Material, whole_text
 from foveal.evals.scoring import interval, tokens_after, tokens_right
 from foveal.evals.tasks.recall import ANSWER_TOKENS, Recall
+from foveal.formats import dequantize
+from foveal.formats.tensors import to_tensor
+from foveal.plan import parse_tokens
 from foveal.text import Tokenizer
-from foveal.train.structured import SLOTS, Plan, Strengths
+from foveal.train.structured import SLOTS, ChannelPlan, Strengths
 
 BLANK = -1
 
@@ -124,9 +126,8 @@ def main() -> None:
     given = parser.parse_args()
     weights = [1.0, *Strengths().far_weight] if given.weights is None else [float(w) for w in given.weights.split(",")]
     checkpoint = open_checkpoint(model_folder("nano"))
-    plan, stored = Plan.of(checkpoint.config), checkpoint.weights["embed.weight"]
-    assert isinstance(stored, Tensor), "an embedding is never stored in blocks"
-    embedding = stored.float()
+    plan, stored = ChannelPlan.of(checkpoint.config), checkpoint.weights["embed.weight"]
+    embedding = to_tensor(dequantize(stored))
     text, asked = questions(given.source, given.length, given.samples, given.seed)
     each = [weight for weight in weights for _ in range(given.group)]
     circuit = ExactCircuit(text, embedding[:, plan.recent[0]], embedding[:, plan.signature], each)

@@ -2,9 +2,9 @@
 
     python bench/cues.py --source build/corpus/final_src --length 128k --samples 100
 
-What is special here: `foveal eval recall` asks with whole lines of 8 tokens and more, as they stand in the source.
-People type less. Here a cue has 3 to 14 tokens and stands once in the text; right is an answer whose next 20 characters
-are those of the source. With `--plain` the cue is only tried as it was typed (`foveal.memory.attempt.OPENINGS`).
+`foveal eval recall` asks with whole lines of 8 tokens and more, as they stand in the source. People type less. Here a
+cue has 3 to 14 tokens and stands once in the text; right is an answer whose next 20 characters are those of the source.
+With `--plain` the cue is only tried as it was typed (`foveal.memory.attempt.OPENINGS`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from foveal.api import Engine
-from foveal.cache import parse_tokens
-from foveal.cli.output import results, table
+from foveal.cli.render import results, table
+from foveal.engine import Engine
 from foveal.evals.material import Documents, Material, write_documents
 from foveal.evals.scoring import interval
 from foveal.evals.tasks.recall import MIN_DISTANCE
 from foveal.memory import Memory
 from foveal.memory import attempt as attempts
+from foveal.plan import parse_tokens
 
 RIGHT_CHARACTERS = 20
 SIZES = ((3, 4), (5, 7), (8, 10), (11, 14))

@@ -1,9 +1,9 @@
 """How much of the indexer's work exact bounds could save on real text: `python bench/index_pruning.py`.
 
-What is special here: it measures what pruning could reach at best, before any kernel is written. The shipped model
-reads source code; for queries near its end every bound below is computed for every block of keys, and a block counts as
-skipped when its bound is below the final k-th score, which a real kernel would know only at the end. Bounds are on the
-whole score: sum over heads of max(w, 0) * relu(upper bound of q . k).
+It measures what pruning could reach at best, before any kernel is written. The shipped model reads source code; for
+queries near its end every bound below is computed for every block of keys, and a block counts as skipped when its bound
+is below the final k-th score, which a real kernel would know only at the end. Bounds are on the whole score: sum over
+heads of max(w, 0) * relu(upper bound of q . k).
 
     interval   per channel the least and greatest of the block's keys, in the keys' own basis and in the one before the
                Hadamard rotation (which rotates queries alike and changes no product)

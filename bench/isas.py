@@ -1,9 +1,9 @@
 """How fast every operation is on each instruction set that runs here: `python bench/isas.py --preset nano-bench`.
 
-What is special here: one network for each instruction set, all open at once and on the same weights, take turns step by
-step, so that whatever else the machine does hits all of them alike. The least times count, and their ratios to those of
-the first instruction set, which is used unless another is asked for. Below the operations of a step stand those
-roundings that no profile names, alone.
+One network for each instruction set, all open at once and on the same weights, take turns step by step, so that
+whatever else the machine does hits all of them alike. The least times count, and their ratios to those of the first
+instruction set, which is used unless another is asked for. Below the operations of a step stand those roundings that no
+profile names, alone.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
+import numpy as np
 
 from foveal import _native
-from foveal.cache import CacheFormat, CacheLayout, PagePool, Sequence
-from foveal.checkpoint import open_checkpoint
-from foveal.cli.output import parse_count, results, table
-from foveal.engine.native import NativeNetwork
+from foveal.backends.cpu.network import NativeNetwork
+from foveal.cache import CacheFormat, CacheLayout, PagePool, Segment, Sequence
+from foveal.checkpoint import Checkpoint, open_checkpoint
+from foveal.cli.output import parse_count
+from foveal.cli.render import results, table
+from foveal.formats import Array
 from foveal.measure import OtherWork, cores, machine_facts, make_image, preset_model
-from foveal.model import Segment, load_transformer
-from foveal.ops import cpu
 
 Times = dict[str, dict[str, float]]
 """Operation to instruction set to the least seconds."""
 STEPS = 16
 """Tokens of a decoding turn."""
-ROUNDINGS: Mapping[str, Callable[[_native.Runtime, torch.Tensor], None]] = {
+ROUNDINGS: Mapping[str, Callable[[_native.Runtime, Array], None]] = {
     "quantize_activations": _native.quantize_activations,
-    "quantize_index": lambda runtime, x: _native.quantize_index(runtime, x.view(-1, 128)),
+    "quantize_index": lambda runtime, x: _native.quantize_index(runtime, x.reshape(-1, 128)),
     "quantize_kv": lambda runtime, x: _native.quantize_kv(runtime, x, 64),
 }
 
@@ -43,16 +42,16 @@ ROUNDINGS: Mapping[str, Callable[[_native.Runtime, torch.Tensor], None]] = {
 class Runner:
     """One network on one instruction set, and a sequence of `depth` tokens that nobody read."""
 
-    def __init__(self, isa: str, model: Any, pool: PagePool, depth: int, threads: int) -> None:
+    def __init__(self, isa: str, checkpoint: Checkpoint, pool: PagePool, depth: int, threads: int) -> None:
         self.isa = isa
-        self.network = NativeNetwork(model, threads=threads, isa=isa)
-        self.sequence = Sequence.restore(pool, make_image(pool.layout, depth), dtype=torch.float32)
+        self.network = NativeNetwork(checkpoint.config, checkpoint.weights, threads=threads, isa=isa)
+        self.sequence = Sequence.restore(pool, make_image(pool.layout, depth), dtype=np.float32)
         self.sequence.keep_tail()
         self.depth = depth
 
     def step(self, tokens: int) -> None:
         """Run the next `tokens` tokens, and the head on the last."""
-        ids = torch.arange(tokens) % self.network.config.vocab_size
+        ids = np.arange(tokens) % self.network.config.vocab_size
         streams = self.network(ids, [Segment(self.sequence, tokens)])
         self.network.logits(streams[-1:])
 
@@ -75,11 +74,10 @@ def keep_least(times: Times, isa: str, spent: Mapping[str, float]) -> None:
         found[isa] = min(seconds, found.get(isa, seconds))
 
 
-@torch.inference_mode()
 def measure(runners: list[Runner], rounds: int, read: int) -> dict[str, Times]:
     """The least times of `rounds` turns, reading `read` tokens at once and decoding."""
     found: dict[str, Times] = {"reading": {}, "decoding": {}, "alone": {}}
-    x = torch.randn(512, 4096)
+    x = np.random.default_rng(0).standard_normal((512, 4096), dtype=np.float32)
     for _ in range(rounds):
         for runner in runners:
             keep_least(found["reading"], runner.isa, runner.turn(read, 1))
@@ -117,9 +115,8 @@ def main() -> None:
     others = OtherWork()
     with preset_model(arguments.preset) if arguments.model is None else nullcontext(arguments.model) as folder:
         checkpoint = open_checkpoint(folder)
-        model = load_transformer(checkpoint.config, checkpoint.weights, ops=cpu)
         pool = PagePool(CacheLayout(checkpoint.config, CacheFormat(kv="fp8", index="fp4")))
-        runners = [Runner(isa, model, pool, arguments.depth, arguments.threads) for isa in isas]
+        runners = [Runner(isa, checkpoint, pool, arguments.depth, arguments.threads) for isa in isas]
         found = measure(runners, arguments.rounds, arguments.read)
     print(f"{machine_facts()['cpu']}, {arguments.threads} threads, {arguments.depth:,} tokens deep\n")
     show(found, isas)

@@ -4,9 +4,9 @@
     foveal bench --preset flash-slice --jump --json > slice.json
     python bench/limits.py --ops slice.json      ... and each operation of that measurement as a fraction
 
-What is special here: ceilings are measured with the fastest code at hand (a reduction over 1.5 GiB, oneDNN's matrix
-products), best of several runs, because a ceiling is what can be reached, not what is usual. The read ceiling stands
-beside the rate of the same reduction out of cache: were that hardly faster, it would be the reduction's own limit.
+Ceilings are measured with the fastest code at hand (a reduction over 1.5 GiB, oneDNN's matrix products), best of
+several runs, because a ceiling is what can be reached, not what is usual. The read ceiling stands beside the rate of
+the same reduction out of cache: were that hardly faster, it would be the reduction's own limit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from foveal.cache import CacheFormat
-from foveal.cli.output import results, table
+from foveal.cli.render import results, table
 from foveal.config import ModelConfig
 from foveal.measure import OtherWork, cores, fractions, machine_facts, step_work
 

@@ -3,9 +3,9 @@
     python bench/peers.py setup --dir build/peers
     python bench/peers.py run --dir build/peers --preset nano-bench
 
-What is special here: timings of one program an hour after those of another say little, so all of them are open at once
-and take turns, depth by depth and round by round; the medians count, and every timing carries the number of cores that
-anybody else kept busy meanwhile. docs/benchmarks.md says what is compared with what.
+Timings of one program an hour after those of another say little, so all of them are open at once and take turns, depth
+by depth and round by round; the medians count, and every timing carries the number of cores that anybody else kept busy
+meanwhile. docs/benchmarks.md says what is compared with what.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import Any
 from peer.setup import set_up
 from peer.worker import CHUNK
 
-from foveal.cli.output import parse_count, results, show_bytes, table
+from foveal.cli.output import parse_count, show_bytes
+from foveal.cli.render import results, table
 from foveal.config import preset as preset_config
 from foveal.measure import OtherWork, cores, machine_facts
 

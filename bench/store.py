@@ -4,10 +4,9 @@
     python bench/store.py --tokens 128k --dir /a/disk
     python bench/store.py --tails 64k            bytes and times of each tail policy
 
-What is special here: the pages are made up (`foveal.measure`), for only their number and size matter; what is done with
-them is what the commands do. The store lies under `--dir` (default: the system's temporary folder) and is removed
-afterwards: name a folder on the disk that is to be measured. Before an opening "from the disk"
-the system is asked to forget the files.
+The pages are made up (`foveal.measure`), for only their number and size matter; what is done with them is what the
+commands do. The store lies under `--dir` (default: the system's temporary folder) and is removed afterwards: name a
+folder on the disk that is to be measured. Before an opening "from the disk" the system is asked to forget the files.
 """
 
 from __future__ import annotations
@@ -23,19 +22,21 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from foveal import Engine, Memory
-from foveal.cache import Tail, parse_tokens
-from foveal.cli.output import results, show_bytes, table
+from foveal.cache import Tail
+from foveal.cli.output import show_bytes
+from foveal.cli.render import results, table
 from foveal.measure import OtherWork, make_image
 from foveal.memory import open_store
-from foveal.memory.reading import ReadTotals, SourceOptions, TailEvery, tail_distance
-from foveal.memory.store import contexts, gc
-from foveal.memory.store.records import Kind
-from foveal.memory.store.verify import verify
+from foveal.memory.options import SourceOptions, TailEvery, tail_distance
+from foveal.memory.progress import ReadTotals
+from foveal.plan import parse_tokens
 from foveal.sources import SourceMap
 from foveal.sources.tokenise import TokenizedDocument
+from foveal.store import contexts, gc, usage
+from foveal.store.records import Kind
+from foveal.store.verify import verify
 
 MORE = 1000
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def made_up_memory(engine: Engine, tokens: int) -> Memory:
     """A memory of `tokens` random tokens, four characters each in lines of forty."""
     sequence = engine.restore_sequence(make_image(engine.pool.layout, tokens))
     memory = Memory(engine, sequence, SourceMap(), SourceOptions("-"), ReadTotals(tokens=tokens, complete=True))
-    _note(memory, "made-up.txt", sequence.tokens.numpy())
+    _note(memory, "made-up.txt", sequence.tokens)
     return memory
 
 
@@ -94,7 +95,7 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
         with made_up_memory(engine, tokens) as memory:
             add_tails(engine, memory, "auto")
             written("first save", lambda: memory.save_in(store, "base"))
-            more = torch.randint(0, engine.config.vocab_size, (MORE,)).tolist()
+            more = np.random.default_rng(1).integers(0, engine.config.vocab_size, MORE).tolist()
             engine.prefill(memory.sequence, more)
             _note(memory, "more.txt", np.array(more, dtype=np.int32))
             written(f"save after {MORE:,} more tokens", lambda: memory.save_in(store, "base"))
@@ -115,7 +116,7 @@ def measure(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, str, s
         spent, report = timed(lambda: verify(store))
         assert report.sound, report.problems
         rows.append(("verify everything", _seconds(spent), "", ""))
-        rows.append(("bytes by context (du)", _seconds(timed(lambda: gc.usage(store))[0]), "", ""))
+        rows.append(("bytes by context (du)", _seconds(timed(lambda: usage.usage(store))[0]), "", ""))
         rows.append(("make the index again", _seconds(timed(store.repair)[0]), "", ""))
         for name in ("copy", "half", "short"):
             contexts.delete(store, name)
@@ -138,7 +139,7 @@ def measure_tails(engine: Engine, tokens: int, folder: Path) -> list[tuple[str, 
                 add_tails(engine, memory, policy)
                 memory.save_in(store, "base")
                 count = len(memory.sequence.kept_tails) - 1 if policy != "none" else 0
-            kept = store.look(lambda index: sum(entry.span for entry in index.objects(Kind.TAIL)))
+            kept = store.look(lambda index: sum(entry.span for entry in index.objects.all(Kind.TAIL)))
             spent, opened = timed(lambda: Memory.load(engine, "base", root=store))
             replay, fork = timed(partial(opened.fork, tokens - chunk // 2))
             fork.free()

@@ -1,7 +1,7 @@
 """Where a saved llama.cpp state was never written, and something to put there.
 
-What is special here: the state is not taken apart. A compressed cache that was jumped over is a run of zeros of a known
-length behind a header of a known form, and a model's caches are few: it is enough to look for those.
+The state is not taken apart. A compressed cache that was jumped over is a run of zeros of a known length behind a
+header of a known form, and a model's caches are few: it is enough to look for those.
 """
 
 from __future__ import annotations

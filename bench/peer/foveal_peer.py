@@ -10,8 +10,8 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import foveal
-from foveal.api import Engine
 from foveal.cache import Sequence
+from foveal.engine import Engine
 from foveal.measure import Settings
 from foveal.measure.speed import Meter
 

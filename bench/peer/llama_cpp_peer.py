@@ -1,9 +1,9 @@
 """llama.cpp through the C interface that llama-cpp-python wraps: f16 cache, flash attention, 512-token batches.
 
-What is special here: the jump. llama.cpp accepts any first position in an empty context, and its compressed caches are
-addressed by position, so a chunk may be read at any depth, over zeros. Zeros are no fair past (sorting and exponentials
-of equal numbers are cheap), so the saved state of such a context gets random f16 values where its compressed caches
-were never written, and is loaded back.
+llama.cpp accepts any first position in an empty context, and its compressed caches are addressed by position, so a
+chunk may be read at any depth, over zeros. Zeros are no fair past (sorting and exponentials of equal numbers are
+cheap), so the saved state of such a context gets random f16 values where its compressed caches were never written, and
+is loaded back.
 """
 
 from __future__ import annotations

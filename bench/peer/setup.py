@@ -1,7 +1,7 @@
 """What the peers need, made once: llama.cpp compiled for this machine, and every checkpoint in three forms.
 
-What is special here: each step leaves one file or folder, made under another name first, and is skipped when that is
-there. So a set-up that was interrupted goes on where it stopped.
+Each step leaves one file or folder, made under another name first, and is skipped when that is there. So a set-up that
+was interrupted goes on where it stopped.
 
     DIR/venv                        llama-cpp-python, built from source
     DIR/llama_cpp_python-0.3.36     that source: it carries the converter
@@ -19,9 +19,9 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from foveal.api import model_folder
 from foveal.checkpoint import convert_weights, open_checkpoint, random_weights, write_checkpoint
 from foveal.config import preset
+from foveal.engine import model_folder
 from foveal.measure import stored_as_published
 
 NAME = "llama-cpp-python"

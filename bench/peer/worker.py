@@ -1,6 +1,6 @@
 """The protocol between `bench/peers.py` and the process of one program: a JSON object a line, both ways.
 
-What is special here: only the standard library is imported, since each program runs in an environment of its own.
+Only the standard library is imported, since each program runs in an environment of its own.
 
 ``{"do": "prepare", "depth": t, "jump": bool}`` brings a context to 512 tokens before t and keeps it.
 ``{"do": "measure", "depth": t, "decode": n}`` reads those 512 tokens and then chooses n tokens, greedily, one after the
