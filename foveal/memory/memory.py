@@ -296,11 +296,14 @@ class Memory(MemoryBase):
         """Save the memory in a store, in place of an older one of its name; returns the store's folder.
 
         Only the pages that the store has not got are written. `location` is a name (default: the memory's own) or, as a
-        `Path` or with a slash, store and name in one. `root` is the store: its folder, an open `Store`, or None for
-        `foveal.memory.store_root`. Raises `InvalidName` when there is no plain name, `StoreBusy` when another process
-        keeps writing, `StoreError` when the disk refuses; an older memory is then untouched.
+        `Path` or with a slash, store and name in one. `root` is the store: its folder, an open `Store`, or None for the
+        one that the memory lies in, and for a memory that lies in none `foveal.memory.store_root`. Raises
+        `InvalidName` when there is no plain name, `StoreBusy` when another process keeps writing, `StoreError` when the
+        disk refuses; an older memory is then untouched.
         """
-        store, name = find(self.name if location is None else location, root)
+        location = self.name if location is None else location
+        named = isinstance(location, str) and "/" not in location
+        store, name = find(location, self.store if named and root is None else root)
         self.save_in(store, name)
         return store.folder
 

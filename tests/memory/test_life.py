@@ -459,6 +459,8 @@ def test_the_store(engine: Engine, project: Path, tmp_path: Path, monkeypatch: p
         assert memory.save() == tmp_path / "deep" / "store"
         memory.name = "a"
         memory.save()
+    with Memory.load(engine, "a") as elsewhere:
+        assert elsewhere.save(root=tmp_path / "other") == elsewhere.save() == tmp_path / "other"
     infos = list_memories()
     assert [info.name for info in infos] == ["a", "b-1.x"]
     assert infos[0].facts["totals"]["files"] == 6 and infos[0].problem is None

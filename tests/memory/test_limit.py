@@ -34,7 +34,10 @@ WIDE = TINY.replace(
 EXACT = CacheFormat("fp32", "fp32")
 PAGES = 300
 SLACK = 1.1
-"""What a machine that is busy with other tests may grow beyond the limit before the pager gets its turn."""
+"""How far a process may grow beyond the limit before the pager gets its turn."""
+ATTEMPTS = 5
+"""On a machine that is busy with other tests the system may keep the pager waiting for longer. A process that stays
+below the limit once has a pager that works; one without never does."""
 BEGIN = """
 import json, sys
 import foveal
@@ -110,24 +113,35 @@ def test_recalling_under_a_limit(model: Path, tmp_path: Path) -> None:
         memory.save("base", root=tmp_path / "store")
     limit = needed(model)
     free_peak, expected = run(RECALL, model, tmp_path / "store", 0)
-    peak, answers = run(RECALL, model, tmp_path / "store", limit)
-    assert answers == expected
     assert free_peak > limit * SLACK, "the test must not pass without a limit"
-    assert peak <= limit * SLACK, (peak >> 20, limit >> 20)
+    peaks = []
+    for _ in range(ATTEMPTS):
+        peak, answers = run(RECALL, model, tmp_path / "store", limit)
+        assert answers == expected
+        peaks.append(peak)
+        if peak <= limit * SLACK:
+            return
+    pytest.fail(f"{[peak >> 20 for peak in peaks]} MiB under a limit of {limit >> 20}")
 
 
 def test_reading_more_than_the_limit(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "source.py"
     source.write_text("".join(f"def f{n}(x):\n    return x * {n * n % 7919}\n" for n in range(1600)))
     (tmp_path / "free").mkdir()
-    (tmp_path / "limited").mkdir()
     limit = needed(model)
     free_peak, expected = run(READ, model, tmp_path / "free", 0, source)
-    peak, result = run(READ, model, tmp_path / "limited", limit, source)
-    assert result == expected
     assert free_peak > limit * SLACK, "the test must not pass without a limit"
-    assert peak <= limit * SLACK, (peak >> 20, limit >> 20)
-    assert not [path for path in (tmp_path / "limited").iterdir() if path.name.startswith("tmp")]
+    peaks = []
+    for attempt in range(ATTEMPTS):
+        folder = tmp_path / f"limited-{attempt}"
+        folder.mkdir()
+        peak, result = run(READ, model, folder, limit, source)
+        assert result == expected
+        assert not [path for path in folder.iterdir() if path.name.startswith("tmp")]
+        peaks.append(peak)
+        if peak <= limit * SLACK:
+            return
+    pytest.fail(f"{[peak >> 20 for peak in peaks]} MiB under a limit of {limit >> 20}")
 
 
 def test_damage_and_eviction_under_a_limit(model: Path, tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def test_a_memory_follows_its_files(http: httpx.Client, project: Path) -> None:
 def test_shared_contexts_grow_by_compare_and_set(http: httpx.Client) -> None:
     http.post("/v1/memories", json={"name": "plan", "text": "what we know\n"})
     head = http.get("/v1/memories/plan/head").json()["head"]
+    for wait in ("nan", "inf", "-1", "soon"):
+        assert http.get("/v1/memories/plan/head", params={"after": head, "wait": wait}).status_code == 400, wait
     grown = http.post("/v1/memories/plan/append", json={"text": "more\n", "author": "scout", "expected_head": head})
     late = http.post("/v1/memories/plan/append", json={"text": "late\n", "expected_head": head})
     assert late.status_code == 409 and late.json()["error"]["head"] == grown.json()["head"]

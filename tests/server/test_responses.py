@@ -176,6 +176,11 @@ def test_what_codex_sends(server: Running) -> None:
 
 
 def test_errors(server: Running) -> None:
-    for body in ({"input": []}, {"input": "x", "background": True}, {"input": [{"role": "nobody", "content": "x"}]}):
+    for body in (
+        {"input": []},
+        {"input": "x", "background": True},
+        {"input": "x", "prompt": {"id": "pmpt_1"}},
+        {"input": [{"role": "nobody", "content": "x"}]},
+    ):
         answer = httpx.post(f"{server.url}/v1/responses", json={"model": "tiny"} | body, timeout=60)
         assert answer.status_code == 400 and answer.json()["error"]["message"]

@@ -76,6 +76,8 @@ class ResponseRequest(Open):
     """It cannot be done: true is refused."""
     conversation: str | Json | None = None
     """It cannot be done, and is refused: use `previous_response_id`."""
+    prompt: str | Json | None = None
+    """A template that is stored at the server. It cannot be done, and is refused: write out what it says."""
     memory: str | None = None
     """The memory with which the prompt begins. It goes before one in `model`. Default: none."""
     citations: bool | None = None

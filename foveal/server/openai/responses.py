@@ -81,6 +81,8 @@ def _items(body: ResponseRequest) -> list[Json]:
         raise unsupported("background", "background is not supported; leave it out")
     if body.conversation:
         raise unsupported("conversation", "conversation is not supported; use previous_response_id")
+    if body.prompt:
+        raise unsupported("prompt", "stored prompts are not supported; write out instructions and input")
     if isinstance(body.input, str):
         return [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": body.input}]}]
     if not body.input and body.previous_response_id is None:
