@@ -11,7 +11,9 @@ INTRODUCTION = """# Results
 
 Every table is made of a file under `results/`, with its machine, date, commit and command. The machines' cores and
 memory are shared with others: the same thing takes up to a third longer from one quarter of an hour to the next, so
-ratios within a table say more than numbers of two tables. What is not here was not measured.
+ratios within a table say more than numbers of two tables. What is not here was not measured. A commit of 29 or 30
+November 2026 that is not in the log is a state on the way to the ten commits of 30 November that end with "Package,
+workflows and checks", which brought that work to main together.
 """
 
 

@@ -5,6 +5,10 @@ fixed time, and some for each token, more of it the deeper the token stands. Rea
 each token, again by depth, and for each that is scored as well. Both are fitted to relative errors (a step of a
 millisecond counts as much as one of a second), newer steps count more, and a step that took far longer than expected
 counts as one that took `_SURPRISE` times as long, so that one pause of the machine changes little.
+
+No machine keeps to an expectation. `Costs.late` says by how much it is missed: one step in a hundred takes longer than
+so many times what was expected. It is learned by stochastic approximation: a step that is later moves it up, one that
+is not moves it down by a ninety-ninth of that.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ _SAYING = 64
 """Tokens that are read alone from which on a step says what a token costs: of fewer it is mostly the step itself."""
 _GROWTH = 4
 """A piece is at most so many times as long as the longest that was seen."""
+_LATE, _LATE_AT_FIRST, _LATE_AT_MOST = 0.01, 1.2, 2.0
+_LATE_PACE = 0.05
+"""Share by which a step that is later moves `Costs.late`."""
 _DEPTH = 1 << 16
 """Unit of depth in tokens, to keep the numbers of one size."""
 
@@ -108,6 +115,8 @@ class Costs:
         self._decoding, self._reading = Fit(3), Fit(3)
         self._scored = False
         self._longest = 1
+        self.late = _LATE_AT_FIRST
+        """Of steps that decode and read, one in a hundred takes longer than so many times what was expected; 1 to 2."""
 
     def learn(
         self, decoding: Sequence[int], reading: Sequence[tuple[int, int]], seconds: float, scored: int = 0
@@ -126,11 +135,18 @@ class Costs:
         features = [*(sum(column) for column in zip(*pieces, strict=True))]
         features[2] = float(scored)
         self._scored = self._scored or scored > 0
-        scale, seconds, forget = _judged(self._reading, base + self._reading.predict(features), seconds)
+        expected = base + self._reading.predict(features)
+        if decoding and self._reading.seen >= _TRUSTED:
+            self._note_lateness(seconds > self.late * expected)
+        scale, seconds, forget = _judged(self._reading, expected, seconds)
         # A small piece beside much decoding says little, so it wipes out little of what is known.
         share = 1.0 - min(base / max(seconds, 1e-9), 0.95)
         self._reading.learn(features, seconds - base, scale, forget * share)
         self._longest = max(self._longest, *(count for _, count in reading))
+
+    def _note_lateness(self, later: bool) -> None:
+        moved = self.late * (1 + _LATE_PACE * (later - _LATE))
+        self.late = min(max(moved, 1.0), _LATE_AT_MOST)
 
     @property
     def knows_decoding(self) -> bool:

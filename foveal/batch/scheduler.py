@@ -1,7 +1,8 @@
 """Who runs in the next step, and with how many tokens.
 
 A step's budget is time. Every sequence that decodes gets its token, and reading gets what is left of the budget, by
-what a token was found to cost (`foveal.batch.costs`). When nothing decodes, whole chunks are read.
+what a token was found to cost, and by how much steps were later than that (`foveal.batch.costs`). When nothing decodes,
+whole chunks are read.
 
 A prompt always ends a piece at the ABSOLUTE multiples of `chunk`, counted from position 0 of the sequence. Between
 these it is cut only where the backend gives the same bits for every cut (`grain` 1). Elsewhere the last bits of a
@@ -35,7 +36,9 @@ _PROBE = 16
 _ROUNDED = 64
 """Tokens from which on a piece is long."""
 _MARGIN = 0.9
-"""Share of the budget that is planned: a step may take a little longer than expected."""
+"""Share of the budget that is planned, at most: a step may take a little longer than expected."""
+_LATEST = 1.1
+"""Times the budget that one step in a hundred may take longer than."""
 _READING = 0.1
 """Share of the budget that reading gets when decoding needs all of it."""
 
@@ -169,6 +172,10 @@ class Scheduler:
         """Seconds that a step shall take when a sequence of `depth` tokens decodes."""
         return self.step_budget or max(LEAST_BUDGET, 2 * self.costs.of_decoding([depth]))
 
+    def _planned(self, budget: float) -> float:
+        """How much of the budget a step is expected to take: less on a machine whose steps are often late."""
+        return budget * min(_MARGIN, _LATEST / self.costs.late)
+
     # ------------------------------------------------------------------ a step
 
     def schedule(self) -> list[Work]:
@@ -180,7 +187,7 @@ class Scheduler:
         urgent = self._urgent(decoding)
         depths = [work.request.state.length for work in urgent]
         budget = self.budget(max(depths))
-        room = max(_MARGIN * budget - self.costs.of_decoding(depths), _READING * budget)
+        room = max(self._planned(budget) - self.costs.of_decoding(depths), _READING * budget)
         return urgent + self._within(self._ranked(prompts), room)
 
     def _ranked(self, requests: Iterable[Request]) -> list[Request]:
@@ -204,7 +211,7 @@ class Scheduler:
             if work.request.priority is Priority.INTERACTIVE:
                 continue
             depths = [other.request.state.length for other in (*first, work)]
-            fits = self.costs.of_decoding(depths) <= _MARGIN * self.budget(max(depths))
+            fits = self.costs.of_decoding(depths) <= self._planned(self.budget(max(depths)))
             if fits or now - work.request.served >= PATIENCE:
                 first.append(work)
         return first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from typing import Any
 
 import pytest
@@ -50,6 +51,22 @@ def test_a_step_stays_within_its_budget_while_something_decodes(budget: float) -
     assert max(steps[2:]) <= budget, "the first steps find out what reading costs"
     assert sum(steps[2:-1]) / len(steps[2:-1]) >= 0.75 * budget, "and it is used"
     assert len(short.generated) == 3 + len(steps), "a token in every step"
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 0.2])
+def test_a_machine_whose_steps_are_often_late_reads_less(noise: float) -> None:
+    """Of a hundred steps about one takes longer than a fifth beyond the budget, however much they wander."""
+    engine, clock = made(step=0.002, token=0.001, chunk=512, step_budget=0.05)
+    engine.submit(MockState(), ids("a"), LONG)
+    long = reading(engine, 90_000)
+    dice, steps = random.Random(7), []
+    while long.finish_reason is None:
+        factor = dice.lognormvariate(0.0, noise)
+        clock.step, clock.token = 0.002 * factor, 0.001 * factor
+        steps.append(took(engine, clock))
+    settled = sorted(steps[300:])
+    assert settled[int(0.98 * len(settled))] <= 1.2 * 0.05
+    assert sum(settled) / len(settled) >= (0.8, 0.65, 0.55)[int(10 * noise)] * 0.05
 
 
 def test_the_default_budget_is_twice_a_token_and_at_least_50_ms() -> None:

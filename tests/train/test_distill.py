@@ -25,6 +25,7 @@ from foveal.convert.fade import fade_table, fit_fade
 from foveal.convert.fitting import Moments, fit_moments
 from foveal.convert.hugging_face import read_folder
 from foveal.convert.layout import RAW_WINDOW, Layout
+from foveal.convert.learned import load_slots
 from foveal.convert.material import documents
 from foveal.convert.tokens import converted_text
 from foveal.model import Transformer
@@ -179,6 +180,26 @@ def test_all_that_belongs_to_slots_learns(taught: Taught, tmp_path: Path) -> Non
     assert len(moved) == 7
 
 
+def test_a_run_begins_with_what_was_learned_before(taught: Taught, tmp_path: Path) -> None:
+    stages = (StageConfig("layers", 2, 2500, 0.03), StageConfig("network", 2, 2500, 0.03))
+    run = begun(taught, config_of(tmp_path / "first", stages=stages))
+    run.train()
+    run.export(tmp_path / "slots.safetensors")
+    network, moments, maker = taught
+    before = load_slots(tmp_path / "slots.safetensors", network.source.shape)
+    student = student_of(network, moments, HEADS)
+    student.take(before)
+    after = student.packed()
+    for layer, slots in before.items():
+        for name, value in dataclasses.asdict(slots).items():
+            same = getattr(after[layer], name)
+            assert value == same if name == "heads" else torch.equal(value, same), name
+    row = maker.row(3)
+    exact, rounded = (one.eval().logits(row.tokens, row.places) for one in (run.student, student))
+    derived = student_of(network, moments, HEADS).eval().logits(row.tokens, row.places)
+    assert (exact - rounded).abs().max() < (exact - derived).abs().max() / 4
+
+
 def test_from_a_file_of_settings_to_a_model(tmp_path: Path) -> None:
     """The commands, as one would type them."""
     theirs = transformers_source(llama_config(hidden_size=84, max_position_embeddings=2048), 0)
@@ -189,13 +210,20 @@ def test_from_a_file_of_settings_to_a_model(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     slots, model = tmp_path / "slots.safetensors", tmp_path / "model"
+    more = ["--set", f"start_from={slots}", "--set", f"out={tmp_path / 'more'}"]
     for line in (
         ["train", tmp_path / "run.yaml", "--json"],
         ["train", tmp_path / "run.yaml", "--export", slots],
+        ["train", tmp_path / "run.yaml", *more],
+        ["train", tmp_path / "run.yaml", *more, "--export", slots],
         ["convert", folder, "--text", text, "--tokens", "2k", "--rows", "0", "--slots", slots, "--out", model],
     ):
         assert CliRunner().invoke(app, [str(part) for part in line]).exit_code == 0
     assert open_checkpoint(model).config.compress_ratios == (128, 4)
+    for changes, message in (("heads={1: [2]}", "do not agree"), (f"start_from={text}", "no file of packed entries")):
+        line = ["train", tmp_path / "run.yaml", *more, "--set", f"out={tmp_path / 'other'}", "--set", changes]
+        done = CliRunner().invoke(app, [str(part) for part in line])
+        assert done.exit_code == 1 and message in done.output, done.output
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

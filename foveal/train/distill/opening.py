@@ -11,7 +11,10 @@ import torch
 
 from foveal.convert import Llama, Source, open_source
 from foveal.convert.fitting import fit_moments
+from foveal.convert.learned import load_slots
 from foveal.convert.material import documents, token_rows
+from foveal.convert.packaged import shipped_slots
+from foveal.convert.packed import Slots
 from foveal.convert.tokens import ConvertedText, converted_text
 from foveal.process.streams import told
 from foveal.text.specials import EOS
@@ -63,8 +66,31 @@ def opened(config: DistillConfig, out: Path) -> Opened:
     beginnings = [text.begin, *text.tokenizer.encode(_OPENS, special=True)[:1]]
     constants = fit_constants(network, rows[:: _FIT_ROWS // 16], beginnings)
     maker = _maker(source, text, texts, _FIND_LENGTH, config.seed)
-    heads = config.retrieving or find_heads(network, maker, config.find, config.find_most)
-    return Opened(source, text, texts, Student(network, moments, constants, heads), heads, identity)
+    start = _start(config, source)
+    heads = (
+        {layer: slots.heads for layer, slots in start.items()}
+        or config.retrieving
+        or find_heads(network, maker, config.find, config.find_most)
+    )
+    for layer, slots in start.items():
+        constants[layer] = slots.constant
+    student = Student(network, moments, constants, heads)
+    student.take(start)
+    return Opened(source, text, texts, student, heads, identity)
+
+
+def _start(config: DistillConfig, source: Source) -> dict[int, Slots]:
+    """What the run begins with; nothing where slots are derived from the source. Raises `ConvertError` for a file that
+    is none or of another shape, `SettingsError` where it has other heads than the settings."""
+    if config.start_from is None:
+        return {}
+    start = load_slots(shipped_slots(config.start_from) or Path(config.start_from), source.shape)
+    found = {layer: slots.heads for layer, slots in start.items()}
+    if config.retrieving and found != config.retrieving:
+        raise SettingsError(
+            f"settings 'heads' and 'start_from' do not agree: {config.start_from} has the heads {found}"
+        )
+    return start
 
 
 def _maker(source: Source, text: ConvertedText, texts: list[str], length: int, seed: int) -> RowMaker:

@@ -31,8 +31,9 @@ class DistillConfig:
 
     `source` is what `foveal convert` takes; a download goes into `out`, the run's folder. `heads`: layer -> the
     source's heads that look things up; without them the `find` best are found (`foveal.train.distill.finding`), at most
-    `find_most` of a layer. `text`: files and folders that rows are made of, none for what Python brings.
-    `device`, `precision`, `threads`, `save_minutes` and `log_every` are as in every run.
+    `find_most` of a layer. `start_from`: a file of packed entries, or the name of one that ships, whose heads and
+    numbers the run begins with. `text`: files and folders that rows are made of, none for what Python brings. `device`,
+    `precision`, `threads`, `save_minutes` and `log_every` are as in every run.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class DistillConfig:
     heads: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     find: int = 20
     find_most: int = 2
+    start_from: str | None = None
     text: tuple[str, ...] = ()
     seed: int = 21
     threads: int = 1

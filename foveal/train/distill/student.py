@@ -131,6 +131,15 @@ class Student(nn.Module):
             if layer.slots is not None
         }
 
+    def take(self, packed: Mapping[int, LearnedSlots]) -> None:
+        """Take what was learned before, of layers with the same heads (the opposite of `packed`)."""
+        layers = self.packed_layers()
+        for index, learned in packed.items():
+            slots = layers[index].slots
+            assert slots is not None
+            slots.take(learned)
+            layers[index].constant = learned.constant.to(layers[index].constant)
+
     def packed_layers(self) -> dict[int, Layer]:
         """The layers that have slots."""
         layers = {index: layer for index, layer in enumerate(self.layers) if isinstance(layer, Layer)}
@@ -284,6 +293,14 @@ class Slots(nn.Module):
         out, _ = _Attend.apply(query.flatten(2, 3), key, value, added, rest.flatten(2))
         out = out.unflatten(2, (m, -1)).permute(0, 3, 1, 2, 4).flatten(2)
         return F.linear(out, self.output.permute(2, 0, 1, 3).flatten(1).to(x))
+
+    @torch.no_grad()
+    def take(self, learned: LearnedSlots) -> None:
+        """Begin with these numbers; the bias is part of the offset there."""
+        for name in ("key", "value", "query", "output", "offset", "sink"):
+            parameter = getattr(self, name)
+            parameter.copy_(getattr(learned, name).view_as(parameter))
+        self.bias.zero_()
 
     @torch.no_grad()
     def learned(self, constant: Tensor) -> LearnedSlots:
