@@ -39,7 +39,7 @@ def machine_facts() -> dict[str, Any]:
     from foveal import _native
 
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_field("model name") or platform.processor() or platform.machine(),
         "cores": cores(),
         "memory": this_machine().memory,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -89,14 +89,13 @@ def _busy_seconds(root: Path = Path("/proc")) -> float | None:
     return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _cpu_name() -> str:
+def cpu_field(name: str, path: Path = Path("/proc/cpuinfo")) -> str | None:
+    """What Linux says of the first core: ``model name``, ``vendor_id``; None elsewhere."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = path.read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    return platform.processor() or platform.machine()
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), None)
 
 
 def _field(path: Path, name: str) -> int | None:
