@@ -1,9 +1,7 @@
 """The engine: many sequences, one step of three calls.
 
-`step` is ``schedule -> run -> postprocess`` and nothing is hidden beside it. Each sequence runs in a forward pass of
-its own unless `batched` is set: with the reference backend the last bits of a product depend on how many rows it has,
-so putting two sequences into one pass would let one change the other. A backend whose kernels are batch-invariant sets
-`batched`, and the same test holds for it.
+`step` is ``schedule -> run -> postprocess`` and nothing is hidden beside it: who runs is `foveal.batch.scheduler`'s,
+forward passes are `foveal.batch.passes`', and what their results mean to a request is here.
 
 Nothing here knows of threads: one thread calls all of it (`foveal.batch.loop`).
 """
@@ -13,14 +11,14 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from foveal.batch.admission import Admission
-from foveal.batch.penalties import Tally, adjusted, adjusts
+from foveal.batch.passes import Passes, PassResult
+from foveal.batch.penalties import Tally, adjusts
 from foveal.batch.ran import Ran
 from foveal.batch.request import (
     GREEDY,
@@ -36,19 +34,15 @@ from foveal.batch.request import (
     TokenConstraint,
 )
 from foveal.batch.room import Room
-from foveal.batch.sampler import sample, score
+from foveal.batch.sampler import sample
 from foveal.batch.scheduler import Scheduler, Work
 from foveal.batch.tokens import IdArray, Tokens, token_ids
 from foveal.cache import CacheFull
-from foveal.cache.contract import AnyState, LayerTrace, Observer, Segment
+from foveal.cache.contract import AnyState
 from foveal.errors import ContextLengthError, FovealError, ParameterError
-from foveal.formats import Array
 from foveal.process.logs import logger
 
 _log = logger(__name__)
-
-_SCORED_BYTES = 1 << 24
-"""Logits that are made at once where every token is scored."""
 
 
 class SequenceBusy(FovealError, RuntimeError):
@@ -74,16 +68,17 @@ class BatchEngine:
         context_length: int | None = None,
         room: Room | None = None,
     ) -> None:
-        """`vocabulary`: ids from here on, which pad the network's vocabulary, are never chosen (default: none are
-        padding). `context_length`: tokens a sequence may have (default: the model's `max_position_embeddings`).
-        `room`: where the states have their memory (default: it does not end)."""
+        """`batched`: all sequences may run in one pass (`Passes`). `vocabulary`: ids from here on, which pad the
+        network's vocabulary, are never chosen (default: none are padding). `context_length`: tokens a sequence may have
+        (default: the model's `max_position_embeddings`). `room`: where the states have their memory (default: it does
+        not end)."""
         self.network = network
         self.config = network.config
         self.vocabulary = _or_default(vocabulary, network.config.vocab_size, "vocabulary")
         self.context_length = _or_default(context_length, network.config.max_position_embeddings, "context_length")
         self.scheduler = scheduler or Scheduler()
         self.scheduler.grain = 1 if batched else self.scheduler.chunk
-        self.batched = batched
+        self.passes = Passes(network, vocabulary=self.vocabulary, batched=batched)
         self.ran = Ran()
         self.admission = Admission(self.scheduler, self._begin, self._fail, room)
         self._ids = itertools.count(1)
@@ -279,94 +274,16 @@ class BatchEngine:
             return False
         depths = [work.request.state.length for work in plan]
         began = self.scheduler.clock()
-        results = self._run_together(plan) if self.batched else [self._run_alone(work) for work in plan]
+        results = self.passes.run(plan)
         took = self.scheduler.clock() - began
         self.ran.add(took)
         if not any(result.error for result in results):
             self.scheduler.ran(plan, depths, took)
-        self._adjust(plan, results)
         for work, result in zip(plan, results, strict=True):
             self._after(work, result)
         return True
 
-    def _adjust(self, plan: list[Work], results: list[_Result]) -> None:
-        """Bias and penalties, for all who have them at once."""
-        found = [
-            (result, result.logits[: self.vocabulary], work.request.tally)
-            for work, result in zip(plan, results, strict=True)
-            if work.request.tally is not None and result.logits is not None
-        ]
-        if found:
-            rows = adjusted([row for _, row, _ in found], [tally for _, _, tally in found])
-            for (result, _, _), row in zip(found, rows, strict=True):
-                result.adjusted = row
-
-    def _run_alone(self, work: Work) -> _Result:
-        """One request in a pass of its own. Its failure is its own: other requests go on."""
-        observer: Observer[Array] | None = Observer() if work.last and work.request.trace else None
-        try:
-            streams = self._forward([work], observer)
-            logits = self.network.logits(streams[-1:])[0] if work.chooses else None
-            scored = self._scores(work, streams)
-        except Exception as error:
-            return _Result(error=error)
-        return _Result(logits, tuple(observer.traces) if observer is not None else (), scored=scored)
-
-    def _run_together(self, plan: list[Work]) -> list[_Result]:
-        """All requests in one pass; for backends with batch-invariant kernels. After a failure, which leaves all states
-        as they were, each runs alone, so that it hits only those it concerns."""
-        if len(plan) == 1:
-            return [self._run_alone(plan[0])]
-        observer: Observer[Array] | None = (
-            Observer() if any(work.last and work.request.trace for work in plan) else None
-        )
-        try:
-            streams = self._forward(plan, observer)
-            logits = self._logits(plan, streams)
-        except Exception:
-            return [self._run_alone(work) for work in plan]
-        results, start = [], 0
-        for place, work in enumerate(plan):
-            traces = observer.traces if observer is not None and work.request.trace else ()
-            result = _Result(logits[place], tuple(trace for trace in traces if trace.segment == place))
-            try:
-                result.scored = self._scores(work, streams[start : start + work.count])
-            except Exception as error:
-                result.error = error
-            results.append(result)
-            start += work.count
-        return results
-
-    def _forward(self, plan: Sequence[Work], observer: Observer[Array] | None) -> Any:
-        pieces = [work.request.next_tokens(work.count) for work in plan]
-        ids = np.concatenate(pieces) if len(pieces) > 1 else np.array(pieces[0], dtype=np.int64)
-        segments = [Segment(work.request.state, work.count) for work in plan]
-        return self.network(ids, segments, observer)
-
-    def _logits(self, plan: Sequence[Work], streams: Any) -> list[Array | None]:
-        """Logits [vocab] behind each piece that chooses a token."""
-        ends = [end - 1 for end in itertools.accumulate(work.count for work in plan)]
-        chosen = [end for work, end in zip(plan, ends, strict=True) if work.chooses]
-        if not chosen:
-            return [None] * len(plan)
-        rows = iter(self.network.logits(streams if len(chosen) == len(streams) else streams[chosen]))
-        return [next(rows) if work.chooses else None for work in plan]
-
-    def _scores(self, work: Work, streams: Any) -> tuple[Sampled, ...]:
-        """What follows each of the tokens that were run, of a request that scores; in blocks of rows that take
-        `_SCORED_BYTES` of logits."""
-        request, found = work.request, list[Sampled]()
-        if request.targets is None:
-            return ()
-        rows = max(1, _SCORED_BYTES // (4 * self.config.vocab_size))
-        for first in range(0, work.count, rows):
-            after = min(first + rows, work.count)
-            logits = self.network.logits(streams[first:after])[:, : self.vocabulary]
-            targets = request.targets[request.read + first : request.read + after]
-            found += score(logits, targets, request.params.logprobs or 0)
-        return tuple(found)
-
-    def _after(self, work: Work, result: _Result) -> None:
+    def _after(self, work: Work, result: PassResult) -> None:
         """Take the tokens that were run off the request, and choose the next one when its prompt is through."""
         request = work.request
         if result.error is not None:
@@ -382,14 +299,14 @@ class BatchEngine:
             if event is not None:
                 self._send(request, event)
 
-    def _event(self, work: Work, result: _Result) -> Event | None:
+    def _event(self, work: Work, result: PassResult) -> Event | None:
         request = work.request
         if request.kind is not Kind.GENERATE:
             reason = FinishReason.DONE if work.last else None
             return Event(request.id, finish_reason=reason, scored=result.scored, ran=work.count, at=_now())
         return self._choose(request, result, work.count) if result.logits is not None else None
 
-    def _choose(self, request: Request, result: _Result, ran: int) -> Event:
+    def _choose(self, request: Request, result: PassResult, ran: int) -> Event:
         assert result.logits is not None
         trace = result.trace
         allowed = request.constraint.allowed() if request.constraint is not None else None
@@ -472,25 +389,6 @@ class BatchEngine:
             release = self._leaving.pop(id(state), None) or release
         if release is not None:
             release(state)
-
-
-class _Result:
-    """What a pass gave one request: `logits` [vocab] when its pending tokens are all run, or the failure."""
-
-    __slots__ = ("adjusted", "error", "logits", "scored", "trace")
-
-    def __init__(
-        self,
-        logits: Array | None = None,
-        trace: tuple[LayerTrace[Array], ...] = (),
-        error: Exception | None = None,
-        scored: tuple[Sampled, ...] = (),
-    ) -> None:
-        self.logits = logits
-        self.adjusted: Array | None = None
-        self.scored = scored
-        self.trace = trace
-        self.error = error
 
 
 def _check_options(kind: Kind, priority: Priority, tenant: str, deadline: float | None) -> None:
