@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -27,8 +28,11 @@ from foveal.server.tracing import Tracing
 class Running:
     """A server that runs. `url` has no path."""
 
-    def __init__(self, url: str, service: Service, loop: asyncio.AbstractEventLoop) -> None:
-        self.url, self.service, self._loop = url, service, loop
+    def __init__(
+        self, url: str, service: Service, loop: asyncio.AbstractEventLoop, interrupt: Callable[[], None]
+    ) -> None:
+        """`interrupt`: what Ctrl-C does."""
+        self.url, self.service, self._loop, self.interrupt = url, service, loop, interrupt
 
     @property
     def engine(self) -> Engine:
@@ -80,7 +84,8 @@ def serving(
     ready.wait()
     try:
         host, port = socket.getsockname()[:2]
-        yield Running(f"http://{host}:{port}", server.config.app.state.service, loops[0])  # type: ignore[union-attr]
+        service: Service = server.config.app.state.service  # type: ignore[union-attr]
+        yield Running(f"http://{host}:{port}", service, loops[0], lambda: server.handle_exit(signal.SIGINT, None))
     finally:
         server.should_exit = True
         thread.join()

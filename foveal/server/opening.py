@@ -44,14 +44,24 @@ def registry_of(
 
 
 class _Server(uvicorn.Server):
-    """Takes nothing more in as soon as it is asked to stop, and ends what takes too long, so that clients are told."""
+    """Takes nothing more in as soon as it is asked to stop, and ends what takes too long, so that clients are told. A
+    second Ctrl-C ends everything at once, in the same order."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then what uvicorn does."""
         service: Service = self.config.app.state.service  # type: ignore[union-attr]
         drained = asyncio.create_task(service.drain())
-        await super().shutdown(sockets)
+        ending = asyncio.create_task(super().shutdown(sockets))
+        while not (ending.done() or self.force_exit):
+            await asyncio.wait({ending}, timeout=0.1)
+        if self.force_exit:
+            await service.works.drain(0)
         await drained
+        await ending
+        if self.force_exit:  # uvicorn leaves the rest out
+            if self.server_state.tasks:
+                await asyncio.wait(set(self.server_state.tasks), timeout=1)  # what has ended is told
+            await self.lifespan.shutdown()
 
 
 def make_server(
