@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cli_support import write_model
 
@@ -23,6 +23,8 @@ from foveal.server.opening import listen, make_server, registry_of
 from foveal.server.service import Service
 from foveal.server.settings import Settings
 from foveal.server.tracing import Tracing
+
+T = TypeVar("T")
 
 
 class Running:
@@ -40,8 +42,11 @@ class Running:
 
     def call(self, function: Callable[[], Any]) -> Any:
         """In the server's event loop."""
-        done: asyncio.Future[Any] = asyncio.run_coroutine_threadsafe(_call(function), self._loop)  # type: ignore[assignment]
-        return done.result()
+        return self.run(_call(function))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Its result, in the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
 
 
 async def _call(function: Callable[[], Any]) -> Any:

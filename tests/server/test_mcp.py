@@ -192,7 +192,8 @@ def test_a_client_that_leaves_ends_its_call(
     whole, live = batch.ran.steps, server.engine.pool.live
     headers, body = request(version, "tools/call", {"name": tool, "arguments": {"memory": "p"} | arguments})
     place = server.url.removeprefix("http://")
-    with socket.create_connection(place.split(":")) as wire:
+    host, port = place.split(":")
+    with socket.create_connection((host, int(port))) as wire:
         lines = ["POST /mcp HTTP/1.1", f"host: {place}", *(f"{name}: {value}" for name, value in headers.items())]
         wire.sendall("\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode() + body)
         while not server.call(lambda: server.service.gate.running):
@@ -226,8 +227,7 @@ def test_a_call_that_is_cancelled_over_stdio_gives_everything_back(server: Runni
                 while server.service.gate.running:
                     await asyncio.sleep(0.001)
 
-    running = asyncio.run_coroutine_threadsafe(work(), server._loop)
-    running.result(timeout=60)
+    server.run(work())
     assert settled(server) and server.engine.pool.live <= live
 
 

@@ -121,7 +121,8 @@ async def create(request: Request, body: CreateRequest, key: Caller) -> Response
         raise ApiError("invalid_request", "give one of text, files and path")
     shelf = _shelf(request, key, body.name, body.model)
     await _check_new(shelf, body.name, bool(body.replace))
-    filters: Json = {}
+    filters: Json = {"use_gitignore": False}
+    put: sources.Texts | None = None
     if body.path is not None:
         path = sources.below_a_root(body.path, service.settings)
         filters = {
@@ -131,11 +132,9 @@ async def create(request: Request, body: CreateRequest, key: Caller) -> Response
         }
     else:
         texts = [(file.path, file.text) for file in body.files or ()] or [("text.md", body.text or "")]
-        data = [(name, text.encode("utf-8", "replace")) for name, text in texts]
-        folder = sources.folder_of(key.tenant, body.name, service.settings)
-        path = await asyncio.to_thread(sources.put, folder, data)
-        filters = {"use_gitignore": False}
-    work = working.reading(shelf, body.name, [path], filters)
+        put = sources.checked((name, text.encode("utf-8", "replace")) for name, text in texts)
+        path = sources.folder_of(key.tenant, body.name, service.settings)
+    work = working.reading(shelf, body.name, path, put, bool(body.replace), filters)
     return await _worked(request, service, key, work, shelf, body.name, bool(body.stream), 201)
 
 
@@ -153,8 +152,8 @@ async def upload(
     service, shelf = service_of(request), _shelf(request, key, name, model)
     await _check_new(shelf, name, replace)
     texts = [(file.filename or f"file-{place}", await file.read()) for place, file in enumerate(files)]
-    path = await asyncio.to_thread(sources.put, sources.folder_of(key.tenant, name, service.settings), texts)
-    work = working.reading(shelf, name, [path], {"use_gitignore": False})
+    path = sources.folder_of(key.tenant, name, service.settings)
+    work = working.reading(shelf, name, path, sources.checked(texts), replace, {"use_gitignore": False})
     return await _worked(request, service, key, work, shelf, name, False, 201)
 
 
@@ -171,7 +170,7 @@ async def sync(request: Request, name: Named, body: SyncRequest, key: Caller) ->
 
 async def _check_new(shelf: Shelf, name: str, replace: bool) -> None:
     if not replace and await working.exists(shelf, name):
-        raise ApiError("conflict", f"there is a memory {name!r}; delete it, sync it, or say replace")
+        raise working.taken(name)
 
 
 async def _worked(

@@ -14,7 +14,7 @@ from foveal.memory import Memory, MemoryInfo, MemoryNotFound, Progress, ReadErro
 from foveal.server.auth import Key
 from foveal.server.citing import lines_in, text_of
 from foveal.server.failures import ApiError, without_places
-from foveal.server.memories.sources import TEXTS
+from foveal.server.memories.sources import TEXTS, Texts, holding
 from foveal.server.registry import Shelf
 from foveal.server.service import Service
 from foveal.sources import SourceError
@@ -94,26 +94,47 @@ async def exists(shelf: Shelf, name: str) -> bool:
     return True
 
 
-def reading(shelf: Shelf, name: str, paths: Sequence[Path], filters: Json) -> Work:
-    """Read paths into memory `name`, and save it."""
+def reading(shelf: Shelf, name: str, place: Path, texts: Texts | None, replace: bool, filters: Json) -> Work:
+    """Read what lies at `place` into memory `name`, and save it. `texts`: what shall lie there, and no longer if that
+    fails. `replace`: whether there may be a memory of that name."""
 
     def work(progress: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
-        try:
-            memory = Memory.read(
-                shelf.model.engine.engine,
-                [str(path) for path in paths],
-                name=name,
-                progress=progress,
-                should_stop=stop,
-                root=shelf.store,
-                save_every=SAVE_EVERY,
-                **filters,
-            )
-        except (ReadError, SourceError) as error:
-            raise ApiError(error.code, without_places(error, paths)) from error
-        _save(memory, shelf, name)
+        before = _saved(shelf, name)
+        if before and not replace:
+            raise taken(name)
+        with contextlib.ExitStack() as stack:
+            if texts is not None:
+                stack.enter_context(holding(place, texts, lambda: _saved(shelf, name) != before))
+            try:
+                memory = Memory.read(
+                    shelf.model.engine.engine,
+                    [str(place)],
+                    name=name,
+                    progress=progress,
+                    should_stop=stop,
+                    root=shelf.store,
+                    save_every=SAVE_EVERY,
+                    **filters,
+                )
+            except (ReadError, SourceError) as error:
+                raise ApiError(error.code, without_places(error, [place])) from error
+            _save(memory, shelf, name)
 
     return work
+
+
+def taken(name: str) -> ApiError:
+    """The refusal of a name that a memory has."""
+    return ApiError("conflict", f"there is a memory {name!r}; delete it, sync it, or say replace")
+
+
+def _saved(shelf: Shelf, name: str) -> str | None:
+    """When memory `name` was saved last; None if there is none."""
+    try:
+        info = memory_info(name, shelf.store)
+    except MemoryNotFound:
+        return None
+    return info.problem or str(info.facts["saved"])
 
 
 def syncing(shelf: Shelf, name: str, mode: Any, changes: Json) -> Work:
@@ -189,4 +210,4 @@ def search(memory: Memory, text: str, limit: int) -> tuple[list[Json], bool]:
     return found, True
 
 
-__all__ = ["events", "exists", "listed", "reading", "search", "show", "syncing", "text_of", "told"]
+__all__ = ["events", "exists", "listed", "reading", "search", "show", "syncing", "taken", "text_of", "told"]
