@@ -84,11 +84,11 @@ def make_server(
 
 async def serve_stdio(registry: Registry, settings: Settings) -> None:
     """MCP over standard input and output, until that ends."""
-    from foveal.server.mcp.tools import make_tools
+    from foveal.server.mcp import stdio
 
     service = Service(registry, Keys(), settings)
     try:
-        await make_tools(service).run_stdio_async()
+        await stdio.serve(service)
     finally:
         await service.close()
 

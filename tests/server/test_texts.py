@@ -60,6 +60,8 @@ def test_texts_of_a_name_that_is_being_read_stay(
     go_on.set()
     thread.join()
     assert first[0].status_code == 201
+    found = httpx.get(f"{server.url}/v1/memories/m/source?path=text.md", timeout=60).json()
+    assert set(found["lines"]) == {"the first"}
     assert changes(server, "m") == {
         "object": "memory.changes", "name": "m", "known": True, "reason": None, "changed": [], "new": [], "removed": []
     }  # fmt: skip
