@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cli_support import write_model
 
@@ -23,12 +24,17 @@ from foveal.server.service import Service
 from foveal.server.settings import Settings
 from foveal.server.tracing import Tracing
 
+T = TypeVar("T")
+
 
 class Running:
     """A server that runs. `url` has no path."""
 
-    def __init__(self, url: str, service: Service, loop: asyncio.AbstractEventLoop) -> None:
-        self.url, self.service, self._loop = url, service, loop
+    def __init__(
+        self, url: str, service: Service, loop: asyncio.AbstractEventLoop, interrupt: Callable[[], None]
+    ) -> None:
+        """`interrupt`: what Ctrl-C does."""
+        self.url, self.service, self._loop, self.interrupt = url, service, loop, interrupt
 
     @property
     def engine(self) -> Engine:
@@ -36,8 +42,11 @@ class Running:
 
     def call(self, function: Callable[[], Any]) -> Any:
         """In the server's event loop."""
-        done: asyncio.Future[Any] = asyncio.run_coroutine_threadsafe(_call(function), self._loop)  # type: ignore[assignment]
-        return done.result()
+        return self.run(_call(function))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Its result, in the server's event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=60)
 
 
 async def _call(function: Callable[[], Any]) -> Any:
@@ -80,7 +89,8 @@ def serving(
     ready.wait()
     try:
         host, port = socket.getsockname()[:2]
-        yield Running(f"http://{host}:{port}", server.config.app.state.service, loops[0])  # type: ignore[union-attr]
+        service: Service = server.config.app.state.service  # type: ignore[union-attr]
+        yield Running(f"http://{host}:{port}", service, loops[0], lambda: server.handle_exit(signal.SIGINT, None))
     finally:
         server.should_exit = True
         thread.join()

@@ -43,6 +43,12 @@ def text_of(memory: Memory, path: str) -> str | None:
     return found
 
 
+def lines_in(text: str) -> list[str]:
+    """The lines of a file without their ends, numbered as citations number them: only a line feed ends one."""
+    lines = text.split("\n")
+    return [line.rstrip("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
 def _digest(text: str) -> str:
     """Of the lines, whatever ends the last one."""
     return sha256(text.rstrip("\n").encode("utf-8", "surrogatepass")).hexdigest()

@@ -72,7 +72,7 @@ class _Visit:
             return
         origin, host = headers.get(b"origin"), headers.get(b"host", "127.0.0.1")
         for place in (f"//{host}", origin or "//127.0.0.1"):
-            if not is_loopback(_host(place)):
+            if not is_loopback(host_of(place)):
                 raise ApiError("forbidden", f"{place.removeprefix('//')} may not use this server; it asks for no key")
 
     async def receive(self) -> Message:
@@ -107,7 +107,8 @@ class _Visit:
         return ApiError("too_large", f"the body is larger than {self._most:,} bytes")
 
 
-def _host(place: str) -> str:
+def host_of(place: str) -> str:
+    """The host that an address names; empty where it names none."""
     try:
         return urlsplit(place).hostname or ""
     except ValueError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -14,7 +16,9 @@ from foveal.errors import ContextLengthError, FovealError, ParameterError
 from foveal.memory import MemoryNotFound
 from foveal.process.failures import reason
 from foveal.server.wire import JSONBytes
+from foveal.store.errors import StoreError
 
+_FOLDERS = re.compile(r"""(?<![\w.~/-])/(?:[^/\s:;,'"()]+/)+""")
 _UNREADABLE = "There was an error parsing the body"
 """FastAPI's words for a body at which the JSON parser gave up."""
 
@@ -105,6 +109,9 @@ def as_failure(error: BaseException) -> FovealError:
     """Any exception as one of ours. What nobody expected says no more than that."""
     if isinstance(error, MemoryNotFound):  # where the store lies is the operator's matter
         return ApiError("not_found", str(error).split(" in ")[0], param="memory", detail="memory_not_found")
+    if isinstance(error, StoreError):
+        said = without_folders(str(error))
+        return error if said == str(error) else ApiError(error.code, said)
     if isinstance(error, FovealError):
         return error
     if isinstance(error, RequestValidationError):
@@ -117,10 +124,23 @@ def as_failure(error: BaseException) -> FovealError:
         code = {404: "not_found", 405: "invalid_request", 413: "too_large"}.get(error.status_code, "invalid_request")
         return ApiError(code, str(error.detail), detail="not_found" if code == "not_found" else None)
     return (
-        ApiError("failed", reason(error) or "the server failed; its log says why")
+        ApiError("failed", without_folders(reason(error) or "the server failed; its log says why"))
         if isinstance(error, Exception)
         else ApiError("cancelled", "the server is being stopped; try again", retry=1)
     )
+
+
+def without_folders(text: str) -> str:
+    """A text without the folders of absolute paths: where files lie is the operator's matter."""
+    return _FOLDERS.sub("", text)
+
+
+def without_places(error: Exception, paths: Iterable[str | Path]) -> str:
+    """What an error about sources says, without the folders above them."""
+    said = str(error)
+    for path in paths:
+        said = said.replace(str(path), Path(path).name)
+    return without_folders(said)
 
 
 def _invalid(error: RequestValidationError) -> FovealError:

@@ -44,14 +44,24 @@ def registry_of(
 
 
 class _Server(uvicorn.Server):
-    """Takes nothing more in as soon as it is asked to stop, and ends what takes too long, so that clients are told."""
+    """Takes nothing more in as soon as it is asked to stop, and ends what takes too long, so that clients are told. A
+    second Ctrl-C ends everything at once, in the same order."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then what uvicorn does."""
         service: Service = self.config.app.state.service  # type: ignore[union-attr]
         drained = asyncio.create_task(service.drain())
-        await super().shutdown(sockets)
+        ending = asyncio.create_task(super().shutdown(sockets))
+        while not (ending.done() or self.force_exit):
+            await asyncio.wait({ending}, timeout=0.1)
+        if self.force_exit:
+            await service.works.drain(0)
         await drained
+        await ending
+        if self.force_exit:  # uvicorn leaves the rest out
+            if self.server_state.tasks:
+                await asyncio.wait(set(self.server_state.tasks), timeout=1)  # what has ended is told
+            await self.lifespan.shutdown()
 
 
 def make_server(
@@ -74,11 +84,11 @@ def make_server(
 
 async def serve_stdio(registry: Registry, settings: Settings) -> None:
     """MCP over standard input and output, until that ends."""
-    from foveal.server.mcp.tools import make_tools
+    from foveal.server.mcp import stdio
 
     service = Service(registry, Keys(), settings)
     try:
-        await make_tools(service).run_stdio_async()
+        await stdio.serve(service)
     finally:
         await service.close()
 

@@ -83,7 +83,15 @@ class Shelf:
     @contextlib.asynccontextmanager
     async def fork(self, name: str) -> AsyncGenerator[Memory]:
         """A fork of memory `name` as it is saved now. Raises `MemoryNotFound`."""
-        memory = await asyncio.to_thread(self._fork, name)
+        begin = asyncio.ensure_future(asyncio.to_thread(self._fork, name))
+        try:
+            await asyncio.shield(begin)
+        except asyncio.CancelledError:
+            await asyncio.wait({begin})
+            if begin.exception() is None:
+                await asyncio.to_thread(begin.result().free)
+            raise
+        memory = begin.result()
         try:
             yield memory
         finally:
@@ -218,14 +226,12 @@ class Registry:
 
     def find(self, name: str | None, key: Key) -> Model:
         """The model called `name`; without a name the only one. Raises `ApiError`."""
-        if not name and len(self.models) == 1:
-            name = next(iter(self.models))
-        named = self._named((name or "").removesuffix("[1m]"))
+        only = next(iter(self.models)) if not name and len(self.models) == 1 else name
+        named = self._named((only or "").removesuffix("[1m]"))
         if named is None or not key.may_use(named):
             known = ", ".join(self.names(key)) or "none"
-            raise ApiError(
-                "not_found", f"there is no model {name!r}; there are: {known}", param="model", detail="model_not_found"
-            )
+            said = f"there is no model {name!r}" if name else "no model is named"
+            raise ApiError("not_found", f"{said}; there are: {known}", param="model", detail="model_not_found")
         return self.models[named]
 
     def choose(self, name: str | None, key: Key, memory: str | None = None) -> Chosen:

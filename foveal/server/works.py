@@ -75,6 +75,18 @@ class Works:
             task.cancel()
             watch.cancel()
 
+    async def apart(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, for a caller that may be cancelled at every wait: the work is cancelled once, and gives
+        back in order what it holds. Raises `ApiError` when the server is stopped meanwhile."""
+        task = self.begin(work)
+        try:
+            await asyncio.wait({task})
+            if task.cancelled():
+                raise ApiError("unavailable", "the server is being stopped; try again", retry=5)
+            return task.result()
+        finally:
+            task.cancel()
+
     async def drain(self, seconds: float) -> None:
         """Wait for what is in work, and cancel what takes longer."""
         if self._tasks:
@@ -83,6 +95,19 @@ class Works:
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
+
+
+async def in_thread(work: Callable[[], T], stop: Callable[[], None] | None = None) -> T:
+    """What `work` gives, in a thread. When this is cancelled, `stop` is called and the thread is waited for: what it
+    works on is given back only then."""
+    thread = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        if stop is not None:
+            stop()
+        await asyncio.wait({thread})
+        raise
 
 
 async def _pump(source: AsyncGenerator[T], pieces: asyncio.Queue[T | _End]) -> None:

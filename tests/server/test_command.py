@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -123,3 +124,37 @@ def test_memories_over_standard_input(model: Path, tmp_path: Path) -> None:
             assert (await client.call_tool("memories", {})).structured_content == {"memories": []}
 
     asyncio.run(work())
+
+
+def line(id: int, method: str, **params: Any) -> str:
+    return json.dumps({"jsonrpc": "2.0", "id": id, "method": method, "params": params}) + "\n"
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, "stdin", "stdout"])
+def test_an_end_in_the_middle_of_a_call_over_standard_input(model: Path, tmp_path: Path, end: Any) -> None:
+    """The thread that waits for the next line must not hold it up."""
+    options = ["--model", str(model), "--store", str(tmp_path / "store")]
+    (tmp_path / "a.py").write_text("def parse_config(x):\n    return x + 41\n" * 30)
+    read = CliRunner().invoke(app, ["read", str(tmp_path / "a.py"), "--name", "p", *options])
+    assert read.exit_code == 0, read.output
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "foveal", "mcp", *options], text=True, **pipes)
+    try:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        about = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+        process.stdin.write(line(0, "initialize", **about))
+        arguments = {"memory": "p", "cue": "def", "max_tokens": 4096}
+        process.stdin.write(line(1, "tools/call", name="recall", arguments=arguments) + line(2, "ping"))
+        process.stdin.flush()
+        assert [json.loads(process.stdout.readline())["id"] for _ in range(2)] == [0, 2]
+        if isinstance(end, signal.Signals):
+            process.send_signal(end)
+        else:
+            getattr(process, end).close()
+        assert process.wait(timeout=60) == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(end, 0)
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()

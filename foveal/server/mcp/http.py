@@ -6,11 +6,13 @@ The library takes half a second to load, so that is done when the first request 
 from __future__ import annotations
 
 import asyncio
-from urllib.parse import urlsplit
+import contextlib
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from foveal.server.edge import host_of
 from foveal.server.failures import ApiError, response_of
 from foveal.server.service import Service
 from foveal.server.settings import is_loopback
@@ -34,7 +36,11 @@ class McpEndpoint:
         except ApiError as error:
             await response_of(request, error)(scope, receive, send)
             return
-        await (await self._opened())(scope, receive, send)
+        if request.method != "POST":  # nothing is sent but answers, and there are no sessions to end
+            await Response(status_code=405, headers={"allow": "POST"})(scope, receive, send)
+            return
+        with contextlib.suppress(ClientDisconnect):  # before all of it had come: nobody waits for an answer
+            await (await self._opened())(scope, receive, send)
 
     async def close(self) -> None:
         """End all sessions."""
@@ -55,7 +61,7 @@ class McpEndpoint:
         from foveal.server.mcp.tools import make_tools
 
         server, running = make_tools(self._service), asyncio.Event()
-        app = server.streamable_http_app(
+        server.streamable_http_app(
             stateless_http=True,
             json_response=True,
             max_request_body_size=self._service.settings.body_bytes,
@@ -69,7 +75,7 @@ class McpEndpoint:
 
         self._sessions = asyncio.create_task(sessions())
         await running.wait()
-        return app
+        return server.session_manager.handle_request  # the library's own application would make a 500 of our errors
 
 
 def _check_origin(request: Request) -> None:
@@ -77,6 +83,7 @@ def _check_origin(request: Request) -> None:
     origin = request.headers.get("origin")
     if origin is None:
         return
-    host = urlsplit(origin).hostname or ""
-    if host != request.url.hostname and not is_loopback(host):
+    host = host_of(origin)
+    own = host_of(f"//{request.headers.get('host', '')}")
+    if not host or (host != own and not is_loopback(host)):
         raise ApiError("forbidden", f"{origin} may not use this server")

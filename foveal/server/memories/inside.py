@@ -13,7 +13,7 @@ from foveal.memory.reading import look
 from foveal.memory.versions import latest_pieces, pieces
 from foveal.plan.plan import V32_LAYERS, rivals
 from foveal.server.citing import freshness
-from foveal.server.failures import ApiError
+from foveal.server.failures import ApiError, without_places
 from foveal.sources import SourceError
 
 Json = dict[str, Any]
@@ -65,7 +65,13 @@ def changed(memory: Memory) -> Json:
             raise ReadError("it was not read from files, so nothing can be compared with it")
         _, found = look(memory, None, None)
     except (ReadError, SourceError) as error:
-        return told | {"known": False, "reason": str(error), "changed": [], "new": [], "removed": []}
+        return told | {
+            "known": False,
+            "reason": without_places(error, memory.options.named),
+            "changed": [],
+            "new": [],
+            "removed": [],
+        }
     return told | {
         "known": True,
         "reason": None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Annotated, Any, BinaryIO
@@ -48,6 +49,7 @@ from foveal.server.registry import Shelf
 from foveal.server.service import Caller, Service, service_of
 from foveal.server.streaming import events
 from foveal.server.wire import KEEP_ALIVE, JSONBytes, sse
+from foveal.server.works import in_thread
 
 router = APIRouter(prefix="/v1/memories", responses=FAILURES, tags=["memories"])
 
@@ -119,7 +121,8 @@ async def create(request: Request, body: CreateRequest, key: Caller) -> Response
         raise ApiError("invalid_request", "give one of text, files and path")
     shelf = _shelf(request, key, body.name, body.model)
     await _check_new(shelf, body.name, bool(body.replace))
-    filters: Json = {}
+    filters: Json = {"use_gitignore": False}
+    put: sources.Texts | None = None
     if body.path is not None:
         path = sources.below_a_root(body.path, service.settings)
         filters = {
@@ -129,11 +132,9 @@ async def create(request: Request, body: CreateRequest, key: Caller) -> Response
         }
     else:
         texts = [(file.path, file.text) for file in body.files or ()] or [("text.md", body.text or "")]
-        data = [(name, text.encode("utf-8", "replace")) for name, text in texts]
-        folder = sources.folder_of(key.tenant, body.name, service.settings)
-        path = await asyncio.to_thread(sources.put, folder, data)
-        filters = {"use_gitignore": False}
-    work = working.reading(shelf, body.name, [path], filters)
+        put = sources.checked((name, text.encode("utf-8", "replace")) for name, text in texts)
+        path = sources.folder_of(key.tenant, body.name, service.settings)
+    work = working.reading(shelf, body.name, path, put, bool(body.replace), filters)
     return await _worked(request, service, key, work, shelf, body.name, bool(body.stream), 201)
 
 
@@ -151,8 +152,8 @@ async def upload(
     service, shelf = service_of(request), _shelf(request, key, name, model)
     await _check_new(shelf, name, replace)
     texts = [(file.filename or f"file-{place}", await file.read()) for place, file in enumerate(files)]
-    path = await asyncio.to_thread(sources.put, sources.folder_of(key.tenant, name, service.settings), texts)
-    work = working.reading(shelf, name, [path], {"use_gitignore": False})
+    path = sources.folder_of(key.tenant, name, service.settings)
+    work = working.reading(shelf, name, path, sources.checked(texts), replace, {"use_gitignore": False})
     return await _worked(request, service, key, work, shelf, name, False, 201)
 
 
@@ -169,7 +170,7 @@ async def sync(request: Request, name: Named, body: SyncRequest, key: Caller) ->
 
 async def _check_new(shelf: Shelf, name: str, replace: bool) -> None:
     if not replace and await working.exists(shelf, name):
-        raise ApiError("conflict", f"there is a memory {name!r}; delete it, sync it, or say replace")
+        raise working.taken(name)
 
 
 async def _worked(
@@ -223,7 +224,7 @@ async def append(request: Request, name: Named, body: AppendRequest, key: Caller
     key.check_writes()
     service, shelf = service_of(request), _shelf(request, key, name, body.model)
     async with service.gate.place(key):
-        return JSONBytes(await asyncio.to_thread(append_text, shelf, name, body))
+        return JSONBytes(await in_thread(lambda: append_text(shelf, name, body)))
 
 
 def append_text(shelf: Shelf, name: str, body: AppendRequest) -> Json:
@@ -320,7 +321,7 @@ async def show_source(
 
 async def _looked_into(shelf: Shelf, name: str, look: Callable[[Memory], Json]) -> Response:
     async with shelf.fork(name) as memory:
-        return JSONBytes(await asyncio.to_thread(look, memory) | {"name": name})
+        return JSONBytes(await in_thread(lambda: look(memory)) | {"name": name})
 
 
 # ---------------------------------------------------------------------- moved
@@ -382,10 +383,16 @@ async def recall(request: Request, name: Named, body: RecallRequest, key: Caller
 async def recalled(service: Service, key: Key, shelf: Shelf, name: str, body: RecallRequest) -> Json:
     """The answer of a recall."""
     async with service.gate.place(key), shelf.fork(name) as memory:
+        left = threading.Event()
 
         def run() -> Json:
             settings: dict[str, Any] = {"temperature": body.temperature, "seed": body.seed, "stop": stops_of(body.stop)}
-            found = memory.recall(body.cue, max_tokens=body.max_tokens, **settings)
+            stream = memory.recall_stream(body.cue, max_tokens=body.max_tokens, **settings)
+            with contextlib.closing(stream):
+                for _ in stream:
+                    if left.is_set():
+                        return {}
+            found = stream.result
             return {
                 "memory": name,
                 "cue": body.cue,
@@ -401,7 +408,7 @@ async def recalled(service: Service, key: Key, shelf: Shelf, name: str, body: Re
                 },
             }
 
-        return await asyncio.to_thread(run)
+        return await in_thread(run, left.set)
 
 
 @router.post("/{name}/search", responses={200: {"model": SearchAnswer}})
@@ -409,7 +416,7 @@ async def search(request: Request, name: Named, body: SearchRequest, key: Caller
     """The lines that hold a text, word for word."""
     service, shelf = service_of(request), _shelf(request, key, name, body.model)
     async with service.gate.place(key), shelf.fork(name) as memory:
-        matches, complete = await asyncio.to_thread(working.search, memory, body.text, body.limit)
+        matches, complete = await in_thread(lambda: working.search(memory, body.text, body.limit))
     return JSONBytes({"memory": name, "matches": matches, "complete": complete})
 
 

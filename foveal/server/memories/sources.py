@@ -6,10 +6,11 @@ by sending them again, and its citations can be held against them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,9 @@ from foveal.server.settings import Settings, beside
 
 TEXTS = "texts"
 """The folder of texts that were sent, beside a store."""
+
+Texts = Sequence[tuple[PurePosixPath, bytes]]
+"""What files hold, by their paths in a folder."""
 
 
 def below_a_root(path: str, settings: Settings) -> Path:
@@ -43,30 +47,57 @@ def folder_of(tenant: str, name: str, settings: Settings) -> Path:
     return beside(settings.store) / TEXTS / sha256(tenant.encode()).hexdigest()[:24] / check_name(name)
 
 
-def put(folder: Path, texts: Iterable[tuple[str, bytes]]) -> Path:
-    """Make `folder` hold these texts and no others. Raises `ParameterError` for a path that leads elsewhere."""
+def checked(texts: Iterable[tuple[str, bytes]]) -> Texts:
+    """The texts, with paths that can be files of one folder. Raises `ParameterError` for others."""
     named = [(plain(path), data) for path, data in texts]
+    paths = {path for path, _ in named}
+    if len(paths) < len(named):
+        twice = next(path for place, (path, _) in enumerate(named) if path in {each for each, _ in named[:place]})
+        raise ParameterError(f"two texts have the same path: {twice}")
+    for path in paths:
+        if (above := next((each for each in path.parents if each in paths), None)) is not None:
+            raise ParameterError(f"{above} cannot be a file and a folder at once")
+    return named
+
+
+@contextlib.contextmanager
+def holding(folder: Path, texts: Texts, is_used: Callable[[], bool]) -> Iterator[Path]:
+    """Make `folder` hold these texts and no others. If what is done with it fails, it is as it was before, unless
+    `is_used` says that a memory was saved of them. Raises `ParameterError` for texts that cannot be files."""
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=".aside-", dir=folder.parent))
+    made, before = aside / "made", aside / "before"
     try:
-        for path, data in named:
-            target = made / path
+        made.mkdir(mode=0o700)
+        _write(made, texts)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(before)
+        made.rename(folder)
+        try:
+            yield folder
+        except BaseException:
+            if not is_used():
+                remove(folder)
+                with contextlib.suppress(FileNotFoundError):
+                    before.rename(folder)
+            raise
+    finally:
+        remove(aside)
+
+
+def _write(folder: Path, texts: Texts) -> None:
+    try:
+        for path, data in texts:
+            target = folder / path
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if target.exists():
-                raise ParameterError(f"two texts have the same path: {path}")
             with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(data)
-        remove(folder)
-        made.rename(folder)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ParameterError(f"{path} cannot be a file and a folder at once") from error
+    except (FileExistsError, NotADirectoryError) as error:  # where capitals make no difference
+        raise ParameterError(f"{path} names the same file as another text, or its folder") from error
     except OSError as error:  # where they lie is the operator's matter
         raise ParameterError(f"the texts cannot be kept: {error.strerror}") from error
     except ValueError as error:
         raise ParameterError(f"the texts cannot be kept: {error}") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return folder
 
 
 def plain(path: str) -> PurePosixPath:

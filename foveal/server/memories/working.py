@@ -10,12 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from foveal.errors import FovealError
 from foveal.memory import Memory, MemoryInfo, MemoryNotFound, Progress, ReadError, memory_info
 from foveal.server.auth import Key
-from foveal.server.citing import text_of
-from foveal.server.failures import ApiError
-from foveal.server.memories.sources import TEXTS
+from foveal.server.citing import lines_in, text_of
+from foveal.server.failures import ApiError, without_places
+from foveal.server.memories.sources import TEXTS, Texts, holding
 from foveal.server.registry import Shelf
 from foveal.server.service import Service
 from foveal.sources import SourceError
@@ -95,34 +94,47 @@ async def exists(shelf: Shelf, name: str) -> bool:
     return True
 
 
-def reading(shelf: Shelf, name: str, paths: Sequence[Path], filters: Json) -> Work:
-    """Read paths into memory `name`, and save it."""
+def reading(shelf: Shelf, name: str, place: Path, texts: Texts | None, replace: bool, filters: Json) -> Work:
+    """Read what lies at `place` into memory `name`, and save it. `texts`: what shall lie there, and no longer if that
+    fails. `replace`: whether there may be a memory of that name."""
 
     def work(progress: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
-        try:
-            memory = Memory.read(
-                shelf.model.engine.engine,
-                [str(path) for path in paths],
-                name=name,
-                progress=progress,
-                should_stop=stop,
-                root=shelf.store,
-                save_every=SAVE_EVERY,
-                **filters,
-            )
-        except (ReadError, SourceError) as error:
-            raise _without_places(error, paths) from error
-        _save(memory, shelf, name)
+        before = _saved(shelf, name)
+        if before and not replace:
+            raise taken(name)
+        with contextlib.ExitStack() as stack:
+            if texts is not None:
+                stack.enter_context(holding(place, texts, lambda: _saved(shelf, name) != before))
+            try:
+                memory = Memory.read(
+                    shelf.model.engine.engine,
+                    [str(place)],
+                    name=name,
+                    progress=progress,
+                    should_stop=stop,
+                    root=shelf.store,
+                    save_every=SAVE_EVERY,
+                    **filters,
+                )
+            except (ReadError, SourceError) as error:
+                raise ApiError(error.code, without_places(error, [place])) from error
+            _save(memory, shelf, name)
 
     return work
 
 
-def _without_places(error: FovealError, paths: Sequence[Path]) -> ApiError:
-    """The same failure, without the folders above: they are nobody's business."""
-    said = str(error)
-    for path in paths:
-        said = said.replace(str(path), path.name)
-    return ApiError(error.code, said)
+def taken(name: str) -> ApiError:
+    """The refusal of a name that a memory has."""
+    return ApiError("conflict", f"there is a memory {name!r}; delete it, sync it, or say replace")
+
+
+def _saved(shelf: Shelf, name: str) -> str | None:
+    """When memory `name` was saved last; None if there is none."""
+    try:
+        info = memory_info(name, shelf.store)
+    except MemoryNotFound:
+        return None
+    return info.problem or str(info.facts["saved"])
 
 
 def syncing(shelf: Shelf, name: str, mode: Any, changes: Json) -> Work:
@@ -130,7 +142,13 @@ def syncing(shelf: Shelf, name: str, mode: Any, changes: Json) -> Work:
 
     def work(progress: Callable[[Progress], None], stop: Callable[[], bool]) -> None:
         memory = Memory.load(shelf.model.engine.engine, name, root=shelf.store)
-        plan = memory.sync(mode, progress=progress, should_stop=stop, save_every=SAVE_EVERY)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(memory)
+            try:
+                plan = memory.sync(mode, progress=progress, should_stop=stop, save_every=SAVE_EVERY)
+            except (ReadError, SourceError) as error:
+                raise ApiError(error.code, without_places(error, memory.options.named)) from error
+            stack.pop_all()  # saving gives it back
         changes["changed"], changes["new"] = sorted(plan.changed), sorted(plan.new)
         changes["removed"] = sorted(skip.path for skip in plan.removed)
         _save(memory, shelf, name)
@@ -184,7 +202,7 @@ def search(memory: Memory, text: str, limit: int) -> tuple[list[Json], bool]:
     """The lines of a memory that hold `text`, of the present versions of its files, and whether these are all."""
     found: list[Json] = []
     for path in dict.fromkeys(path for path, _, _ in memory.places.documents):
-        for line, said in enumerate((text_of(memory, path) or "").splitlines(), start=1):
+        for line, said in enumerate(lines_in(text_of(memory, path) or ""), start=1):
             if text in said:
                 if len(found) == limit:
                     return found, False
@@ -192,4 +210,4 @@ def search(memory: Memory, text: str, limit: int) -> tuple[list[Json], bool]:
     return found, True
 
 
-__all__ = ["events", "exists", "listed", "reading", "search", "show", "syncing", "text_of", "told"]
+__all__ = ["events", "exists", "listed", "reading", "search", "show", "syncing", "taken", "text_of", "told"]
