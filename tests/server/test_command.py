@@ -110,7 +110,7 @@ def test_a_new_key_works_in_the_file_of_keys(tmp_path: Path) -> None:
 
 def test_a_server_that_is_not_there() -> None:
     result = CliRunner().invoke(app, ["why", "--server", "http://127.0.0.1:9"])
-    assert result.exit_code == 1 and "cannot be asked" in result.stderr
+    assert result.exit_code == 1 and "cannot be asked: no server answers there; `foveal serve`" in result.stderr
 
 
 def test_memories_over_standard_input(model: Path, tmp_path: Path) -> None:

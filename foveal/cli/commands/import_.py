@@ -15,9 +15,14 @@ from foveal.cli.output import UserError, note, print_json
 
 @click.command("import")
 @click.argument("file", type=click.Path(), help="File that `foveal export` wrote, or - for standard input.")
-@click.option("--name", "-n", help="Name to give it; default: its own.")
+@click.option("--name", "-n", metavar="NAME", help="Name to give it; default: its own.")
 @flag("--trust", "Take its pages for computed here: you made the file yourself.")
-@click.option("--source", multiple=True, help="Where its source lies on this machine; for each path it was read from.")
+@click.option(
+    "--source",
+    multiple=True,
+    metavar="PATH",
+    help="Where its source lies on this machine; for each path it was read from.",
+)
 @store_option
 @json_option
 def command(file: str, name: str | None, trust: bool, source: tuple[str, ...], folder: Path | None, json: bool) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import click
 
 from foveal.cli.commands import serve as serving
+from foveal.cli.completing import memory_names
 from foveal.cli.extras import check_serving
 from foveal.cli.opening import model_of, opened
 from foveal.cli.options import flag, memory_limit_option, store_option, threads_option
@@ -17,11 +18,21 @@ from foveal.cli.output import UserError, note
 
 
 @click.command("look")
-@click.argument("name", required=False, help="Memory to open; default: all of them are listed.")
+@click.argument(
+    "name", required=False, shell_complete=memory_names, help="Memory to open; default: all of them are listed."
+)
 @click.option("--server", metavar="URL", help="A server that runs already; default: one is started for this.")
-@click.option("--model", multiple=True, help="Served to look with; default: the memory's own, else nano.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the server that is started; default: any.")
-@flag("--no-browser", "Tell the address only.")
+@click.option(
+    "--model", multiple=True, metavar="MODEL", help="Model that is served; default: the memory's own, else nano."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="N",
+    help="Port of the server that is started; 0 takes a free one.",
+)
+@flag("--no-browser", "Print the address, and open no browser.")
 @store_option
 @memory_limit_option
 @threads_option
