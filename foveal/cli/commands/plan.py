@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--kv",
     default="bf16",
     metavar="FORMAT",
-    help="How the cache is stored: bf16, fp8, or fp4 (FP8 entries, FP4 index keys).",
+    help="How the cache is stored: bf16, fp8, or fp4 (FP8 entries, FP4 index keys: what Foveal's memories have).",
 )
 @click.option(
     "--machine", default="this", metavar="MACHINE", help="Machine it has to fit: 'this' one, or 8xB200, mac-256, ..."
