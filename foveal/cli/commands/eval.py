@@ -165,7 +165,7 @@ class _Status(StatusLine):
 
     def __call__(self, told: Told) -> None:
         left = f", {show_seconds(told.seconds_left)} left" if told.seconds_left is not None else ""
-        self._told = f"{told.done} of {told.total} texts{left}; {told.doing}"
+        self._told = f"{told.done} of {told.total} samples{left}; {told.doing}"
         self._say(self._told)
 
     def reading(self, progress: Progress) -> None:

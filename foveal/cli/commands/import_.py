@@ -28,7 +28,7 @@ from foveal.cli.output import UserError, note, print_json
 def command(file: str, name: str | None, trust: bool, source: tuple[str, ...], folder: Path | None, json: bool) -> None:
     """Enter an exported memory. A file of which anything is off is refused whole.
 
-    What it brings serves this memory and its forks alone, until `foveal verify --recompute` has computed it again.
+    Only this memory and its forks use what it brings, until `foveal verify --recompute` has computed it again.
     """
     from foveal.store import transfer
 
@@ -39,7 +39,7 @@ def command(file: str, name: str | None, trust: bool, source: tuple[str, ...], f
     if json:
         print_json({"name": made.name, "tokens": made.length, "origin": made.origin or None})
     else:
-        serves = f"; its pages serve it alone until `foveal verify --recompute {made.name}`" if made.origin else ""
+        serves = f"; no other memory uses its pages until `foveal verify --recompute {made.name}`" if made.origin else ""
         note(f"{made.name}: {made.length:,} tokens{serves}")
 
 

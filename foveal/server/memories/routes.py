@@ -357,7 +357,7 @@ async def _pieces(file: BinaryIO) -> AsyncGenerator[bytes]:
     openapi_extra={"requestBody": {"content": FILE, "required": True}},
 )
 async def import_(request: Request, name: Named, key: Caller) -> Response:
-    """Enter an exported memory: the body is the file. Its pages serve it alone until they are computed again."""
+    """Enter an exported memory: the body is the file. No other memory uses its pages until they are computed again."""
     key.check_writes()
     shelf = _shelf(request, key, name)
     await _check_new(shelf, name, False)
