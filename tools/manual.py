@@ -1,6 +1,6 @@
 """Writes the manual pages, foveal.1 and one for each command, from the command line itself.
 
-python tools/manual.py man
+python -m tools.manual man
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ class Here:
             listed.add_row(str(turn), *(f"{number:,}" for number in numbers), f"{said.first * 1000:,.0f} ms")
         results().print(listed)
         results().print(
-            f"Run were a turn's new tokens, less those that the store had (of messages longer than {PAGE_TOKENS} tokens). "
-            "For questions to the memory see /places."
+            "Run were a turn's new tokens, less those that the store had (it is asked about messages of more than "
+            f"{PAGE_TOKENS} tokens). For questions to the memory see /places."
         )
 
     def close(self) -> None:

@@ -39,7 +39,9 @@ def command(file: str, name: str | None, trust: bool, source: tuple[str, ...], f
     if json:
         print_json({"name": made.name, "tokens": made.length, "origin": made.origin or None})
     else:
-        serves = f"; no other memory uses its pages until `foveal verify --recompute {made.name}`" if made.origin else ""
+        serves = (
+            f"; no other memory uses its pages until `foveal verify --recompute {made.name}`" if made.origin else ""
+        )
         note(f"{made.name}: {made.length:,} tokens{serves}")
 
 
