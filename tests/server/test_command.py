@@ -76,6 +76,7 @@ def test_look_starts_a_server_and_tells_where_the_page_is(model: Path, tmp_path:
     [
         ((), "there is no store at"),
         (("--server", "127.0.0.1:8000"), "is no address of a server"),
+        (("--server", "http://127.0.0.1:9"), "no server answers there"),
     ],
 )
 def test_what_cannot_be_looked_at_is_told(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,6 +16,7 @@ from foveal.cli.extras import check_serving
 from foveal.cli.opening import model_of, opened
 from foveal.cli.options import flag, memory_limit_option, store_option, threads_option
 from foveal.cli.output import UserError, note
+from foveal.cli.server import Refused, Server
 
 
 @click.command("look")
@@ -63,6 +65,8 @@ def command(
     if server is not None:
         if not server.startswith(("http://", "https://")):
             raise UserError(f"{server!r} is no address of a server; give one such as http://127.0.0.1:8000")
+        with suppress(Refused):  # it is there, and its page may be open to who has signed in
+            Server(server, None).open("/health").close()
         show(server)
         return
     models = model or _models(name, folder)

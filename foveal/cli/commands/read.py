@@ -111,7 +111,12 @@ def command(
 
 def _tails(text: str) -> TailEvery:
     """What ``--tail-every`` says."""
-    return text if text in ("auto", "full", "none") else parse_count(text)  # type: ignore[return-value]
+    if text in ("auto", "full", "none"):
+        return text  # type: ignore[return-value]
+    try:
+        return parse_count(text)
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{error.message}, or auto, full or none", param_hint="--tail-every") from error
 
 
 def _conclude(memory: Memory, store: MemoryStore, *, json: bool) -> None:
