@@ -248,7 +248,7 @@ async def head(
     after: Annotated[str | None, Query(description="The head that the caller knows. Default: none.")] = None,
     wait: Annotated[float, Query(description=WAIT, ge=0, allow_inf_nan=False)] = 0.0,
 ) -> Response:
-    """Where a memory is. With `after` and `wait` (seconds): as soon as it is elsewhere."""
+    """The head of a memory. With `after` and `wait` (seconds): as soon as it is another one."""
     shelf, end = _shelf(request, key, name), time.monotonic() + min(wait, LONGEST_WAIT)
     found = await asyncio.to_thread(head_of_memory, name, shelf.store)
     while found == after and time.monotonic() < end and not service_of(request).gate.closed:
