@@ -6,8 +6,8 @@
 The whole process is measured, not only what the cache counts. The base (made up) is saved in a store under `--dir`
 (default: the system's temporary folder; removed afterwards) and opened as a shared context. Each agent forks it,
 recalls from it, reads a suffix of its own and decodes a step, and all are kept alive. With the first one, all that is
-derived from the base is there (`foveal.cache.slabs`), and what the engine works with. What the process takes before
-(model, Python, torch) is subtracted, which makes the ratio larger than a user sees.
+derived from the base is there (`foveal.backends.cpu.slabs`), and what the engine works with. What the process takes
+before that (model, Python, torch) is subtracted, which makes the ratio larger than a user sees.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ ASKED = (
     ("How are citations scored?", "share"),
     ("Who goes first when two requests wait?", "Interactive requests go before"),
     ("What is CSA?", "compressed sparse attention"),
-    ("How many parameters does nano have?", "14 million"),
+    ("How many parameters does nano have?", "19.5 million parameters"),
 )
 """Questions, and words that stand where the answer does."""
 TOKENIZERS = ("porter unicode61 remove_diacritics 2", "unicode61 remove_diacritics 2", "trigram")

@@ -42,6 +42,14 @@ def test_a_page_tells_arguments_and_options() -> None:
     (read,) = [page for page in pages() if page.name == "foveal read"]
     assert any(written.startswith("PATH") for written, _ in read.arguments)
     assert any("--name" in written and "Name of the memory" in meaning for written, meaning in read.options)
+    told = dict(read.options)
+    assert told["--durability LEVEL"].endswith("[default: full]") and "-h, --help" in told
+
+
+def test_no_option_is_shown_by_the_name_of_a_type() -> None:
+    """`N` says as much as click's own `INTEGER RANGE`, and leaves room for the help."""
+    shown = [(page.name, written) for page in pages() for written, _ in page.options]
+    assert not [each for each in shown if each[1].rpartition(" ")[2] in ("INTEGER", "RANGE", "FLOAT")]
 
 
 def test_the_reference_has_every_route() -> None:

@@ -26,7 +26,7 @@ class Page:
 
 def pages() -> list[Page]:
     """`foveal` itself, then its commands in the order of its help."""
-    root = click.Context(app, info_name="foveal")
+    root = click.Context(app, info_name="foveal", **app.context_settings)
     found = [_page(app, root, "foveal", "a compressed memory for agents")]
     for name, (_, line) in app.table.items():
         command = app.get_command(root, name)

@@ -1,6 +1,6 @@
 """Writes the manual pages, foveal.1 and one for each command, from the command line itself.
 
-python tools/manual.py man
+python -m tools.manual man
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLACES = (
     ("FOVEAL_STORE_KEY, FOVEAL_STORE_KEY_FILE", "the key of an encrypted store, or the file that holds it"),
     ("FOVEAL_LOG", "what is logged to stderr: debug, info, warning or error"),
     ("FOVEAL_TRACEBACK", "1 shows where a failure came from"),
-    ("FOVEAL_API_KEY", "the key that foveal chat --server sends"),
+    ("FOVEAL_API_KEY", "the key that foveal chat --server and foveal why send, and one more key of foveal serve"),
 )
 
 

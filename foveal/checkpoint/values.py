@@ -2,7 +2,7 @@
 
 Small tensors, block scales, the embedding, the head and all that belongs to the indexer are always looked through: a
 wrong number in a router or an indexer changes choices only, and nothing later would tell. Of the large matrices' codes
-only small models' are; a NaN in one of them makes the first tokens that meet it fail (`foveal.batch.finite`).
+only small models' are; a NaN in one of them makes the first tokens that meet it fail (`foveal.model.finite`).
 """
 
 from __future__ import annotations

@@ -52,19 +52,25 @@ name_argument = click.argument("name", shell_complete=memory_names, help="Name o
 store_option = click.option(
     "--store", "folder", type=PATH, help="Folder of the store; default $FOVEAL_STORE or ~/.local/share/foveal."
 )
-model_option = click.option("--model", help="nano, or a model directory; default: the memory's own, else nano.")
+model_option = click.option(
+    "--model", metavar="MODEL", help="nano, smollm2, or a model directory; default: the memory's own, else nano."
+)
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, MOST_THREADS), help="CPU threads; default: one on each core."
+    "--threads", type=click.IntRange(1, MOST_THREADS), metavar="N", help="CPU threads; default: one on each core."
 )
 memory_limit_option = click.option(
     "--memory-limit",
+    metavar="BYTES",
     help="Memory this process may hold (2G); pages beyond that stay on the disk until they are needed.",
 )
 store_limit_option = click.option(
-    "--store-limit", help="Bytes the store may take (20G); what is least valuable is evicted."
+    "--store-limit", metavar="BYTES", help="Bytes the store may take (20G); what is least valuable is evicted."
 )
 durability_option = click.option(
-    "--durability", default="full", help="What survives a power cut: full, normal or off (docs/store.md)."
+    "--durability",
+    default="full",
+    metavar="LEVEL",
+    help="What survives a power cut: full, normal or off (docs/store.md).",
 )
 plot_option = click.option("--plot", type=PATH, help="Draw it too, to a .png, .svg or .pdf file.")
 json_option = flag("--json", "Print JSON.")

@@ -143,11 +143,15 @@ class ComputingBar(ReadingBar):
         self.tell(f"{count}, {progress.file}")
 
 
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def tell_outcome(outcome: Outcome) -> None:
     """What was found, in a line or two on stderr."""
     pages, tails, tokens = (outcome.count(what) for what in ("pages", "tails", "tokens"))
     different = "" if outcome.problems else ", all as the network computes them"
-    note(f"{pages:,} pages and {tails:,} tails computed again ({tokens:,} tokens){different}")
+    note(f"{_several(pages, 'page')} and {_several(tails, 'tail')} computed again ({tokens:,} tokens){different}")
     for name in outcome.listed("adopted"):
         note(f"{name} was imported; its pages now count as computed here")
     for name in outcome.listed("repaired"):

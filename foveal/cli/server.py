@@ -65,7 +65,9 @@ class Server:
             answer = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise UserError(f"{self.url} cannot be asked: {error}") from error
+            refused = isinstance(error, ConnectionRefusedError)
+            why = "no server answers there; `foveal serve` starts one" if refused else error
+            raise UserError(f"{self.url} cannot be asked: {why}") from error
         if answer.status != 200:
             raise self._refused(answer)
         return answer

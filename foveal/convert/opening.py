@@ -25,5 +25,5 @@ def open_source(name: str, work: Path, tell: Callable[[str], None]) -> Source:
     if name in PACKAGED:
         return read_gguf(find_packaged(name, work, tell))
     raise ConvertError(
-        f"there is no model at {name}: name a Hugging Face folder, a GGUF file, or one of {', '.join(PACKAGED)}"
+        f"there is no model at {name}: name a Hugging Face folder, a GGUF file, or {', '.join(PACKAGED)}"
     )

@@ -23,7 +23,7 @@ def export_memory(name: str, file: BinaryIO, root: Root = None) -> int:
 
 
 def import_memory(file: BinaryIO, name: str | None = None, root: Root = None) -> str:
-    """Enter an exported memory, and return its name. Its pages serve it alone, until they were computed again.
+    """Enter an exported memory, and return its name. No other memory uses its pages until they were computed again.
 
     Raises as `foveal.store.transfer.import_file`.
     """

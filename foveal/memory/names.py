@@ -67,7 +67,7 @@ def open_store(
     """The store at `root`: a folder, or None for the default one (``FOVEAL_STORE``, else ``~/.local/share/foveal``).
 
     It is the same object for as long as somebody holds it. `durability`, `tenant`, `key` and errors are those of
-    `foveal.store.Store`; without `create` it raises `MemoryNotFound` where there is none.
+    `foveal.store.store.Store`; without `create` it raises `MemoryNotFound` where there is none.
 
     `key` is by default the one in the environment, if there is one.
     """

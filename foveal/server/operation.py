@@ -55,7 +55,7 @@ class WhyAnswer(Open):
     token: int | None = None
     """Its id."""
     expected_token: int | None = None
-    """The id that the prompt has there that is kept, where it has one."""
+    """The token id at that place of the prompt that is kept, where it has one."""
     before: str | None = None
     """The text before that token."""
     text: str | None = None

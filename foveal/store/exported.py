@@ -75,7 +75,7 @@ class Reader:
         """Raises `TransferError` when this is no exported memory, or one of another version."""
         magic, version = START.unpack(self._take(START.size))
         if magic != FILE_MAGIC:
-            raise TransferError("this is not an exported memory")
+            raise TransferError("the file is not an exported memory (`foveal export` writes them)")
         if version != FILE_VERSION:
             raise TransferError(
                 f"the file has version {version} and this version reads {FILE_VERSION}; export it again with this one"

@@ -164,6 +164,8 @@ def test_export_writes_a_whole_file_or_none(foveal: Foveal, source: Path, tmp_pa
     target.parent.mkdir()
     target.write_text("before")
     assert foveal("export", "nope", str(target)).exit_code == 1
+    nowhere = foveal("export", "s", str(tmp_path / "none" / "f"))
+    assert nowhere.exit_code == 1 and f"there is no folder {tmp_path / 'none'}" in nowhere.stderr
     assert target.read_text() == "before" and list(target.parent.iterdir()) == [target]
     assert foveal("export", "s", str(target)).exit_code == 0
     assert target.stat().st_mode & 0o777 == 0o600 and apart(target.read_bytes())

@@ -77,6 +77,7 @@ def test_look_starts_a_server_and_tells_where_the_page_is(model: Path, tmp_path:
     [
         ((), "there is no store at"),
         (("--server", "127.0.0.1:8000"), "is no address of a server"),
+        (("--server", "http://127.0.0.1:9"), "no server answers there"),
     ],
 )
 def test_what_cannot_be_looked_at_is_told(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_new_key_works_in_the_file_of_keys(tmp_path: Path) -> None:
 
 def test_a_server_that_is_not_there() -> None:
     result = CliRunner().invoke(app, ["why", "--server", "http://127.0.0.1:9"])
-    assert result.exit_code == 1 and "cannot be asked" in result.stderr
+    assert result.exit_code == 1 and "cannot be asked: no server answers there; `foveal serve`" in result.stderr
 
 
 def test_memories_over_standard_input(model: Path, tmp_path: Path) -> None:

@@ -139,7 +139,9 @@ def test_agents_use_memories_as_tools(http: httpx.Client, server: Running) -> No
 
     async def work() -> None:
         async with Client(f"{server.url}/mcp") as client:
-            names = {tool.name for tool in (await client.list_tools()).tools}
+            tools = (await client.list_tools()).tools
+            names = {tool.name for tool in tools}
+            assert not [tool.name for tool in tools if "\n" in (tool.description or "\n")]
             assert names == {"memories", "search", "recall", "read_lines", "ask", "fork", "append", "sync"}
             for name, arguments, key in (
                 ("memories", {}, "memories"),

@@ -108,8 +108,8 @@ class Here:
             listed.add_row(str(turn), *(f"{number:,}" for number in numbers), f"{said.first * 1000:,.0f} ms")
         results().print(listed)
         results().print(
-            "What is new in a turn was run: the message, but for what the store has of it (which is asked if the "
-            f"message has more than {PAGE_TOKENS} tokens). Of questions to the memory /places tells."
+            "Run were a turn's new tokens, less those that the store had (it is asked about messages of more than "
+            f"{PAGE_TOKENS} tokens). For questions to the memory see /places."
         )
 
     def close(self) -> None:

@@ -33,10 +33,18 @@ if TYPE_CHECKING:
 @click.option(
     "--with", "with_", metavar="MODEL", help="Model that words the answer; default: the memory's own, else smollm2."
 )
-@click.option("--zoom", type=click.IntRange(min=1), default=3, help="Places that are read again.")
+@click.option("--zoom", type=click.IntRange(min=1), default=3, metavar="N", help="Places that are read again.")
 @flag("--no-zoom", "Show the model no place: it answers out of what it remembers.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=96, help="Tokens of the answer at most.")
-@click.option("--place-tokens", type=click.IntRange(min=16), default=480, help="Tokens of all places together at most.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=96, metavar="TOKENS", help="Tokens of the answer at most."
+)
+@click.option(
+    "--place-tokens",
+    type=click.IntRange(min=16),
+    default=480,
+    metavar="TOKENS",
+    help="Tokens of all places together at most.",
+)
 @flag("--show-steps", "Show which places were found, by what, and what each step took.")
 @model_option
 @store_option

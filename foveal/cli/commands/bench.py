@@ -22,16 +22,31 @@ _DEPTHS = "512,4096,32768,131072,1048576"
 
 
 @click.command("bench")
-@click.option("--model", help="A model directory, or nano.")
-@click.option("--preset", shell_complete=presets, help="Or a shape, with random weights: " + ", ".join(PRESETS) + ".")
-@click.option("--depths", default=_DEPTHS, help="Tokens before the measurement; 4k, 128k and 1M work too.")
+@click.option("--model", metavar="MODEL", help="A model directory, or nano.")
+@click.option(
+    "--preset",
+    shell_complete=presets,
+    metavar="PRESET",
+    help="Or a shape, with random weights: " + ", ".join(PRESETS) + ".",
+)
+@click.option("--depths", default=_DEPTHS, metavar="TOKENS,...", help="How many tokens stand before what is measured.")
 @flag("--jump", "Fill the cache with made-up entries instead of reading up to each depth.")
 @threads_option
-@click.option("--kv", help="Entries in the cache: bf16 or fp8; default: the engine's.")
-@click.option("--index", help="Index keys: bf16, fp8 or fp4; default: to match.")
-@click.option("--decode-tokens", type=click.IntRange(min=1), default=64, help="Tokens to decode in a repetition.")
-@click.option("--prefill-tokens", type=click.IntRange(min=1), default=512, help="Tokens to read after a jump.")
-@click.option("--repetitions", type=click.IntRange(min=1), default=5, help="Repetitions; the median counts.")
+@click.option("--kv", metavar="FORMAT", help="Entries in the cache: bf16 or fp8; default: the engine's.")
+@click.option("--index", metavar="FORMAT", help="Index keys: bf16, fp8 or fp4; default: to match.")
+@click.option(
+    "--decode-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    metavar="TOKENS",
+    help="Tokens to decode in a repetition.",
+)
+@click.option(
+    "--prefill-tokens", type=click.IntRange(min=1), default=512, metavar="TOKENS", help="Tokens to read after a jump."
+)
+@click.option(
+    "--repetitions", type=click.IntRange(min=1), default=5, metavar="N", help="Repetitions; the median counts."
+)
 @plot_option
 @json_option
 def command(

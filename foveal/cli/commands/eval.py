@@ -35,31 +35,40 @@ if TYPE_CHECKING:
 
 @click.command("eval")
 @click.argument("tasks", help="Tasks by name, with commas between them; ruler or all for many.")
-@click.option("--length", default="4k", help="Tokens of the texts: 4k,32k,128k,512k,1M.")
-@click.option("--samples", type=click.IntRange(min=1), default=20, help="Questions for each task and length.")
+@click.option("--length", default="4k", metavar="TOKENS,...", help="Tokens of the texts: 4k,32k,128k,512k,1M.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), default=20, metavar="N", help="Questions for each task and length."
+)
 @click.option(
     "--contexts",
     type=click.IntRange(min=1),
+    metavar="N",
     help="Texts they share; default: as many as make 128k tokens, at least one.",
 )
-@click.option("--model", default="nano", help="nano, or a model directory.")
+@click.option("--model", default="nano", metavar="MODEL", help="nano, or a model directory.")
 @click.option("--source", type=PATH, help="Folder the texts are made from; default: Python's standard library.")
-@click.option("--seed", default=0, help="Another seed makes other texts and questions.")
+@click.option("--seed", default=0, metavar="N", help="Another seed makes other texts and questions.")
 @click.option(
     "--form",
     default="auto",
+    metavar="FORM",
     help="completion (cues that are continued), chat (instructions), or auto (docs/evals.md).",
 )
 @click.option("--out", type=PATH, help="Folder for results and memories; the same command goes on from there.")
 @click.option(
-    "--full-context", default="0", help="Longest text that is also read with attention to all of it; 0: none."
+    "--full-context",
+    default="0",
+    metavar="TOKENS",
+    help="Longest text that is also read with attention to all of it; 0: none.",
 )
 @click.option("--with", "with_", metavar="MODEL", help="story, facts, turns: the model that answers in words.")
-@click.option("--zoom", type=click.IntRange(min=1), default=3, help="Places that it is shown.")
+@click.option("--zoom", type=click.IntRange(min=1), default=3, metavar="N", help="Places that it is shown.")
 @click.option("--teacher", metavar="SOURCE", help="What it was converted from: asked too, as a ceiling (slow).")
-@click.option("--systems", help="Ask only these, with commas between them: zoom, search, window, ceiling ...")
-@click.option("--endpoint", help="Ask an OpenAI-compatible server at this address.")
-@click.option("--endpoint-model", help="The name it serves the model by.")
+@click.option(
+    "--systems", metavar="NAME,...", help="Ask only these, with commas between them: zoom, search, window, ceiling ..."
+)
+@click.option("--endpoint", metavar="URL", help="Ask an OpenAI-compatible server at this address.")
+@click.option("--endpoint-model", metavar="MODEL", help="The name it serves the model by.")
 @plot_option
 @threads_option
 @json_option
@@ -156,7 +165,7 @@ class _Status(StatusLine):
 
     def __call__(self, told: Told) -> None:
         left = f", {show_seconds(told.seconds_left)} left" if told.seconds_left is not None else ""
-        self._told = f"{told.done} of {told.total} texts{left}; {told.doing}"
+        self._told = f"{told.done} of {told.total} samples{left}; {told.doing}"
         self._say(self._told)
 
     def reading(self, progress: Progress) -> None:

@@ -45,6 +45,8 @@ def _writing(file: str) -> Iterator[BinaryIO]:
         with target.open("wb") as out:
             yield out
         return
+    if not target.parent.is_dir():
+        raise UserError(f"cannot write {file}: there is no folder {target.parent}")
     descriptor, temporary = tempfile.mkstemp(prefix=".foveal-export-", dir=target.parent)  # of mode 0600
     try:
         with open(descriptor, "wb") as out:

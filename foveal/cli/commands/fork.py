@@ -14,11 +14,11 @@ from foveal.cli.output import note, parse_limit, print_json
 @click.command("fork")
 @name_argument
 @click.argument("new", help="Name of the fork.")
-@click.option("--at", help="Tokens the fork begins with (128k); default: all.")
+@click.option("--at", metavar="TOKENS", help="Tokens the fork begins with (128k); default: all.")
 @store_option
 @json_option
 def command(name: str, new: str, at: str | None, folder: Path | None, json: bool) -> None:
-    """Make a second memory out of the first tokens of NAME. No page is copied; both go on on their own."""
+    """Make a second memory out of the first tokens of NAME. No page is copied; each goes on by itself."""
     from foveal.memory.names import check_name
     from foveal.store import contexts
 

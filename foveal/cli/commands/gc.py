@@ -13,7 +13,7 @@ from foveal.cli.output import FAILED, note, parse_count, print_json, show_bytes
 
 
 @click.command("gc")
-@click.option("--limit", help="Evict what is least valuable until so many bytes are left.")
+@click.option("--limit", metavar="BYTES", help="Evict what is least valuable until so many bytes are left.")
 @flag("--empty-lost", "Delete for good what was damaged and kept in the folder lost.")
 @store_option
 @json_option

@@ -15,15 +15,20 @@ from foveal.cli.output import UserError, note, print_json
 
 @click.command("import")
 @click.argument("file", type=click.Path(), help="File that `foveal export` wrote, or - for standard input.")
-@click.option("--name", "-n", help="Name to give it; default: its own.")
+@click.option("--name", "-n", metavar="NAME", help="Name to give it; default: its own.")
 @flag("--trust", "Take its pages for computed here: you made the file yourself.")
-@click.option("--source", multiple=True, help="Where its source lies on this machine; for each path it was read from.")
+@click.option(
+    "--source",
+    multiple=True,
+    metavar="PATH",
+    help="Where its source lies on this machine; for each path it was read from.",
+)
 @store_option
 @json_option
 def command(file: str, name: str | None, trust: bool, source: tuple[str, ...], folder: Path | None, json: bool) -> None:
     """Enter an exported memory. A file of which anything is off is refused whole.
 
-    What it brings serves this memory and its forks alone, until `foveal verify --recompute` has computed it again.
+    Only this memory and its forks use what it brings, until `foveal verify --recompute` has computed it again.
     """
     from foveal.store import transfer
 
@@ -34,7 +39,9 @@ def command(file: str, name: str | None, trust: bool, source: tuple[str, ...], f
     if json:
         print_json({"name": made.name, "tokens": made.length, "origin": made.origin or None})
     else:
-        serves = f"; its pages serve it alone until `foveal verify --recompute {made.name}`" if made.origin else ""
+        serves = (
+            f"; no other memory uses its pages until `foveal verify --recompute {made.name}`" if made.origin else ""
+        )
         note(f"{made.name}: {made.length:,} tokens{serves}")
 
 

@@ -15,14 +15,21 @@ from foveal.config import preset as shape_of
 
 
 @click.command("init")
-@click.option("--preset", required=True, shell_complete=presets, help="Shape of the model: " + ", ".join(PRESETS) + ".")
+@click.option(
+    "--preset",
+    required=True,
+    shell_complete=presets,
+    metavar="PRESET",
+    help="Shape of the model: " + ", ".join(PRESETS) + ".",
+)
 @click.option("--out", type=PATH, required=True, help="Directory to write; must not exist or be empty.")
 @click.option(
     "--dtype",
     default="bf16",
+    metavar="FORMAT",
     help="bf16, or fp4: FP4 experts and FP8 matrices, as the published models are stored.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the random weights.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Seed of the random weights.")
 @json_option
 def command(preset: str, out: Path, dtype: str, seed: int, json: bool) -> None:
     """Write a checkpoint with random weights in the official layout."""

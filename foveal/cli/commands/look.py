@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import threading
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import click
 
 from foveal.cli.commands import serve as serving
+from foveal.cli.completing import memory_names
 from foveal.cli.extras import check_serving
 from foveal.cli.opening import model_of, opened
 from foveal.cli.options import flag, memory_limit_option, store_option, threads_option
 from foveal.cli.output import UserError, note
+from foveal.cli.server import Refused, Server
 
 
 @click.command("look")
-@click.argument("name", required=False, help="Memory to open; default: all of them are listed.")
+@click.argument(
+    "name", required=False, shell_complete=memory_names, help="Memory to open; default: all of them are listed."
+)
 @click.option("--server", metavar="URL", help="A server that runs already; default: one is started for this.")
-@click.option("--model", multiple=True, help="Served to look with; default: the memory's own, else nano.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the server that is started; default: any.")
-@flag("--no-browser", "Tell the address only.")
+@click.option(
+    "--model", multiple=True, metavar="MODEL", help="Model that is served; default: the memory's own, else nano."
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="N",
+    help="Port of the server that is started; 0 takes a free one.",
+)
+@flag("--no-browser", "Print the address, and open no browser.")
 @store_option
 @memory_limit_option
 @threads_option
@@ -52,6 +65,8 @@ def command(
     if server is not None:
         if not server.startswith(("http://", "https://")):
             raise UserError(f"{server!r} is no address of a server; give one such as http://127.0.0.1:8000")
+        with suppress(Refused):  # it is there, and its page may be open to who has signed in
+            Server(server, None).open("/health").close()
         show(server)
         return
     models = model or _models(name, folder)

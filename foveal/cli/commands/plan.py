@@ -22,13 +22,23 @@ if TYPE_CHECKING:
     "--model",
     default="flash",
     shell_complete=presets,
+    metavar="MODEL",
     help="A preset (flash, pro, nano, ...) or a model directory.",
 )
-@click.option("--context", default="1M", help="Tokens of context: 128k, 1M (1,048,576) or a number.")
-@click.option("--agents", type=click.IntRange(1, 1 << 40), default=1, help="Agents that share the context.")
-@click.option("--agent-tokens", default="0", help="Tokens of its own that each agent adds.")
-@click.option("--kv", default="bf16", help="How the cache is stored: bf16, fp8, or fp4 (FP8 entries, FP4 index keys).")
-@click.option("--machine", default="this", help="Machine it has to fit: 'this' one, or 8xB200, mac-256, ...")
+@click.option("--context", default="1M", metavar="TOKENS", help="Tokens of context: 128k, 1M (1,048,576) or a number.")
+@click.option(
+    "--agents", type=click.IntRange(1, 1 << 40), default=1, metavar="N", help="Agents that share the context."
+)
+@click.option("--agent-tokens", default="0", metavar="TOKENS", help="Tokens of its own that each agent adds.")
+@click.option(
+    "--kv",
+    default="bf16",
+    metavar="FORMAT",
+    help="How the cache is stored: bf16, fp8, or fp4 (FP8 entries, FP4 index keys: what Foveal's memories have).",
+)
+@click.option(
+    "--machine", default="this", metavar="MACHINE", help="Machine it has to fit: 'this' one, or 8xB200, mac-256, ..."
+)
 @json_option
 def command(model: str, context: str, agents: int, agent_tokens: str, kv: str, machine: str, json: bool) -> None:
     """Compute weights and cache for a model, context and machine."""

@@ -53,17 +53,18 @@ if TYPE_CHECKING:
     metavar="PATH...",
     help="Folders, files, pipes, or - for standard input.",
 )
-@click.option("--name", "-n", required=True, help="Name of the memory.")
+@click.option("--name", "-n", required=True, metavar="NAME", help="Name of the memory.")
 @model_option
 @store_option
-@click.option("--max-file-size", help="Skip larger files (512k, 2M); default 1M inside a folder.")
-@click.option("--include", multiple=True, help="Read only what this glob matches (repeatable).")
-@click.option("--exclude", multiple=True, help="Skip what this glob matches (repeatable).")
+@click.option("--max-file-size", metavar="BYTES", help="Skip larger files (512k, 2M); default 1M inside a folder.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Read only what this glob matches (repeatable).")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Skip what this glob matches (repeatable).")
 @click.option("--gitignore/--no-gitignore", default=True, help="Leave out what git ignores.")
 @flag("--replace", "Start anew, in place of an older memory.")
 @click.option(
     "--tail-every",
     default="auto",
+    metavar="TOKENS",
     help="Tokens between places to go back to: a number, auto, full or none (docs/store.md).",
 )
 @store_limit_option
@@ -110,7 +111,12 @@ def command(
 
 def _tails(text: str) -> TailEvery:
     """What ``--tail-every`` says."""
-    return text if text in ("auto", "full", "none") else parse_count(text)  # type: ignore[return-value]
+    if text in ("auto", "full", "none"):
+        return text  # type: ignore[return-value]
+    try:
+        return parse_count(text)
+    except click.BadParameter as error:
+        raise click.BadParameter(f"{error.message}, or auto, full or none", param_hint="--tail-every") from error
 
 
 def _conclude(memory: Memory, store: MemoryStore, *, json: bool) -> None:

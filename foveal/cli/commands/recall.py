@@ -31,12 +31,18 @@ LINES_SHOWN = 12
 @click.command("recall")
 @name_argument
 @click.argument("cue", help="Text from the source; recall goes on where it ends.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=64, help="Tokens to recall at most.")
-@click.option("--temperature", default=0.0, help="0 takes the likeliest token each time.")
-@click.option("--top-p", default=1.0, help="Choose among the likeliest tokens of this total probability.")
-@click.option("--top-k", default=0, help="Choose among this many likeliest tokens; 0 for all.")
-@click.option("--min-p", default=0.0, help="Drop tokens less likely than this share of the likeliest.")
-@click.option("--seed", type=int, help="Makes sampling reproducible.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=64, metavar="TOKENS", help="Tokens to recall at most."
+)
+@click.option("--temperature", default=0.0, metavar="NUMBER", help="0 takes the likeliest token each time.")
+@click.option(
+    "--top-p", default=1.0, metavar="NUMBER", help="Choose among the likeliest tokens of this total probability."
+)
+@click.option("--top-k", default=0, metavar="N", help="Choose among this many likeliest tokens; 0 for all.")
+@click.option(
+    "--min-p", default=0.0, metavar="NUMBER", help="Drop tokens less likely than this share of the likeliest."
+)
+@click.option("--seed", type=int, metavar="N", help="Makes sampling reproducible.")
 @click.option("--stop", multiple=True, help="Text that ends the recall; may be repeated.")
 @flag("--lines", "Show the cited lines as the files hold them now.")
 @model_option

@@ -22,8 +22,10 @@ KEY = "FOVEAL_API_KEY"
 
 @click.command("serve")
 @click.argument("models", nargs=-1, metavar="[MODEL...]", help="nano, a model directory, or NAME=DIRECTORY.")
-@click.option("--host", default="127.0.0.1", help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on; 0 takes a free one.")
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, metavar="N", help="Port to listen on; 0 takes a free one."
+)
 @store_option
 @memory_limit_option
 @threads_option
@@ -31,21 +33,32 @@ KEY = "FOVEAL_API_KEY"
 @click.option("--keys", type=PATH, help="TOML file of API keys (docs/serving.md); $FOVEAL_API_KEY is one more.")
 @click.option("--new-key", metavar="NAME", help="Print a new secret and its lines for the file of keys, and exit.")
 @flag("--insecure", "Ask for no key, wherever the server can be reached from.")
-@click.option("--alias", multiple=True, metavar="NAME=MODEL", help="Another name of a model; may be a pattern.")
+@click.option(
+    "--alias", multiple=True, metavar="NAME=MODEL", help="Another name of a model; may be a pattern (claude-*=v4)."
+)
 @click.option("--root", "roots", multiple=True, type=PATH, help="Folder below which memories may be read from.")
 @click.option("--context", metavar="TOKENS", help="Most tokens of a prompt with its reply (128k, 1M).")
 @click.option("--output", metavar="TOKENS", default="4096", help="Tokens of a reply where the client names no limit.")
 @click.option("--max-output", metavar="TOKENS", default="128k", help="Most tokens of a reply.")
-@click.option("--thinking", type=click.Choice(["off", "low", "high", "max"]), default="off", help="Unless asked.")
-@click.option("--temperature", default=1.0, help="Where the client names none.")
-@click.option("--top-p", default=1.0, help="Where the client names none.")
-@click.option("--running", type=click.IntRange(1), default=64, help="Requests in work at once.")
-@click.option("--waiting", type=click.IntRange(0), default=256, help="Requests that may wait for a place.")
-@click.option("--patience", default=30.0, help="Seconds that a request waits before 429 or 503.")
-@click.option("--time-limit", default=1800.0, help="Seconds that an answer may take.")
-@click.option("--body-limit", default="64M", help="Most bytes of a request.")
+@click.option(
+    "--thinking",
+    type=click.Choice(["off", "low", "high", "max"]),
+    default="off",
+    help="How much a model reasons where the client does not say.",
+)
+@click.option("--temperature", default=1.0, metavar="NUMBER", help="Of sampling, where the client names none.")
+@click.option("--top-p", default=1.0, metavar="NUMBER", help="Of sampling, where the client names none.")
+@click.option("--running", type=click.IntRange(1), default=64, metavar="N", help="Requests in work at once.")
+@click.option("--waiting", type=click.IntRange(0), default=256, metavar="N", help="Requests that may wait for a place.")
+@click.option("--patience", default=30.0, metavar="SECONDS", help="Seconds that a request waits before 429 or 503.")
+@click.option("--time-limit", default=1800.0, metavar="SECONDS", help="Seconds that an answer may take.")
+@click.option("--body-limit", default="64M", metavar="BYTES", help="Most bytes of a request.")
 @click.option("--keep", metavar="TOKENS", default="1M", help="Tokens of earlier prompts kept in memory.")
-@click.option("--tool-format", type=click.Choice(["hermes", "llama3", "mistral"]), help="Form of tool calls.")
+@click.option(
+    "--tool-format",
+    type=click.Choice(["hermes", "llama3", "mistral"]),
+    help="Form of tool calls of a chat template; default: told from the template.",
+)
 @click.option("--price", multiple=True, metavar="MODEL=IN,CACHED,OUT", help="What a million tokens cost.")
 @flag("--no-save-prompts", "Do not save prompts in the store; a restart then begins without them.")
 @flag("--otel", "Send spans of requests to OpenTelemetry (docs/serving.md).")

@@ -43,6 +43,7 @@ MOST_SHOWN = 10
     "--source",
     multiple=True,
     type=PATH_TEXT,
+    metavar="PATH",
     help="Where the source lies now, if it was moved; once for each of its paths. It is remembered.",
 )
 @model_option
@@ -80,7 +81,7 @@ def command(
     alone = nullcontext() if dry_run else claim(store, name)
     with alone, Interruption(bar).watch() as stop, Memory.load(engine, name, root=store) as memory:
         moved = bool(source) and _move(memory, source)
-        plan = _plan(memory, bar)
+        plan = _plan(memory, bar, moved=bool(source))
         if not json:
             _tell(memory, plan)
         mode = None if dry_run else _choose(plan, given, ask=not json)
@@ -125,14 +126,15 @@ def _move(memory: Memory, source: tuple[str, ...]) -> bool:
     return before != now
 
 
-def _plan(memory: Memory, bar: ReadingBar) -> SyncPlan:
+def _plan(memory: Memory, bar: ReadingBar, *, moved: bool) -> SyncPlan:
     from foveal.sources import SourceError
 
     try:
         with bar, telling_of_imports(memory):
             return memory.plan_sync(progress=bar)
     except SourceError as error:
-        raise UserError(f"{error}; if the source of {memory.name} was moved, give --source PATH") from error
+        hint = "" if moved else f"; if the source of {memory.name} was moved, give --source PATH"
+        raise UserError(f"{error}{hint}") from error
 
 
 def _choose(plan: SyncPlan, given: Mode | None, *, ask: bool) -> Mode | None:

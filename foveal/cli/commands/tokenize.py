@@ -24,8 +24,8 @@ from foveal.cli.progress import LiveBar
 )
 @click.option("--out", type=PATH, required=True, help="The store: OUT.bin, OUT.idx.npy and OUT.json are written.")
 @click.option("--tokenizer", type=PATH, help="A tokenizer.json or its folder; default: that of nano.")
-@click.option("--include", multiple=True, help="Only what this glob matches; may be given again.")
-@click.option("--exclude", multiple=True, help="Nothing that this glob matches.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only what this glob matches; may be given again.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Nothing that this glob matches.")
 @flag("--force", "Make it again even if nothing has changed.")
 @json_option
 def command(

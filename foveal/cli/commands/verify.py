@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, shell_complete=memory_names, help="Memories to check; default: the whole store.")
 @flag("--repair", "Mend what can be mended.")
 @flag("--recompute", "Run the network over the memories too, and compare what comes out.")
-@click.option("--sample", type=click.IntRange(min=1), help="With --recompute: only so many pages, chosen at random.")
+@click.option(
+    "--sample", type=click.IntRange(min=1), metavar="N", help="With --recompute: only so many pages, chosen at random."
+)
 @model_option
 @threads_option
 @memory_limit_option
@@ -87,11 +89,15 @@ def _tell(report: Report, again: Outcome | None, found: Sequence[Problem]) -> No
 
     for problem in found:
         tell(str(problem))
-    what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {report.contexts:,} memories"
+    what = f"{report.objects:,} objects ({show_bytes(report.nbytes)}) of {_memories(report.contexts)}"
     note(f"{what}: all as they were written" if report.sound else f"{what} were read")
     tell_lost(sum(report.lost.values()))
     if again is not None:
         tell_outcome(again)
+
+
+def _memories(count: int) -> str:
+    return f"{count:,} {'memory' if count == 1 else 'memories'}"
 
 
 def _conclude(again: Outcome | None, found: Sequence[Problem], *, repair: bool) -> None:

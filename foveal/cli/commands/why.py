@@ -16,9 +16,11 @@ KEY = "FOVEAL_API_KEY"
 
 
 @click.command("why")
-@click.option("--server", default="http://127.0.0.1:8000", help="Where the server is; $FOVEAL_API_KEY is the key.")
-@click.option("--last", type=click.IntRange(1, 64), default=10, help="How many prompts to tell of.")
-@click.option("--model", help="Of this model; default: the first that is served.")
+@click.option(
+    "--server", default="http://127.0.0.1:8000", metavar="URL", help="Where the server is; $FOVEAL_API_KEY is the key."
+)
+@click.option("--last", type=click.IntRange(1, 64), default=10, metavar="N", help="How many prompts to tell of.")
+@click.option("--model", metavar="MODEL", help="Whose prompts; default: those of the first model that is served.")
 @json_option
 def command(server: str, last: int, model: str | None, json: bool) -> None:
     """Tell why a server's last prompts were not found whole.

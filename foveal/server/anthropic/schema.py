@@ -41,7 +41,7 @@ class Message(Open):
     """One message. A system message may stand anywhere."""
 
     role: Literal["user", "assistant", "system"]
-    """Who says it. A last message of the assistant is gone on with, without thinking."""
+    """Who says it. A last message of the assistant is continued, without thinking."""
     content: str | list[Block]
     """A text, or blocks."""
 
@@ -111,7 +111,7 @@ class CountRequest(Open):
     output_format: Json | None = None
     """`output_config.format` by an earlier name, read where that is not given."""
     memory: str | None = None
-    """The memory with which the prompt begins; a count leaves it out. It goes before one in `model`. Default: none."""
+    """The memory with which the prompt begins; a count leaves it out. It overrides one in `model`. Default: none."""
 
 
 class MessagesRequest(CountRequest):
@@ -119,7 +119,7 @@ class MessagesRequest(CountRequest):
 
     max_tokens: int | None = Field(default=None, ge=0)
     """Most tokens of the reply; 0 only reads the prompt. Default: the server's `--output` (4096). What is beyond
-    `--max-output`, the key's limit or the context is cut to them. A reply that comes so far ends with `max_tokens`."""
+    `--max-output`, the key's limit or the context is cut to them. A reply that reaches it ends with `max_tokens`."""
     stop_sequences: list[str] | None = None
     """Texts at which the reply ends; they are no part of it. Default: none. More than 16 are refused."""
     stream: bool | None = False

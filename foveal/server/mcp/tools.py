@@ -55,9 +55,9 @@ def make_tools(service: Service) -> MCPServer[Any]:
     reading: list[Tool] = [tools.memories, tools.search, tools.recall, tools.read_lines, tools.ask]
     writing: list[Tool] = [tools.fork, tools.append, tools.sync]
     for tool in reading:
-        server.add_tool(_telling(tool, service), annotations=READS)
+        server.add_tool(_telling(tool, service), description=_described(tool), annotations=READS)
     for tool in writing:
-        server.add_tool(_telling(tool, service), annotations=WRITES)
+        server.add_tool(_telling(tool, service), description=_described(tool), annotations=WRITES)
     return server
 
 
@@ -71,6 +71,11 @@ def _quiet_server() -> MCPServer[Any]:
         root.removeHandler(handler)
     root.setLevel(level)
     return server
+
+
+def _described(tool: Tool) -> str:
+    """A tool's docstring in one line."""
+    return " ".join((tool.__doc__ or "").split())
 
 
 def _telling(tool: Tool, service: Service) -> Tool:

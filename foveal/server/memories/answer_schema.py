@@ -205,7 +205,7 @@ class BytesAnswer(Open):
 
 
 class HeadAnswer(Open):
-    """Where a shared memory is."""
+    """The head of a shared memory."""
 
     name: str
     """The memory."""

@@ -249,7 +249,7 @@ async def head(
     after: Annotated[str | None, Query(description="The head that the caller knows. Default: none.")] = None,
     wait: Annotated[float, Query(description=WAIT, ge=0, allow_inf_nan=False)] = 0.0,
 ) -> Response:
-    """Where a memory is. With `after` and `wait` (seconds): as soon as it is elsewhere."""
+    """The head of a memory. With `after` and `wait` (seconds): as soon as it is another one."""
     shelf, end = _shelf(request, key, name), time.monotonic() + min(wait, LONGEST_WAIT)
     found = await asyncio.to_thread(head_of_memory, name, shelf.store)
     while found == after and time.monotonic() < end and not service_of(request).gate.closed:
@@ -358,7 +358,7 @@ async def _pieces(file: BinaryIO) -> AsyncGenerator[bytes]:
     openapi_extra={"requestBody": {"content": FILE, "required": True}},
 )
 async def import_(request: Request, name: Named, key: Caller) -> Response:
-    """Enter an exported memory: the body is the file. Its pages serve it alone until they are computed again."""
+    """Enter an exported memory: the body is the file. No other memory uses its pages until they are computed again."""
     key.check_writes()
     shelf = _shelf(request, key, name)
     await _check_new(shelf, name, False)

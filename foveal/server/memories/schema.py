@@ -53,8 +53,8 @@ class AppendRequest(Open):
     author: str = Field(default="", max_length=100)
     """Whose text it is: the model reads it as a file of that name, and citations call it so."""
     expected_head: str | None = None
-    """The head that the caller knows. If the memory is elsewhere, nothing is added (409, with the `head`). Default:
-    wherever it is."""
+    """The head that the caller knows. If the memory has another one, nothing is added (409, with the `head`). Default:
+    whatever it is."""
     model: str | None = None
     """The model that reads. Default: the first one that the key may use."""
 
@@ -66,7 +66,7 @@ class ForkRequest(Open):
     """What the fork is called: at most 100 letters, digits, dots, hyphens and underscores. A name that is taken is a
     conflict (409)."""
     at: int | None = Field(default=None, ge=1)
-    """Tokens that the fork begins with. Default: all. More than there are are refused."""
+    """Tokens that the fork begins with. Default: all. More than the memory has are refused."""
 
 
 class SyncRequest(Open):
@@ -87,7 +87,7 @@ class RecallRequest(Open):
     cue: str = Field(min_length=1)
     """The beginning of what is looked for, as it stands in the source."""
     max_tokens: int = Field(default=64, ge=1, le=4096)
-    """Most tokens that are recalled. A recall that comes so far ends with `length`."""
+    """Most tokens that are recalled. A recall that reaches them ends with `length`."""
     temperature: float = Field(default=0.0, ge=0, le=2)
     """How freely tokens are chosen: 0 takes the likeliest each time."""
     seed: int | None = None
@@ -119,7 +119,7 @@ class AskRequest(Open):
     zoom: int = Field(default=3, ge=0, le=32)
     """Places of the memory that are read again. With 0 the model is shown none."""
     max_tokens: int = Field(default=96, ge=1, le=4096)
-    """Most tokens of the answer. One that comes so far ends with `length`."""
+    """Most tokens of the answer. An answer that reaches them ends with `length`."""
     place_tokens: int = Field(default=480, ge=16, le=16384)
     """Most tokens of all places together; what does not fit is left out, the worst places first."""
     stream: bool | None = False

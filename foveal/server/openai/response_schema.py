@@ -54,7 +54,7 @@ class ResponseRequest(Open):
     """Whether one response may hold several calls. Default: true."""
     max_output_tokens: int | None = Field(default=None, ge=1)
     """Most tokens of the response. Default: the server's `--output` (4096). What is beyond `--max-output`, the key's
-    limit or the context is cut to them. A response that comes so far is `incomplete`."""
+    limit or the context is cut to them. A response that reaches it is `incomplete`."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """How freely tokens are chosen: 0 takes the likeliest each time. Default: the server's `--temperature` (1)."""
     top_p: float | None = Field(default=None, ge=0, le=1)
@@ -79,7 +79,7 @@ class ResponseRequest(Open):
     prompt: str | Json | None = None
     """A template that is stored at the server. It cannot be done, and is refused: write out what it says."""
     memory: str | None = None
-    """The memory with which the prompt begins. It goes before one in `model`. Default: none."""
+    """The memory with which the prompt begins. It overrides one in `model`. Default: none."""
     citations: bool | None = None
     """Whether the response names the lines of the memory that it came from. Default: false."""
 

@@ -128,7 +128,7 @@ class Sampled(Open):
     """What the stream tells beside the text. Without `stream` nothing."""
     max_tokens: int | None = Field(default=None, ge=0)
     """Most tokens of a reply; 0 only reads the prompt. Default: the server's `--output` (4096) for chats, 16 for
-    completions. What is beyond `--max-output`, the key's limit or the context is cut to them. A reply that comes so far
+    completions. What is beyond `--max-output`, the key's limit or the context is cut to them. A reply that reaches it
     ends with `length`."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """How freely tokens are chosen: 0 takes the likeliest each time. Default: the server's `--temperature` (1)."""
@@ -161,7 +161,7 @@ class Sampled(Open):
     user: str | None = None
     """Taken and not used."""
     memory: str | None = None
-    """The memory with which the prompt begins. It goes before one in `model`. Default: none."""
+    """The memory with which the prompt begins. It overrides one in `model`. Default: none."""
 
 
 class ChatRequest(Sampled):
@@ -170,7 +170,7 @@ class ChatRequest(Sampled):
     messages: list[ChatMessage] = Field(min_length=1)
     """The chat so far. What is longer than the context is refused, never cut."""
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    """`max_tokens` by another name, which goes before it."""
+    """`max_tokens` by another name. Where both are given, this one counts."""
     tools: list[ChatTool] | None = None
     """Functions that may be called. Default: none."""
     tool_choice: str | Json | None = None
@@ -192,7 +192,7 @@ class ChatRequest(Sampled):
     chat_template_kwargs: Json | None = None
     """Arguments of the model's chat template. `enable_thinking` and `thinking` switch thinking for every model."""
     continue_final_message: bool | None = None
-    """Whether a last message of the assistant is gone on with, instead of answered. Default: false."""
+    """Whether a last message of the assistant is continued, instead of answered. Default: false."""
     citations: bool | None = None
     """Whether the answer names the lines of the memory that it came from. Default: false. Without a memory there are
     none."""
@@ -224,7 +224,7 @@ class TokenizeRequest(Open):
     prompt: str | None = None
     """The text. One of `prompt` and `messages` is needed."""
     messages: list[ChatMessage] | None = None
-    """The chat, which goes before `prompt`."""
+    """The chat. Where there is a `prompt` too, the chat counts."""
     tools: list[ChatTool] | None = None
     """The tools of the chat. Default: none."""
     add_special_tokens: bool | None = None
