@@ -55,8 +55,8 @@ class FingerprintMismatch(StoreError):
 
     def __init__(self, differing: tuple[str, ...]) -> None:
         super().__init__(
-            f"the memory was made with a different {', '.join(differing)}; open the model it was made with, or read "
-            "its source again with this one"
+            f"the memory was made with another model (different: {', '.join(differing)}); open that one, or read its "
+            "source again with this one"
         )
         self.differing = differing
 

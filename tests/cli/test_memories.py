@@ -222,7 +222,7 @@ def test_recall_refuses_in_one_line(foveal: Foveal, source: Path, tmp_path: Path
         (("nope", "x"), "no memory"),
         (("s", ""), "cue is empty"),
         (("s", "x", "--temperature", "-1"), "temperature"),
-        (("s", "x", "--model", str(other)), "different weights"),
+        (("s", "x", "--model", str(other)), "different: weights"),
     ):
         result = foveal("recall", *arguments)
         assert result.exit_code == 1 and said in result.stderr and result.stderr.count("\n") == 1

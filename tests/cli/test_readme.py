@@ -44,7 +44,7 @@ def test_the_make_targets_exist() -> None:
 def commands() -> list[list[str]]:
     found = []
     for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
+        text = re.sub(r"\\\n\s*", "", (ROOT / page).read_text(encoding="utf-8"))
         lines = re.findall(r"^    (?:.*\| )?(foveal .*)$", text, re.MULTILINE) + re.findall(
             r"`(foveal [a-z][^`]*)`", text
         )

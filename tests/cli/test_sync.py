@@ -154,7 +154,7 @@ def test_what_is_refused_in_one_line(foveal: Foveal, source: Path, tmp_path: Pat
     for arguments, said in (
         (("nope",), "no memory"),
         (("piped",), "not read from files"),
-        (("s", "--model", str(other)), "different weights"),
+        (("s", "--model", str(other)), "different: weights"),
         (("s", "--source", "-"), "name one"),
         (("s", "--source", "/nowhere"), "/nowhere"),
     ):

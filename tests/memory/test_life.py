@@ -348,7 +348,7 @@ def test_loading_with_anything_else_names_the_difference(saved: Path) -> None:
         assert caught.value.differing == differing and other.pool.live == 0
     other = make_engine()
     other.fingerprint = replace(other.fingerprint, tokenizer="another")
-    with pytest.raises(FingerprintMismatch, match="made with a different tokenizer; open the model it was made with"):
+    with pytest.raises(FingerprintMismatch, match=r"another model \(different: tokenizer\); open that one"):
         Memory.load(other, saved / "m")
 
 
