@@ -236,15 +236,21 @@ class Registry:
 
     def choose(self, name: str | None, key: Key, memory: str | None = None) -> Chosen:
         """The model, and the memory of ``name@memory`` or of `memory`. Raises `ApiError`."""
-        base, at, said = (name or "").partition("@")
-        if at and self._named(name or "") is None:
-            memory = memory or said
-        else:
-            base = name or ""
+        base, said = self._parted((name or "").removesuffix("[1m]"))
+        memory = memory if memory is not None else said
         model = self.find(base, key)
         if memory is not None and not key.may_see(memory):
             raise MemoryNotFound(f"there is no memory {memory!r}")
         return Chosen(model, memory, self.shelf(model, key))
+
+    def _parted(self, name: str) -> tuple[str, str | None]:
+        """Model and memory of ``name@memory``. An @ is part of a model's name where the model or its alias has one: a
+        pattern without one is no reason to leave a memory out."""
+        base, at, memory = name.partition("@")
+        whole = name in self.models or any(
+            "@" in alias and fnmatchcase(name, alias) for alias in self._settings.aliases
+        )
+        return (name, None) if whole or not at else (base, memory)
 
     def shelf(self, model: Model, key: Key) -> Shelf:
         """What the tenant of `key` has of a model."""

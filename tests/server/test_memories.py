@@ -162,6 +162,25 @@ def test_agents_use_memories_as_tools(http: httpx.Client, server: Running) -> No
     asyncio.run(work())
 
 
+def test_completions_name_their_lines_too(http: httpx.Client) -> None:
+    http.post("/v1/memories", json={"name": "p", "path": "project"})
+    body = {"model": "tiny@p", "prompt": ["def parse", "return"], "n": 2, "max_tokens": 8, "ignore_eos": True}
+    body |= {"temperature": 0}
+    told = [http.post("/v1/completions", json=body | more).json()["choices"] for more in ({}, {"citations": True})]
+    assert not any("citations" in choice for choice in told[0]) and len(told[1]) == 4
+    assert all({cited["path"] for cited in choice["citations"]} == {"a.py"} for choice in told[1])
+    lines = http.post("/v1/completions", json=body | {"citations": True, "stream": True}).text.split("\n")
+    pieces = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
+    cited = {piece["index"]: piece["citations"] for piece in pieces if piece["finish_reason"]}
+    assert sorted(cited) == [0, 1, 2, 3] and all(cited.values())
+    assert (
+        http.post("/v1/completions", json=body | {"model": "tiny", "citations": True}).json()["choices"][0]["citations"]
+        == []
+    )
+    refused = http.post("/v1/completions", json=body | {"attention": True})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "attention")
+
+
 def test_mcp_keeps_to_its_origin(server: Running) -> None:
     assert (
         httpx.post(f"{server.url}/mcp", json={}, headers={"origin": "https://evil.example"}, timeout=60).status_code

@@ -166,6 +166,7 @@ class _Tools:
         key.check_writes()
         if not key.may_see(name):
             raise ApiError("forbidden", f"the key {key.name} may not make a memory {name!r}")
+        await working.show(shelf, memory)
         return await asyncio.to_thread(fork_memory, memory, name, shelf.store, at=at)
 
     async def append(
@@ -180,6 +181,7 @@ class _Tools:
         key, shelf = self._shelf(ctx, memory)
         key.check_writes()
         body = AppendRequest(text=text, author=author, expected_head=expected_head)
+        await working.show(shelf, memory)
         async with self._service.gate.place(key):
             return await in_thread(lambda: append_text(shelf, memory, body))
 
@@ -187,6 +189,7 @@ class _Tools:
         """Bring a memory up to date with its files; says which had changed."""
         key, shelf = self._shelf(ctx, memory)
         key.check_writes()
+        await working.show(shelf, memory)
         changes: Json = {}
         work = working.syncing(shelf, memory, None, changes)
         async for event in working.events(self._service, key, work, shelf, memory):

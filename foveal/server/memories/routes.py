@@ -223,6 +223,7 @@ async def append(request: Request, name: Named, body: AppendRequest, key: Caller
     """Add a text behind all that is there. With another head than the expected one: 409, and the head as it is."""
     key.check_writes()
     service, shelf = service_of(request), _shelf(request, key, name, body.model)
+    await working.show(shelf, name)
     async with service.gate.place(key):
         return JSONBytes(await in_thread(lambda: append_text(shelf, name, body)))
 
@@ -267,6 +268,7 @@ async def fork(request: Request, name: Named, body: ForkRequest, key: Caller) ->
     shelf = _shelf(request, key, name)
     if not key.may_see(body.name):
         raise ApiError("forbidden", f"the key {key.name} may not make a memory {body.name!r}", param="name")
+    await working.show(shelf, name)
     if await working.exists(shelf, body.name):
         raise ApiError("conflict", f"there is a memory {body.name!r}", param="name")
     await asyncio.to_thread(fork_memory, name, body.name, shelf.store, at=body.at)
@@ -331,6 +333,7 @@ async def _looked_into(shelf: Shelf, name: str, look: Callable[[Memory], Json]) 
 async def export(request: Request, name: Named, key: Caller) -> Response:
     """The memory as one file, checksummed."""
     shelf = _shelf(request, key, name)
+    await working.show(shelf, name)
     file = await asyncio.to_thread(_exported, shelf, name)
     headers = {"content-disposition": f'attachment; filename="{name}.foveal"'}
     return StreamingResponse(_pieces(file), media_type="application/octet-stream", headers=headers)

@@ -81,8 +81,11 @@ def _reading(progress: Progress | None) -> Json:
 
 
 async def show(shelf: Shelf, name: str) -> Json:
-    """A memory as JSON. Raises `MemoryNotFound`."""
-    return told(await asyncio.to_thread(memory_info, name, shelf.store))
+    """A memory as JSON. Raises `MemoryNotFound`, also for a prompt that the server has saved."""
+    info = await asyncio.to_thread(memory_info, name, shelf.store)
+    if info.problem is None and shelf.is_own(info):
+        raise MemoryNotFound(f"there is no memory {name!r}")
+    return told(info)
 
 
 async def exists(shelf: Shelf, name: str) -> bool:

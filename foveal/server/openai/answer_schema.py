@@ -153,6 +153,8 @@ class CompletionChoiceAnswer(Open):
     not asked for."""
     finish_reason: str
     """`stop` (it ended by itself, or at a stop text), or `length` (a limit of tokens or of time)."""
+    citations: list[CitationAnswer] | None = None
+    """Lines of the memory that the text came from, where they were asked for. A stream tells them in its last piece."""
 
 
 class CompletionAnswer(Open):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from foveal.aio import Sampled
@@ -45,6 +46,8 @@ def prompts_of(body: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]
         raise unsupported("suffix", "suffix is not supported; leave it out")
     if body.best_of not in (None, body.n or 1):
         raise unsupported("best_of", "best_of is not supported; use n")
+    if body.attention:
+        raise unsupported("attention", "attention is told by chat completions only; leave it out")
     given = body.prompt
     if isinstance(given, str):
         prompts = [tokenizer.encode(given)]
@@ -76,6 +79,7 @@ def asked_of(
             prompt=Prompt(ids=ids, voice=lambda: PlainVoice(tokenizer, sampling.stop)),
             sampling=replace(sampling, max_tokens=most),
             score_prompt=scored,
+            citations=bool(body.citations),
         )
         for ids in prompts
     ]
@@ -169,6 +173,7 @@ def completion(
                     "logprobs": telling.logprobs(tokens, 0),
                     "finish_reason": "stop" if ended.finish == "stop" else "length",
                 }
+                | cited(body, ended)
             )
     return {
         "id": id,
@@ -179,6 +184,11 @@ def completion(
         "usage": usage_of(joined(found), model, settings),
         "system_fingerprint": None,
     }
+
+
+def cited(body: CompletionRequest, ended: Ended) -> dict[str, Any]:
+    """What a choice tells of where it came from."""
+    return {"citations": list(ended.citations)} if body.citations else {}
 
 
 def joined(found: list[Whole]) -> Whole:
@@ -228,7 +238,7 @@ class CompletionWriter:
                 return [sse(self._chunk(number, piece.index, piece.text, said))]
         if isinstance(piece, Ended):
             finish = "stop" if piece.finish == "stop" else "length"
-            return [sse(self._chunk(number, piece.index, "", [], finish))]
+            return [sse(self._chunk(number, piece.index, "", [], finish, cited(self._body, piece)))]
         return []
 
     def end(self) -> list[bytes]:
@@ -253,6 +263,7 @@ class CompletionWriter:
         text: str,
         tokens: Sequence[tuple[int, Sampled | None]],
         finish: str | None = None,
+        more: Mapping[str, Any] = MappingProxyType({}),
     ) -> dict[str, Any]:
         place = number * self._n + index
         offset = self._offsets.get(place, 0)
@@ -263,4 +274,4 @@ class CompletionWriter:
             "logprobs": self._telling.logprobs(tokens, offset) if tokens else None,
             "finish_reason": finish,
         }
-        return self._head | {"choices": [choice]} | ({"usage": None} if self._usage else {})
+        return self._head | {"choices": [choice | dict(more)]} | ({"usage": None} if self._usage else {})

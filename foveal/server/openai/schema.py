@@ -162,6 +162,9 @@ class Sampled(Open):
     """Taken and not used."""
     memory: str | None = None
     """The memory with which the prompt begins. It overrides one in `model`. Default: none."""
+    citations: bool | None = None
+    """Whether the answer names the lines of the memory that it came from. Default: false. Without a memory there are
+    none."""
 
 
 class ChatRequest(Sampled):
@@ -193,9 +196,6 @@ class ChatRequest(Sampled):
     """Arguments of the model's chat template. `enable_thinking` and `thinking` switch thinking for every model."""
     continue_final_message: bool | None = None
     """Whether a last message of the assistant is continued, instead of answered. Default: false."""
-    citations: bool | None = None
-    """Whether the answer names the lines of the memory that it came from. Default: false. Without a memory there are
-    none."""
     attention: bool | None = None
     """Whether each token of the content tells where in the memory it looked. Default: false."""
 
@@ -214,6 +214,8 @@ class CompletionRequest(Sampled):
     """What comes behind the completion. It cannot be done: anything but an empty text is refused."""
     best_of: int | None = None
     """It cannot be done: anything but the value of `n` is refused."""
+    attention: bool | None = None
+    """It cannot be done for completions: true is refused."""
 
 
 class TokenizeRequest(Open):
