@@ -167,6 +167,7 @@ class _Answering:
         why = Why(
             request=self._asked.id,
             model=model,
+            memory=self._asked.chosen.memory,
             prompt_tokens=begun.prompt_tokens,
             reused_tokens=reused,
             miss=miss,

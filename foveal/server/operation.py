@@ -43,6 +43,8 @@ class WhyAnswer(Open):
     """The request's name, as in the header `x-request-id`."""
     model: str
     """The model that was asked."""
+    memory: str | None
+    """The memory with which the prompt begins. Null where there is none."""
     prompt_tokens: int
     """Tokens of the prompt, those of its memory included."""
     reused_tokens: int
@@ -165,11 +167,13 @@ async def why(
     model: Annotated[str | None, Query(description=MODEL)] = None,
     limit: Annotated[int, Query(description="Most prompts that are told; there are 64 at most.")] = 10,
 ) -> Response:
-    """What was found of the last prompts of this tenant, and why not more; the latest first."""
+    """What was found of the last prompts of this tenant, and why not more; the latest first. Prompts that begin with a
+    memory are told to keys that may see it."""
     service = service_of(request)
     name = model or next(iter(service.registry.names(key)), None)
     shelf = service.registry.shelf(service.registry.find(name, key), key)
-    latest = list(shelf.whys)[::-1][: max(0, limit)]
+    seen = [each for each in shelf.whys if each.memory is None or key.may_see(each.memory)]
+    latest = seen[::-1][: max(0, limit)]
     data = await asyncio.to_thread(lambda: [told(shelf, each) for each in latest])
     return JSONBytes({"object": "list", "data": data})
 

@@ -43,6 +43,7 @@ class Why:
 
     request: str
     model: str
+    memory: str | None
     prompt_tokens: int
     reused_tokens: int
     miss: Miss | None

@@ -21,6 +21,7 @@ def told(shelf: Shelf, why: Why) -> Json:
     said: Json = {
         "request": why.request,
         "model": why.model,
+        "memory": why.memory,
         "prompt_tokens": why.prompt_tokens,
         "reused_tokens": why.reused_tokens,
         "reason": None if why.miss is None else why.miss.reason,

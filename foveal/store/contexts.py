@@ -116,7 +116,7 @@ def on_current(store: Store, name: str, work: Callable[[Context], T]) -> T:
 def _fork(store: Store, base: Context, new: str, at: int | None, facts: Mapping[str, Any] | None) -> Context:
     name, length = base.name, base.length if at is None else at
     if not 0 < length <= base.length:
-        raise NoSuchToken(f"cannot fork {name} at token {length}: it has {base.length}; give --at 1 to {base.length}")
+        raise NoSuchToken(f"cannot fork {name} at token {length}: it has {base.length}; give 1 to {base.length}")
     head, rest = _end_at(store, base, length)
 
     def work(tx: Writer) -> Context:

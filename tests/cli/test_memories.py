@@ -296,7 +296,7 @@ def test_fork_log_du_pin(foveal: Foveal, source: Path) -> None:
         (("fork", "nope", "x"), "no memory"),
         (("fork", "twin", "half"), "already"),
         (("fork", "twin", "../x"), "not a name"),
-        (("fork", "twin", "x", "--at", "1M"), "--at"),
+        (("fork", "twin", "x", "--at", "1M"), "give 1 to"),
         (("log", "nope"), "no memory"),
         (("verify", "nope"), "no memory"),
     ):
@@ -392,8 +392,8 @@ def test_odd_names_places_and_files(foveal: Foveal, source: Path, tmp_path: Path
     (tmp_path / "link").symlink_to(tmp_path / "target")
     for line, said in (
         ("fork s s", "already"),
-        ("fork s t --at 0", "give --at 1 to"),
-        ("fork s t --at 1M", "give --at 1 to"),
+        ("fork s t --at 0", "give 1 to"),
+        ("fork s t --at 1M", "give 1 to"),
         ("fork s x/y", "is not a name"),
         ("fork s " + "n" * 101, "is not a name"),
         (f"export s {tmp_path}", "is a folder"),

@@ -108,6 +108,10 @@ def test_a_key_sees_what_it_may(tmp_path: Path) -> None:
         assert [memory["name"] for memory in seen] == ["open-1"]
         assert chat(running, "some", memory="closed").status_code == 404
         assert chat(running, "some", memory="open-1").status_code == 200
+        assert chat(running, "all", memory="closed").status_code == 200
+        for secret, told in (("all", ["closed", "open-1"]), ("some", ["open-1"])):
+            whys = httpx.get(f"{running.url}/v1/why", headers={"x-api-key": secret}, timeout=60).json()["data"]
+            assert [why["memory"] for why in whys] == told
         assert post(running, "some", "/v1/memories", name="open-2", text="x\n").status_code == 403
         assert post(running, "some", "/v1/memories/open-1/append", text="x\n").status_code == 403
         assert chat(running, "some", max_tokens=9).json()["usage"]["completion_tokens"] == 9
