@@ -35,6 +35,7 @@ from foveal.convert.tokens import converted_text
 from foveal.model import PlainState, Segment, load_transformer
 from foveal.text.specials import EOS
 from foveal.text.tokenizer import Tokenizer
+from foveal.train.device import product_dtype
 from foveal.train.distill.student import Student
 
 Found = tuple[str, str, str]
@@ -331,7 +332,7 @@ def main() -> None:
         rows += maker.lists(chosen.rows) if "lists" in kinds else ()
         rows += maker.copies(max(4, chosen.rows // 2)) if "copy" in kinds else ()
         rows += maker.plain(max(4, chosen.rows // 2), 1024) if "text" in kinds else ()
-        network = Llama(source, torch.bfloat16)
+        network = Llama(source, product_dtype(torch.device("cpu")))
         networks = {"source": source_logits(network)} if not chosen.no_source else {}
         networks |= {str(folder): model_logits(folder) for folder in chosen.models}
         networks |= {} if chosen.run is None else students(chosen.run)
