@@ -81,7 +81,9 @@ def _opened(path: Path) -> Any:
         raise ConvertError("GGUF files need the package gguf: pip install 'foveal[convert]'") from error
     try:
         return GGUFReader(path)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+    except (IndexError, KeyError, OverflowError) as error:  # of a place, or a kind, that there is not
+        raise ConvertError(f"cannot read {path}: it is damaged, or cut off; fetch it again ({error})") from error
+    except (OSError, ValueError) as error:
         raise ConvertError(f"cannot read {path}: {error}") from error
 
 

@@ -59,6 +59,8 @@ def open_model(
         raise ValueError("a memory limit needs the native backend: the reference works on decoded copies")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise ParameterError(f"threads is {threads!r}; it must be a number of CPU threads, at least 1, or None")
+    if memory_limit is not None and type(memory_limit) is not int:
+        raise ParameterError(f"memory_limit is {memory_limit!r}; it must be a number of bytes, or None")
     folder = model_folder(model)
     tokenizer = Tokenizer.from_file(folder)
     checkpoint = open_checkpoint(folder)

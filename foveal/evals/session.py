@@ -112,7 +112,7 @@ class Session:
             if in_words(experiment.tasks) and config.endpoint is None:
                 systems = self._in_words(on_reading)
             else:
-                systems = [*self._asked(experiment, on_reading), SearchSystem()]
+                systems = _named([*self._asked(experiment, on_reading), SearchSystem()], config.systems)
             results = self._stack.enter_context(Results(config.out))
             self.runner = Runner(experiment, material, systems, self.bench, results, progress=progress)
         except BaseException:

@@ -155,7 +155,7 @@ class Memory(MemoryBase):
     @in_turn
     def extend(self, ids: IntArray) -> None:
         """Run `ids`, int32 [n], behind all that is there, from what the store has of them. Raises `CacheFull`,
-        `ContextLengthError`."""
+        `ContextLengthError`, and `ParameterError` for what is no token id."""
         reading.extend(self, ids)
 
     # ------------------------------------------------------------------ recall

@@ -171,6 +171,7 @@ def take_stored(
 
 def extend(memory: Memory, ids: IntArray) -> None:
     """See `Memory.extend`."""
+    ids = memory.engine.batch.check_tokens(ids).astype(np.int32)  # before the store is asked: it would wrap
     end = memory.length + len(ids)
     memory.engine.batch.check_length(end)
     take_stored(memory, np.concatenate([memory.sequence.tokens, ids]))

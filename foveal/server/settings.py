@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from foveal.aio import SamplingParams
 from foveal.errors import ParameterError
 from foveal.memory import store_root
 from foveal.text.messages import Thinking
@@ -66,6 +68,18 @@ class Settings:
     prices: Mapping[str, Price] = field(default_factory=dict)
     drain_seconds: float = 30.0
     ping_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Raises `ParameterError` for numbers that no request could be served with."""
+        SamplingParams(temperature=self.temperature, top_p=self.top_p)
+        if not self.patience >= 0:
+            raise ParameterError(f"the patience is {self.patience:g}; give seconds from 0 up")
+        if not self.request_seconds > 0:
+            raise ParameterError(f"the time limit is {self.request_seconds:g}; give more than 0 seconds")
+        for model, price in self.prices.items():
+            for number in (price.input, price.cached, price.output):
+                if not 0 <= number < math.inf:
+                    raise ParameterError(f"the price of {model} is {number:g}; give numbers from 0 up")
 
     def check_reach(self, keys: int) -> None:
         """Raises `ParameterError` when others than this machine could use the server, and no key is asked for."""

@@ -143,16 +143,20 @@ def read_source(
 
     Raises `SourceError` when a path does not exist or cannot be read, or a number or glob makes no sense.
     """
-    if max_file_bytes is not None and max_file_bytes < 1:
-        raise SourceError(f"max_file_bytes is {max_file_bytes}; give a number of bytes from 1 up")
+    if max_file_bytes is not None and (type(max_file_bytes) is not int or max_file_bytes < 1):
+        raise SourceError(f"max_file_bytes is {max_file_bytes!r}; give a number of bytes from 1 up")
     filters = Filters(
         max_file_bytes or 0, _globs("include", include), _globs("exclude", exclude), use_gitignore=use_gitignore
     )
     paths = [path] if isinstance(path, Path | str) else path
+    if not paths:
+        raise SourceError("nothing to read is named; give a path")
     return Source(find_roots([str(each) for each in paths]), filters, stdin)
 
 
 def _globs(name: str, globs: Sequence[str]) -> Patterns | None:
+    if isinstance(globs, str):  # its letters would be globs, and "*" matches everything
+        raise SourceError(f"{name} is {globs!r}; give a list of globs, such as [{globs!r}]")
     try:
         return Patterns.of_globs(globs) if globs else None
     except ValueError as error:

@@ -292,7 +292,7 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
         raise SettingsError(f"setting {where!r} must be a mapping")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(value.keys() - fields.keys())
+    unknown = sorted(value.keys() - fields.keys(), key=str)  # YAML has names that are numbers, or nothing
     if unknown:
         raise SettingsError(f"unknown setting(s) {unknown} in {where or 'the run'}; there are {sorted(fields)}")
     missing = [

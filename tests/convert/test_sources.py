@@ -112,6 +112,11 @@ def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"no model at all")
     with pytest.raises(ConvertError, match="cannot read"):
         open_source(str(tmp_path / "x.gguf"), tmp_path, print)
+    for keys in (0, 1, 2**32, 2**63 - 1, 2**64 - 1):  # more than there are
+        counts = (1).to_bytes(8, "little") + keys.to_bytes(8, "little")
+        (tmp_path / "x.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + counts)
+        with pytest.raises(ConvertError, match="damaged, or cut off"):
+            open_source(str(tmp_path / "x.gguf"), tmp_path, print)
 
 
 def test_a_tokenizer_that_is_no_byte_level_bpe(tmp_path: Path) -> None:

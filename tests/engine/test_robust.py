@@ -274,6 +274,9 @@ BAD_OPTIONS: list[dict[str, Any]] = [
     {"threads": 0},
     {"threads": -1},
     {"threads": "x"},
+    {"memory_limit": float("nan")},
+    {"memory_limit": 1e12},
+    {"memory_limit": True},
 ]
 
 

@@ -177,7 +177,13 @@ def test_the_command_tells_and_its_exit_code_says_it_too(server: Running, monkey
 def test_what_cannot_be_checked_is_told_in_one_line(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     for arguments, words in (
         (["http://127.0.0.1:9"], "does not answer"),
-        (["nonsense"], "does not answer"),
+        (["nonsense"], "'nonsense' is no address of a server; give one like http://127.0.0.1:8000"),
+        (["localhost:8000"], "is no address of a server"),
+        (["http://[::1"], "is no address of a server"),
+        (["http://127.0.0.1:99999"], "is no address of a server"),
+        ([server.url, "--key", "one\ntwo"], "is no key"),
+        ([server.url, "--key", "schlüssel"], "is no key"),
+        ([server.url, "--tolerance", "nan"], "the tolerance is nan"),
         ([server.url, "--model", "other"], "there is no model"),
         ([server.url, "--restart", "false", "--lengths", "62", "--evict", "0"], "'false' ended with 1"),
         ([server.url, "--restart", "/no/such", "--lengths", "62", "--evict", "0"], "cannot be run"),

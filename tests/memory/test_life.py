@@ -15,7 +15,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from cli_support import write_model
 from memory_support import CHUNK, TINY, make_engine, read_at_once, same, stop_after, write_project
@@ -88,6 +90,19 @@ def test_what_cannot_be_read(engine: Engine, tmp_path: Path) -> None:
         Memory.read(engine, tmp_path / "empty")
     with pytest.raises(InvalidName):
         Memory.read(engine, tmp_path, name="../x")
+
+
+@pytest.mark.parametrize(
+    "ids", [[2**32 + 5], [10**30], [float("nan")], ["a"], [None], [True], [[1, 2]], np.array([2**32 + 5])]
+)
+def test_what_is_no_token_is_refused_before_the_store_is_asked(
+    engine: Engine, project: Path, tmp_path: Path, ids: Any
+) -> None:
+    with Memory.read(engine, project, root=tmp_path / "store") as memory:
+        length = memory.length
+        with pytest.raises(ParameterError, match="token"):
+            memory.extend(ids)
+        assert memory.length == length
 
 
 @pytest.mark.parametrize("chunks", [0, 1, 3, 5])

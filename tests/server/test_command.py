@@ -95,6 +95,14 @@ def test_what_cannot_be_looked_at_is_told(arguments: tuple[str, ...], words: str
         (("--root", "/nowhere"), "is no folder"),
         (("--price", "nano=1"), "--price MODEL=IN,CACHED,OUT"),
         (("--keys", "/nowhere"), "cannot read the keys"),
+        (("--price", "nano=nan,0,0"), "the price of nano is nan"),
+        (("--price", "nano=0,0,-1"), "the price of nano is -1"),
+        (("--patience", "nan"), "the patience is nan"),
+        (("--patience", "-1"), "patience is -1"),
+        (("--time-limit", "nan"), "time limit is nan"),
+        (("--time-limit", "0"), "time limit is 0"),
+        (("--temperature", "nan"), "'temperature' is nan"),
+        (("--top-p", "2"), "'top_p' is 2"),
     ],
 )
 def test_what_cannot_be_served_is_told_at_once(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

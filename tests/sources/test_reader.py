@@ -275,6 +275,14 @@ def test_what_does_not_exist_is_an_error_at_once(tmp_path: Path, monkeypatch: py
         read_source(tmp_path, max_file_bytes=0)
     with pytest.raises(SourceError, match="include"):
         read_source(tmp_path, include=["a", "!"])
+    for name in ("include", "exclude"):  # a text is a sequence, too: of globs like "*", which match everything
+        with pytest.raises(SourceError, match=f"{name} is '\\*.py'; give a list"):
+            read_source(tmp_path, **{name: "*.py"})  # type: ignore[arg-type]
+    for size in (float("nan"), float("inf"), 1.5, True, "1M"):
+        with pytest.raises(SourceError, match="max_file_bytes is"):
+            read_source(tmp_path, max_file_bytes=size)  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match="nothing to read is named"):
+        read_source([])
 
 
 def test_names_that_are_not_text(tmp_path: Path) -> None:

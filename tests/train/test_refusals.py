@@ -84,6 +84,12 @@ def test_settings_out_of_range_are_refused(folder: Path, changes: dict[str, obje
         run_of(folder, **changes)
 
 
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("nothing: 1\n2: 3\nnull: 4\n")
+    with pytest.raises(SettingsError, match="unknown setting"):
+        RunConfig.from_yaml(tmp_path / "run.yaml")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

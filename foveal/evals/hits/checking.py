@@ -49,6 +49,11 @@ class Checks:
     seed: int | None = None
     progress: Told = field(default=lambda check, done, of: None)
 
+    def __post_init__(self) -> None:
+        """Raises `HitsError`: nothing is within a tolerance that is no number."""
+        if not self.tolerance >= 0:
+            raise HitsError(f"the tolerance is {self.tolerance:g}; give a number from 0 up")
+
 
 @dataclass(frozen=True)
 class _Family:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -121,6 +122,9 @@ def connect(url: str, *, model: str | None = None, key: str | None = None, api: 
     """A client for the server at `url` (with or without ``/v1``); `model`: default the first that it serves; `api`:
     default the first of `APIS` that gives log-probabilities. Raises `HitsError`."""
     base = url.rstrip("/").removesuffix("/v1") + "/v1/"
+    _check_address(url)
+    if key and not (key.isascii() and key.isprintable()):
+        raise HitsError("what was given as the server's key is no key: it has a line break, or characters beyond ASCII")
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with ExitStack() as unless_found:
         try:
@@ -132,6 +136,17 @@ def connect(url: str, *, model: str | None = None, key: str | None = None, api: 
         client = _speaking(http, named, (api,) if api else APIS)
         unless_found.pop_all()
         return client
+
+
+def _check_address(url: str) -> None:
+    """Raises `HitsError`."""
+    try:
+        place = urlsplit(url)
+        sound = place.scheme in ("http", "https") and bool(place.hostname) and place.port != 0
+    except ValueError:  # brackets that do not close, a port that is none
+        sound = False
+    if not sound:
+        raise HitsError(f"{url!r} is no address of a server; give one like http://127.0.0.1:8000")
 
 
 def _speaking(http: httpx.Client, model: str, apis: Sequence[Api]) -> Client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -26,7 +27,7 @@ async def serve(service: Service) -> None:
         async with stdio_server(stdin=cast(Any, _Lines())) as (read, write):
             await server.run(read, write, server.create_initialization_options())
     except* BrokenPipeError:
-        pass
+        logging.getLogger(__name__).debug("nobody reads the answers any more")
 
 
 class _Lines:
