@@ -74,8 +74,8 @@ class Settings:
         SamplingParams(temperature=self.temperature, top_p=self.top_p)
         if not self.patience >= 0:
             raise ParameterError(f"the patience is {self.patience:g}; give seconds from 0 up")
-        if not self.request_seconds > 0:
-            raise ParameterError(f"the time limit is {self.request_seconds:g}; give more than 0 seconds")
+        if not self.request_seconds >= 0:
+            raise ParameterError(f"the time limit is {self.request_seconds:g}; give seconds from 0 up")
         for model, price in self.prices.items():
             for number in (price.input, price.cached, price.output):
                 if not 0 <= number < math.inf:

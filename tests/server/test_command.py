@@ -100,7 +100,7 @@ def test_what_cannot_be_looked_at_is_told(arguments: tuple[str, ...], words: str
         (("--patience", "nan"), "the patience is nan"),
         (("--patience", "-1"), "patience is -1"),
         (("--time-limit", "nan"), "time limit is nan"),
-        (("--time-limit", "0"), "time limit is 0"),
+        (("--time-limit", "-1"), "time limit is -1"),
         (("--temperature", "nan"), "'temperature' is nan"),
         (("--top-p", "2"), "'top_p' is 2"),
     ],
