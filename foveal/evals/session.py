@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
+from foveal.checkpoint import open_checkpoint
 from foveal.config import CSA_RATIO
 from foveal.engine import model_folder
 from foveal.evals import report
@@ -90,6 +91,15 @@ class EvalConfig:
         return Experiment(tasks, self.lengths, self.samples, self.seed, form, self.contexts)
 
 
+def _check_lengths(config: EvalConfig) -> None:
+    """Raises `EvalError` for texts that the model has no room for: shorter ones would be told as that long."""
+    if config.endpoint is not None:
+        return
+    context, longest = open_checkpoint(model_folder(config.model)).config.max_position_embeddings, max(config.lengths)
+    if longest > context:
+        raise EvalError(f"texts of {longest:,} tokens were asked for; the context of {config.model} has {context:,}")
+
+
 class Session:
     """Opens everything that a run needs; a context manager that closes it."""
 
@@ -106,6 +116,7 @@ class Session:
         experiment = config.experiment()
         self._stack = ExitStack()
         try:
+            _check_lengths(config)
             # Nothing is written before all that is to be read is there.
             material = Material.read(config.source, Tokenizer.from_file(model_folder(config.model)))
             self.folder = config.out or self._temporary()

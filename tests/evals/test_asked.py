@@ -139,6 +139,8 @@ def test_every_system_is_asked_and_the_same_command_goes_on(tmp_path: Path) -> N
     assert json.loads(again.stdout)["read"]["tokens"] == 0
     wrong = CliRunner().invoke(app, [*command, "--systems", "zoom,nothing"])
     assert wrong.exit_code == 1 and "no system 'nothing' here" in wrong.stderr
+    nowhere = CliRunner().invoke(app, [*command, "--teacher", str(tmp_path / "nowhere")])
+    assert nowhere.exit_code == 1 and "nowhere" in nowhere.stderr and "asking" not in nowhere.stderr
     others = ["eval", "lookup", "--length", "2k", "--samples", "1", "--model", str(model), "--source", str(source)]
     refused = CliRunner().invoke(app, [*others, "--systems", "zoom"])
     assert refused.exit_code == 1 and "no system 'zoom' here; there are memory, search" in refused.stderr

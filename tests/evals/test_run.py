@@ -131,7 +131,7 @@ def test_interrupted_results_are_kept_and_shown(model: Path, source: Path, tmp_p
         (["nonsense"], "no task 'nonsense'"),
         (["recall", "--model", "/nowhere"], "there is no model"),
         (["recall", "--source", "/nowhere"], "/nowhere"),
-        (["recall", "--length", "9M"], "name a larger folder with --source"),
+        (["recall", "--length", "1M"], "name a larger folder with --source"),
         (["recall", "--length", "64"], "64 tokens"),
         (["recall", "--length", "0"], "at least one token"),
         (["recall", "--form", "verse"], "no form 'verse'"),
@@ -254,6 +254,11 @@ def test_a_plot_names_the_extra_that_brings_matplotlib(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = CliRunner().invoke(app, ["eval", "recall", "--plot", "a.png"])
     assert result.exit_code == 1 and "foveal[evals]" in result.stderr
+
+
+def test_texts_longer_than_the_context_are_refused_at_once(model: Path, source: Path, tmp_path: Path) -> None:
+    result = run(model, source, "recall", "--length", "2k,999999999M", "--out", str(tmp_path / "out"))
+    assert result.exit_code == 1 and "the context of" in result.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_text_that_cannot_be_made_does_not_stop_the_others(model: Path, source: Path, tmp_path: Path) -> None:

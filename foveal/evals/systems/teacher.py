@@ -36,7 +36,7 @@ class TeacherSystem:
     def __init__(self, chat: ChatModel, source: str) -> None:
         """Raises what opening the source does."""
         self._chat, self._source = chat, source
-        self._network: Llama | None = None
+        self._network = _opened(source)
 
     @property
     def identity(self) -> str:
@@ -47,8 +47,6 @@ class TeacherSystem:
 
     @contextmanager
     def reading(self, documents: Documents) -> Iterator[TeacherReader]:
-        if self._network is None:
-            self._network = _opened(self._source)
         yield TeacherReader(self._chat, self._network)
 
 
