@@ -16,7 +16,7 @@ from cli_support import write_model
 from click.testing import CliRunner
 from server_support import Running, serving
 
-from foveal.batch import BatchEngine
+from foveal.batch.passes import Passes
 from foveal.cli.main import app
 from foveal.engine import Start
 from foveal.evals.hits import Checks, Client, HitsError, Report, check, connect
@@ -141,16 +141,16 @@ def test_a_store_that_gives_another_state_is_found(server: Running, monkeypatch:
 
 
 def test_the_logits_of_a_neighbour_are_found(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = BatchEngine._logits
+    sound = Passes._logits
 
-    def logits(self: BatchEngine, plan: Any, streams: Any) -> list[Any]:
+    def logits(self: Passes, plan: Any, streams: Any) -> list[Any]:
         rows = sound(self, plan, streams)
         chosen = [place for place, row in enumerate(rows) if row is not None]
         for place, other in zip(chosen, chosen[1:] + chosen[:1], strict=True):
             rows[place], rows[other] = rows[other], rows[place]
         return rows
 
-    monkeypatch.setattr(BatchEngine, "_logits", logits)
+    monkeypatch.setattr(Passes, "_logits", logits)
     assert found_by(checked(server, PLAN)) == {"together"}
 
 
