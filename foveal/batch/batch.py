@@ -72,7 +72,6 @@ class BatchEngine:
         network's vocabulary, are never chosen (default: none are padding). `context_length`: tokens a sequence may have
         (default: the model's `max_position_embeddings`). `room`: where the states have their memory (default: it does
         not end)."""
-        self.network = network
         self.config = network.config
         self.vocabulary = _or_default(vocabulary, network.config.vocab_size, "vocabulary")
         self.context_length = _or_default(context_length, network.config.max_position_embeddings, "context_length")
@@ -84,6 +83,11 @@ class BatchEngine:
         self._ids = itertools.count(1)
         self._leaving: dict[int, Callable[[AnyState], None]] = {}
         """By the `id` of a state in use: what to call when it is not any more."""
+
+    @property
+    def network(self) -> Network:
+        """What runs the tokens."""
+        return self.passes.network
 
     @property
     def grain(self) -> int:

@@ -47,7 +47,7 @@ class Passes:
     """Runs plans through `network`. `vocabulary`: ids from here on are padding."""
 
     def __init__(self, network: Network, *, vocabulary: int, batched: bool) -> None:
-        self._network, self._vocabulary = network, vocabulary
+        self.network, self._vocabulary = network, vocabulary
         self.batched = batched
 
     def run(self, plan: list[Work]) -> list[PassResult]:
@@ -73,7 +73,7 @@ class Passes:
         observer: Observer[Array] | None = Observer() if work.last and work.request.trace else None
         try:
             streams = self._forward([work], observer)
-            logits = self._network.logits(streams[-1:])[0] if work.chooses else None
+            logits = self.network.logits(streams[-1:])[0] if work.chooses else None
             scored = self._scores(work, streams)
         except Exception as error:
             return PassResult(error=error)
@@ -108,7 +108,7 @@ class Passes:
         pieces = [work.request.next_tokens(work.count) for work in plan]
         ids = np.concatenate(pieces) if len(pieces) > 1 else np.array(pieces[0], dtype=np.int64)
         segments = [Segment(work.request.state, work.count) for work in plan]
-        return self._network(ids, segments, observer)
+        return self.network(ids, segments, observer)
 
     def _logits(self, plan: Sequence[Work], streams: Any) -> list[Array | None]:
         """Logits [vocab] behind each piece that chooses a token."""
@@ -116,7 +116,7 @@ class Passes:
         chosen = [end for work, end in zip(plan, ends, strict=True) if work.chooses]
         if not chosen:
             return [None] * len(plan)
-        rows = iter(self._network.logits(streams if len(chosen) == len(streams) else streams[chosen]))
+        rows = iter(self.network.logits(streams if len(chosen) == len(streams) else streams[chosen]))
         return [next(rows) if work.chooses else None for work in plan]
 
     def _scores(self, work: Work, streams: Any) -> tuple[Sampled, ...]:
@@ -125,10 +125,10 @@ class Passes:
         request, found = work.request, list[Sampled]()
         if request.targets is None:
             return ()
-        rows = max(1, _SCORED_BYTES // (4 * self._network.config.vocab_size))
+        rows = max(1, _SCORED_BYTES // (4 * self.network.config.vocab_size))
         for first in range(0, work.count, rows):
             after = min(first + rows, work.count)
-            logits = self._network.logits(streams[first:after])[:, : self._vocabulary]
+            logits = self.network.logits(streams[first:after])[:, : self._vocabulary]
             targets = request.targets[request.read + first : request.read + after]
             found += score(logits, targets, request.params.logprobs or 0)
         return tuple(found)

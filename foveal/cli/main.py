@@ -20,7 +20,7 @@ COMMANDS = {
     "chat": ("chat", "Chat with a model, about a memory if you like."),
     "serve": ("serve", "Serve models and memories over HTTP."),
     "look": ("look", "Look at memories in a browser."),
-    "doctor": ("doctor", "Tell what this machine has and what is missing."),
+    "doctor": ("doctor", "Tell what this machine has, what is missing, and how to mend it."),
     "why": ("why", "Tell why a server's last prompts were not found whole."),
     "check-hits": ("check_hits", "Check that a server says the same of a prompt it knows."),
     "mcp": ("mcp", "Give an agent memories as MCP tools, on stdin and stdout."),

@@ -51,7 +51,7 @@ class Counting:
 def opened(folder: Path, **options: Any) -> Engine:
     """A native engine that counts."""
     engine = Engine.open(folder, threads=1, **options)
-    engine.batch.network = Counting(engine.network)
+    engine.batch.passes.network = Counting(engine.network)
     return engine
 
 

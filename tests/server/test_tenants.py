@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counted(folder: Path, model: Path) -> Iterator[tuple[Running, Counting]]:
     with serving(folder, model=model, keys=KEYS) as running:
         batch = running.engine.batch
-        batch.network = Counting(batch.network)
+        batch.passes.network = Counting(batch.network)
         yield running, batch.network
 
 
