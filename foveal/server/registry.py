@@ -26,6 +26,7 @@ from foveal.memory.options import tail_distance
 from foveal.memory.prompts import SOURCE, SavedPrompts
 from foveal.server.auth import Key
 from foveal.server.failures import ApiError
+from foveal.server.memories.heads import Heads
 from foveal.server.settings import Settings, beside
 from foveal.server.turns import Turns
 from foveal.server.wire import now
@@ -66,6 +67,7 @@ class Shelf:
         )
         engine = model.engine.engine
         self.tail_every = tail_distance("auto", engine.pool.layout, engine.batch.scheduler.chunk)
+        self.heads = Heads(self.store)
         self.turns = Turns(self._turns_file(settings) if settings.save_prompts else None)
         self.whys: deque[Why] = deque(maxlen=MOST_WHYS)
         self._loaded: OrderedDict[str, tuple[object, Memory]] = OrderedDict()

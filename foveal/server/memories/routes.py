@@ -14,7 +14,7 @@ from fastapi import APIRouter, File, Path, Query, Request, UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from foveal.memory import Conflict, Memory, MemoryNotFound, SharedContext, delete_memory, list_memories
-from foveal.memory.keeping import export_memory, fork_memory, head_of_memory, import_memory
+from foveal.memory.keeping import export_memory, fork_memory, import_memory
 from foveal.memory.names import check_name
 from foveal.server.auth import Key
 from foveal.server.citing import described
@@ -54,7 +54,8 @@ from foveal.server.works import in_thread
 router = APIRouter(prefix="/v1/memories", responses=FAILURES, tags=["memories"])
 
 LONGEST_WAIT = 60.0
-LOOK_EVERY = 0.05
+LOOK_UP = 0.25
+"""Seconds after which somebody who waits looks whether the client has left, or the server is being stopped."""
 PIECE = 1 << 20
 
 # What /openapi.json says of arguments.
@@ -252,12 +253,12 @@ async def head(
 ) -> Response:
     """The head of a memory. With `after` and `wait` (seconds): as soon as it is another one."""
     shelf, end = _shelf(request, key, name), time.monotonic() + min(wait, LONGEST_WAIT)
-    found = await asyncio.to_thread(head_of_memory, name, shelf.store)
-    while found == after and time.monotonic() < end and not service_of(request).gate.closed:
-        await asyncio.sleep(LOOK_EVERY)
-        if await request.is_disconnected():
+    found = await shelf.heads.now(name)
+    while found == after and (left := end - time.monotonic()) > 0 and not service_of(request).gate.closed:
+        if await shelf.heads.elsewhere(name, found, min(left, LOOK_UP)):
+            found = await shelf.heads.now(name)
+        elif await request.is_disconnected():
             break
-        found = await asyncio.to_thread(head_of_memory, name, shelf.store)
     return JSONBytes({"name": name, "head": found})
 
 
