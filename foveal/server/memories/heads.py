@@ -1,4 +1,4 @@
-"""Who waits for a memory to be elsewhere: one looks for all."""
+"""Waiting for another head of a memory: one task looks for all who wait."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Heads:
         self._store = store
         self._looks: dict[tuple[str, str], asyncio.Task[None]] = {}
         self.waiting: Counter[tuple[str, str]] = Counter()
-        """How many wait for a memory (name) to be elsewhere than at a head."""
+        """By name of a memory and its head: how many wait for another head."""
 
     def __len__(self) -> int:
         return len(self._looks)
@@ -28,8 +28,9 @@ class Heads:
         """The head of a memory. Raises `MemoryNotFound`."""
         return await asyncio.to_thread(head_of_memory, name, self._store)
 
-    async def elsewhere(self, name: str, head: str, seconds: float) -> bool:
-        """Wait for so long at most; says whether memory `name` is at `head` no longer, or cannot be looked at."""
+    async def changed(self, name: str, head: str, seconds: float) -> bool:
+        """Wait `seconds` at most for memory `name` to have another head than `head`. Returns whether it has, or cannot
+        be looked at: the caller's next look says what is wrong."""
         place = (name, head)
         if place not in self._looks:
             self._looks[place] = asyncio.create_task(self._look(name, head))
@@ -51,4 +52,4 @@ class Heads:
             while await self.now(name) == head:
                 await asyncio.sleep(LOOK_EVERY)
         except FovealError:
-            return  # whoever waits looks again, and is told
+            return

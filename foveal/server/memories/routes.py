@@ -55,7 +55,7 @@ router = APIRouter(prefix="/v1/memories", responses=FAILURES, tags=["memories"])
 
 LONGEST_WAIT = 60.0
 LOOK_UP = 0.25
-"""Seconds after which somebody who waits looks whether the client has left, or the server is being stopped."""
+"""Seconds between two looks whether a client that waits has left, or the server is being stopped."""
 PIECE = 1 << 20
 
 # What /openapi.json says of arguments.
@@ -255,7 +255,7 @@ async def head(
     shelf, end = _shelf(request, key, name), time.monotonic() + min(wait, LONGEST_WAIT)
     found = await shelf.heads.now(name)
     while found == after and (left := end - time.monotonic()) > 0 and not service_of(request).gate.closed:
-        if await shelf.heads.elsewhere(name, found, min(left, LOOK_UP)):
+        if await shelf.heads.changed(name, found, min(left, LOOK_UP)):
             found = await shelf.heads.now(name)
         elif await request.is_disconnected():
             break
