@@ -21,17 +21,20 @@ from foveal.cli.main import app
 from foveal.config import Numerics
 from foveal.convert import Llama
 from foveal.convert.build import converted_weights
+from foveal.convert.errors import ConvertError
 from foveal.convert.fade import fade_table, fit_fade
 from foveal.convert.fitting import Moments, fit_moments
 from foveal.convert.hugging_face import read_folder
 from foveal.convert.layout import RAW_WINDOW, Layout
-from foveal.convert.learned import load_slots
+from foveal.convert.learned import load_slots, save_slots
 from foveal.convert.material import documents
+from foveal.convert.packed import Slots
 from foveal.convert.tokens import converted_text
 from foveal.model import Transformer
 from foveal.model.weights import load_parameters
 from foveal.train.distill.finding import find_heads, head_scores
 from foveal.train.distill.layerwise import layer_errors
+from foveal.train.distill.mean import main, mean
 from foveal.train.distill.opening import Opened
 from foveal.train.distill.rows import KINDS, Marks, RowMaker
 from foveal.train.distill.run import CURVE, SNAPSHOT, Distillation, Report
@@ -224,6 +227,31 @@ def test_from_a_file_of_settings_to_a_model(tmp_path: Path) -> None:
         line = ["train", tmp_path / "run.yaml", *more, "--set", f"out={tmp_path / 'other'}", "--set", changes]
         done = CliRunner().invoke(app, [str(part) for part in line])
         assert done.exit_code == 1 and message in done.output, done.output
+
+
+def test_the_mean_of_runs(tmp_path: Path) -> None:
+    theirs = transformers_source(llama_config(hidden_size=84, max_position_embeddings=2048), 0)
+    folder = save_folder(theirs, tmp_path / "source")
+    shape, dice = read_folder(folder).shape, torch.Generator().manual_seed(5)
+
+    def some(heads: tuple[int, ...]) -> Slots:
+        m, c, d = len(heads), shape.head_dim, shape.hidden_size
+        sizes = {"key": (4, c, d), "value": (4, c, d), "query": (4, m, c, d), "output": (4, m, d, c)}
+        sizes |= {"offset": (4, m, d), "sink": (4, m), "constant": (d,)}
+        return Slots(heads, **{name: torch.randn(size, generator=dice) for name, size in sizes.items()})
+
+    one, two, other = some((0, 4)), some((0, 4)), some((0, 3))
+    files = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    for file, slots in zip(files, (one, two), strict=True):
+        save_slots(file, {1: slots}, shape, "a test")
+    main([str(folder), str(tmp_path / "mean"), *map(str, files)])
+    found = load_slots(tmp_path / "mean", shape)[1]
+    for name in ("key", "query", "output", "offset", "sink"):
+        expected = (getattr(one, name) + getattr(two, name)) / 2
+        assert torch.allclose(getattr(found, name), expected, atol=0.1), "to what eight bits hold"
+    assert torch.equal(found.sink, (one.sink + two.sink) / 2)
+    with pytest.raises(ConvertError, match="different heads"):
+        mean([{1: one}, {1: other}])
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
