@@ -39,7 +39,7 @@ class Llama:
         self.source, self.shape, self.dtype = source, source.shape, dtype
         self.embed = source.tensor("embed").to(device, dtype)
         self.head = (source.tensor("head") * source.tensor("norm")).to(device, dtype)
-        self.layers = [_Layer(source.layer(i), dtype, device) for i in range(source.shape.layers)]
+        self.layers = [LlamaLayer(source.layer(i), dtype, device) for i in range(source.shape.layers)]
         self.frequencies = torch.tensor(source.shape.frequencies, dtype=torch.float32, device=device)
 
     @torch.no_grad()
@@ -63,7 +63,7 @@ class Llama:
         """tokens [B, T] -> logits [B, T, V] fp32."""
         return F.linear(self.hidden(tokens), self.head).float()
 
-    def attention(self, layer: _Layer, x: Tensor) -> Tensor:
+    def attention(self, layer: LlamaLayer, x: Tensor) -> Tensor:
         """Grouped-query attention over whole rows: x [B, T, d] -> [B, T, d]."""
         s, count = self.shape, x.shape[1]
         angles = torch.arange(count, dtype=torch.float32, device=x.device)[:, None] * self.frequencies
@@ -81,7 +81,7 @@ class Llama:
         return F.linear(out.transpose(1, 2).flatten(2), layer.o)
 
 
-class _Layer:
+class LlamaLayer:
     """One layer's matrices, norm weights folded into what follows them."""
 
     def __init__(self, weights: LayerWeights, dtype: torch.dtype, device: torch.device | str) -> None:

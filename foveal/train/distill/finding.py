@@ -1,20 +1,32 @@
-"""Which of a source's heads look things up: those that, in a passage that is repeated, see where it stood before.
+"""Which of a source's heads look things up: those whose sight of what lies beyond the raw window is worth most nats.
 
-A head's score is the attention that it pays, on average, to the earlier token and to the one after it, at places of
-the second copy. Few heads have nearly all of it.
+What a head finds beyond the window is scaled by a mask, from 0 (it sees the window and the first token) to 1 (it sees
+everything). The gradient of the loss by the mask, integrated from 0 to 1 for all heads at once (integrated gradients,
+arXiv 1703.01365), shares out what sight beyond the window is worth among the heads. Few heads have nearly all of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from foveal.convert.layout import RAW_WINDOW
-from foveal.convert.llama import Llama, Part, turned
-from foveal.train.distill.rows import RowMaker
+from foveal.convert.llama import Llama, normed, turned
+from foveal.train.distill.rows import Row, RowMaker
 
-_ROWS = 6
+_MASKS = (1 / 6, 3 / 6, 5 / 6)
+"""Where the integral is taken: the middles of three equal parts."""
+_LEAST = 1e-6
+"""Nats: where sight beyond the window saves less, there is nothing to share out."""
+_ROWS = 4
+"""Of each kind."""
+_TRIED = 40
+"""Rows that are made for each that is read, at most."""
+_KINDS = ("repeat", "list", "questions", "notes")
 
 
 def find_heads(network: Llama, maker: RowMaker, count: int, most: int) -> dict[int, tuple[int, ...]]:
@@ -30,35 +42,74 @@ def find_heads(network: Llama, maker: RowMaker, count: int, most: int) -> dict[i
     return dict(sorted(heads.items()))
 
 
-def head_scores(network: Llama, maker: RowMaker) -> Tensor:
-    """[layers, heads]: means over the places of some repeats that stood beyond the raw window."""
-    s = network.shape
-    scores = torch.zeros(s.layers, s.heads)
-    for number in range(_ROWS):
-        tokens, places, earlier = maker.repeat_at(number)
-        far = places - earlier > RAW_WINDOW
-        device = network.embed.device
-        asking, found = places[far].to(device), earlier[far].to(device)
-        if not len(asking):
-            continue
-
-        def hook(part: Part, layer: int, x: Tensor, asking: Tensor = asking, found: Tensor = found) -> None:
-            if part == "attention":
-                scores[layer] += _seen(network, layer, x[0], asking, found).cpu() / _ROWS
-
-        network.hidden(tokens[None].to(device), hook)
+def head_scores(network: Llama, maker: RowMaker, rows: int = _ROWS) -> Tensor:
+    """[layers, heads]: the share that each head's sight beyond the window has in what it saves, the mean over kinds of
+    rows (a kind of which it saves nothing counts 0). `rows`: how many of each kind are read."""
+    scores = torch.zeros(network.shape.layers, network.shape.heads)
+    for found in _by_kind(maker, rows):
+        saved = torch.stack([worth(network, row) for row in found]).mean(0)
+        if saved.sum() > _LEAST:
+            scores += saved / saved.sum() / len(_KINDS)
     return scores
 
 
-def _seen(network: Llama, layer: int, x: Tensor, asking: Tensor, found: Tensor) -> Tensor:
-    """The mean attention [H] of places `asking` [A] to tokens `found` [A] and those after them."""
-    s, own = network.shape, network.layers[layer]
-    angles = torch.arange(len(x), device=x.device, dtype=torch.float32)[:, None] * network.frequencies
-    query = F.linear(x[asking].to(network.dtype), own.q).float().unflatten(-1, (s.heads, -1)).transpose(0, 1)
-    key = F.linear(x.to(network.dtype), own.k).float().unflatten(-1, (s.groups, -1)).transpose(0, 1)
-    query, key = turned(query, angles[asking]), turned(key, angles).repeat_interleave(s.heads_per_group, 0)
-    logits = query @ key.transpose(1, 2) * s.head_dim**-0.5
-    later = torch.arange(len(x), device=x.device) > asking[:, None]
-    weights = logits.masked_fill(later, -torch.inf).softmax(-1)  # [H, A, T]
-    place = torch.arange(len(asking), device=x.device)
-    return (weights[:, place, found] + weights[:, place, found + 1]).mean(1)
+def _by_kind(maker: RowMaker, count: int) -> Iterator[list[Row]]:
+    """`count` rows of each kind that needs the past, fewer or none of a kind that hardly ever fits."""
+    found: dict[str, list[Row]] = {kind: [] for kind in _KINDS}
+    for row in map(maker.row, range(_TRIED * count)):
+        if len(found.get(row.kind, [None] * count)) < count:
+            found[row.kind].append(row)
+        if all(len(rows) == count for rows in found.values()):
+            break
+    yield from filter(None, found.values())
+
+
+def worth(network: Llama, row: Row) -> Tensor:
+    """[layers, heads]: nats a token at the row's places that sight beyond the window saves, shared out."""
+    total = torch.zeros(network.shape.layers, network.shape.heads)
+    for value in _MASKS:
+        mask = torch.full_like(total, value, requires_grad=True)
+        (gradient,) = torch.autograd.grad(masked_loss(network, row, mask), mask)
+        total -= gradient / len(_MASKS)
+    return total
+
+
+def masked_loss(network: Llama, row: Row, mask: Tensor) -> Tensor:
+    """Nats a token at the row's places, what each head [layers, heads] finds beyond the window scaled by `mask`."""
+    device = network.embed.device
+    tokens, places = row.tokens.to(device), row.places.to(device)
+    hidden = _masked(network, tokens[None], mask.to(device))[0, places]
+    return F.cross_entropy(F.linear(hidden, network.head).float(), tokens[places + 1]).to(mask.device)
+
+
+def _masked(network: Llama, tokens: Tensor, mask: Tensor) -> Tensor:
+    """`Llama.hidden`, masked; a layer's tensors are made again on the way back."""
+    eps = network.shape.rms_norm_eps
+    stream = network.embed[tokens].float()
+    for index in range(network.shape.layers):
+        stream = checkpoint(_layer, network, index, stream, mask[index], eps, use_reentrant=False)
+    return normed(stream, eps).to(network.dtype)
+
+
+def _layer(network: Llama, index: int, stream: Tensor, mask: Tensor, eps: float) -> Tensor:
+    layer = network.layers[index]
+    stream = stream + _attention(network, index, normed(stream, eps).to(network.dtype), mask).float()
+    return stream + layer.feed_forward(normed(stream, eps).to(network.dtype)).float()
+
+
+def _attention(network: Llama, index: int, x: Tensor, mask: Tensor) -> Tensor:
+    """x [1, T, d] -> [1, T, d]."""
+    s, layer, count = network.shape, network.layers[index], x.shape[1]
+    place = torch.arange(count, device=x.device)
+    angles = place[:, None].float() * network.frequencies
+    query = F.linear(x, layer.q).unflatten(-1, (s.heads, -1)).transpose(1, 2)
+    key, value = (F.linear(x, m).unflatten(-1, (s.groups, -1)).transpose(1, 2) for m in (layer.k, layer.v))
+    query, key = turned(query.float(), angles).to(x.dtype), turned(key.float(), angles).to(x.dtype)
+    key, value = (part.repeat_interleave(s.heads_per_group, 1) for part in (key, value))
+    distance = place[:, None] - place
+    seen = (distance >= 0) & (distance < (s.window or count))
+    near = seen & ((distance < RAW_WINDOW) | (place == 0))
+    whole = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    window = F.scaled_dot_product_attention(query, key, value, attn_mask=near)
+    out = window + mask.to(x.dtype)[:, None, None] * (whole - window)
+    return F.linear(out.transpose(1, 2).flatten(2), layer.o)

@@ -68,8 +68,8 @@ def opened(config: DistillConfig, out: Path) -> Opened:
     maker = _maker(source, text, texts, _FIND_LENGTH, config.seed)
     start = _start(config, source)
     heads = (
-        {layer: slots.heads for layer, slots in start.items()}
-        or config.retrieving
+        config.retrieving
+        or {layer: slots.heads for layer, slots in start.items()}
         or find_heads(network, maker, config.find, config.find_most)
     )
     for layer, slots in start.items():
@@ -81,14 +81,15 @@ def opened(config: DistillConfig, out: Path) -> Opened:
 
 def _start(config: DistillConfig, source: Source) -> dict[int, Slots]:
     """What the run begins with; nothing where slots are derived from the source. Raises `ConvertError` for a file that
-    is none or of another shape, `SettingsError` where it has other heads than the settings."""
+    is none or of another shape, `SettingsError` where it has heads that the settings leave out."""
     if config.start_from is None:
         return {}
     start = load_slots(shipped_slots(config.start_from) or Path(config.start_from), source.shape)
     found = {layer: slots.heads for layer, slots in start.items()}
-    if config.retrieving and found != config.retrieving:
+    named = config.retrieving
+    if named and not all({*heads} <= {*named.get(layer, ())} for layer, heads in found.items()):
         raise SettingsError(
-            f"settings 'heads' and 'start_from' do not agree: {config.start_from} has the heads {found}"
+            f"settings 'heads' leaves out some that 'start_from' has: in {config.start_from} they are {found}"
         )
     return start
 

@@ -1,7 +1,7 @@
 """What a student learns from: rows most of which cannot be continued well without what lies beyond the raw window.
 
-Repeats of an earlier passage, key-value lists asked in another order, made-up lives with questions after other text,
-and plain text. What a step reads follows from its number and the seed alone, so a run goes on as if it had never
+Repeats of an earlier passage, key-value lists asked in another order, made-up passages with questions after other
+text, and plain text. What a step reads follows from its number and the seed alone, so a run goes on as if it had never
 stopped.
 """
 
@@ -15,26 +15,7 @@ import torch
 from torch import Tensor
 
 from foveal.text.tokenizer import Tokenizer
-
-_FIRST = (
-    "Amara Benedikt Celia Dorian Edith Farid Gwen Harald Ines Jonas Katya Lorenzo Mina Nils Odile Pavel Quentin Rania "
-    "Stefan Tova Ulrik Vera Wanda Xavier Yusuf Zelda Arno Bettina Cyril Delia Emil Fiona"
-).split()
-_LAST = (
-    "Abbott Brandt Castillo Dvorak Eklund Ferrari Grant Horvat Ivanov Jansen Keller Lindgren Mercier Nowak Olsen "
-    "Pereira Quist Romano Sandoval Tanaka Ueda Vogel Weaver Yilmaz Zimmer"
-).split()
-_TOWNS = (
-    "Antwerp Bergamo Cardiff Dundee Esbjerg Freiburg Granada Helsinki Innsbruck Jena Kiel Lisbon Marburg Naples Oulu "
-    "Parma Quimper Rouen Salzburg Tartu Umea Vilnius Warsaw York Zurich Athens Bilbao Cologne Delft Essen"
-).split()
-_THINGS = "lamps coins masks flutes kites maps knives buttons bottles stamps shells drums".split()
-_CRAFTS = "chemistry law botany music physics history medicine logic geology drawing optics".split()
-_TRADES = "a baker,a potter,a farmer,a judge,a pilot,a tailor,a mason,a nurse,a printer,a weaver,a diver".split(",")
-_COLOURS = "red blue yellow white black orange brown green grey purple".split()
-_BEASTS = "dog cat horse parrot goat rabbit donkey tortoise".split()
-_PETS = "Pepper Ginger Rusty Luna Toffee Daisy Bandit Olive Pickle Storm Hazel Copper Mango Juniper".split()
-_DISHES = "onion soup,plum cake,rye bread,fried fish,lentil stew,apple pie,goat cheese,roast chicken".split(",")
+from foveal.train.distill.passages import CRAFTS, FIRST_NAMES, LAST_NAMES, THINGS, TOWNS, Fact, notes, story
 
 _FAR = 192
 """A row's last place that is taught lies here or later: nearer ones need nothing but the raw window."""
@@ -43,13 +24,10 @@ _QUESTIONS = 10
 """About one text: what lies before them is read once for all."""
 
 KINDS = ("repeat", "list", "questions", "notes", "text")
-_SHARES = (22, 26, 24, 15, 13)
-"""Of repeats, lists, questions about a life, about notes between other text, and plain text."""
+_SHARES = (22, 24, 26, 12, 16)
+"""Of repeats, lists, questions about a passage, about notes between other text, and plain text."""
 _SIZES = (0.25, 0.35, 0.35, 0.5, 0.75, 1.0)
 """How long rows are, in parts of the longest: long ones are rarer, for they cost more."""
-
-Fact = tuple[str, tuple[tuple[str, str, str], ...]]
-"""A sentence, and questions about it: the question, how its answer begins, what follows."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +99,16 @@ class RowMaker:
         return _made("text", [self.begin, *self._some(draw, size - 1)], places)
 
     def _filler(self, draw: random.Random, most: int) -> str:
+        if most < 2:  # the row is short
+            return ""
         count = draw.choice((0, draw.randrange(1, most), draw.randrange(most // 2, most)))
         return self.tokenizer.decode(self._some(draw, count)).strip() if count else ""
 
     def _list(self, draw: random.Random) -> Row:
         count = draw.randrange(6, 40)
         keys = _keys(draw, count)
-        pool = draw.choice((_TOWNS, _FIRST, _LAST, _CRAFTS + _THINGS, [str(draw.randrange(1000, 9999)) for _ in keys]))
+        numbers = [str(draw.randrange(1000, 9999)) for _ in keys]
+        pool = draw.choice((TOWNS, FIRST_NAMES, LAST_NAMES, CRAFTS + THINGS, numbers))
         values = [draw.choice(pool) for _ in keys]
         told = "\n".join(f"{key}: {value}" for key, value in zip(keys, values, strict=True))
         filler = self._filler(draw, self.length - 24 * count) if 24 * count < self.length - 64 else ""
@@ -139,14 +120,15 @@ class RowMaker:
         return _made("list", tokens, places)
 
     def _questions(self, draw: random.Random) -> Row:
-        facts = _life(draw)
+        facts = story(draw)
         filler = self._filler(draw, self.length - 700)
-        parts = (draw.choice(("Read this text.", "Here is a story.", "Remember this.")), _told(facts), filler)
+        told = " ".join(sentence for sentence, _ in facts)
+        parts = (draw.choice(("Read this text.", "Here is a story.", "Remember this.")), told, filler)
         return self._asked(draw, "questions", [part for part in parts if part], facts)
 
     def _notes(self, draw: random.Random) -> Row:
         """Single facts between pieces of other text."""
-        facts = _notes(draw)
+        facts = notes(draw)
         rest = max(0, self._size(draw) - 60 * len(facts))
         parts = []
         for fact in facts:
@@ -190,116 +172,5 @@ def _keys(draw: random.Random, count: int) -> list[str]:
     if draw.random() < 0.5:
         name = draw.choice(("key", "item", "room", "code", "user", "port"))
         return [f"{name} {number}" for number in draw.sample(range(100, 1000), count)]
-    both = [(first, last) for first in _FIRST for last in _LAST]
+    both = [(first, last) for first in FIRST_NAMES for last in LAST_NAMES]
     return [f"{first} {last}" for first, last in draw.sample(both, count)]
-
-
-def _told(facts: Sequence[Fact]) -> str:
-    return " ".join(sentence for sentence, _ in facts)
-
-
-def _notes(draw: random.Random) -> list[Fact]:
-    """Facts that have nothing to do with each other."""
-    name, other, third = draw.sample(_FIRST, 3)
-    towns, crafts, things = draw.sample(_TOWNS, 3), draw.sample(_CRAFTS, 2), draw.sample(_THINGS, 3)
-    colour, trade, family = draw.choice(_COLOURS), draw.choice(_TRADES), draw.choice(_LAST)
-    count, code, hour = draw.randrange(3, 400), draw.randrange(1000, 10000), draw.randrange(1, 24)
-    facts: list[Fact] = [
-        (
-            f"The meeting about {crafts[0]} takes place in {towns[0]}.",
-            ((f"Where does the meeting about {crafts[0]} take place?", "The meeting takes place in", towns[0]),),
-        ),
-        (
-            f"{name} keeps the {things[0]} in the {colour} box.",
-            ((f"In which box does {name} keep the {things[0]}?", f"{name} keeps the {things[0]} in the", colour),),
-        ),
-        (
-            f"The code of {other}'s door is {code}.",
-            ((f"What is the code of {other}'s door?", f"The code of {other}'s door is", str(code)),),
-        ),
-        (
-            f"The {things[1]} cost {count} pounds.",
-            ((f"How much did the {things[1]} cost?", f"The {things[1]} cost", f"{count} pounds"),),
-        ),
-        (
-            f"{third} {family} works as {trade} in {towns[1]}.",
-            (
-                (f"What does {third} work as?", f"{third} works as", trade),
-                (f"Where does {third} work?", f"{third} works in", towns[1]),
-            ),
-        ),
-        (
-            f"The train to {towns[2]} leaves at {hour}:{draw.randrange(10, 60)}.",
-            ((f"Where does the train at {hour} o'clock go?", "It goes to", towns[2]),),
-        ),
-        (
-            f"The book about {crafts[1]} lies under the {things[2]}.",
-            ((f"What lies under the {things[2]}?", f"Under the {things[2]} lies the book about", crafts[1]),),
-        ),
-    ]
-    return draw.sample(facts, draw.randrange(3, len(facts) + 1))
-
-
-def _life(draw: random.Random) -> list[Fact]:
-    """A made-up life: a sentence of birth, then others in any order."""
-    (name, friend), (family, other) = draw.sample(_FIRST, 2), draw.sample(_LAST, 2)
-    she, her = draw.choice((("she", "her"), ("he", "his")))
-    towns, trades, colours = draw.sample(_TOWNS, 4), draw.sample(_TRADES, 2), draw.sample(_COLOURS, 2)
-    year, count, thing = draw.randrange(1890, 1995), draw.randrange(12, 990), draw.choice(_THINGS)
-    beast, pet, craft, dish = draw.choice(_BEASTS), draw.choice(_PETS), draw.choice(_CRAFTS), draw.choice(_DISHES)
-    born: Fact = (
-        f"{name} {family} was born in {towns[0]} in {year}.",
-        (
-            (f"Where was {name} born?", f"{name} was born in", towns[0]),
-            (f"In which year was {name} born?", f"{name} was born in", str(year)),
-            (f"What is the family name of {name}?", f"The family name of {name} is", family),
-        ),
-    )
-    rest: list[Fact] = [
-        (
-            f"{name}'s mother was {trades[0]}, and {her} father was {trades[1]}.",
-            (
-                (f"What was the mother of {name}?", f"The mother of {name} was", trades[0]),
-                (f"What was {name}'s father?", f"{name}'s father was", trades[1]),
-            ),
-        ),
-        (
-            f"At twenty {she} went to {towns[1]} to study {craft}.",
-            (
-                (f"What did {name} study?", f"{name} studied", craft),
-                (f"In which town did {name} study?", f"{name} studied in", towns[1]),
-            ),
-        ),
-        (
-            f"A {beast} called {pet} lived with {name} for many years.",
-            (
-                (f"What was {name}'s {beast} called?", f"{name}'s {beast} was called", pet),
-                (f"What kind of animal was {pet}?", f"{pet} was a", beast),
-            ),
-        ),
-        (
-            f"The house had a {colours[0]} gate and {colours[1]} walls.",
-            (
-                ("What colour was the gate?", "The gate was", colours[0]),
-                ("What colour were the walls?", "The walls were", colours[1]),
-            ),
-        ),
-        (
-            f"{name}'s closest friend, {friend} {other}, often came for dinner.",
-            ((f"Who was {name}'s closest friend?", f"{name}'s closest friend was", f"{friend} {other}"),),
-        ),
-        (f"What {she} liked best was {dish}.", ((f"What did {name} like to eat?", f"{name} liked", dish),)),
-        (
-            f"Over the years {she} gathered {count} {thing}.",
-            (
-                (f"What did {name} gather?", f"{name} gathered", thing),
-                (f"How many {thing} did {name} have?", f"{name} had", str(count)),
-            ),
-        ),
-        (
-            f"In the end everything went to a museum in {towns[2]}.",
-            (("In which town is the museum?", "The museum is in", towns[2]),),
-        ),
-    ]
-    draw.shuffle(rest)
-    return [born, *rest[: draw.randrange(4, len(rest) + 1)]]

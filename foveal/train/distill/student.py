@@ -22,12 +22,17 @@ from foveal.config import CSA_RATIO, HCA_RATIO
 from foveal.convert.fade import fade_table, fit_fade
 from foveal.convert.fitting import Moments
 from foveal.convert.layout import RAW_WINDOW, Layout
-from foveal.convert.llama import Llama, normed, turned
+from foveal.convert.llama import Llama, LlamaLayer, normed, turned
 from foveal.convert.packed import Slots as LearnedSlots
 from foveal.convert.rotary import mix_pairs
 
 _NEVER = -1e9
+_LEAST = -80.0
+"""Weights under exp(-80) count as that: exponentials that leave fp32's range take seven times as long on a CPU."""
 _BLOCK = HCA_RATIO
+_ADDED = 0.5
+"""How much of their source's output heads begin with that join slots which have learned: four slots, each with a
+softmax of its own, find too much before they are taught."""
 _OFFSET_CHANNELS = 32
 """Channels that carry a slot head's offset. One would do; products of a round number of channels are faster."""
 
@@ -65,7 +70,7 @@ class _Attend(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logits = (query @ key.transpose(-1, -2)).float().add_(added)
         most = torch.maximum(logits.amax(-1), rest)
-        weights = logits.sub_(most[..., None]).exp_()  # the one exponential: it costs most
+        weights = logits.sub_(most[..., None]).clamp_(min=_LEAST).exp_()  # the one exponential: it costs most
         besides = (rest - most).exp()
         norm = weights.sum(-1) + besides
         total = most + norm.log()
@@ -132,13 +137,14 @@ class Student(nn.Module):
         }
 
     def take(self, packed: Mapping[int, LearnedSlots]) -> None:
-        """Take what was learned before, of layers with the same heads (the opposite of `packed`)."""
+        """Take what was learned before (the opposite of `packed`). Layers may have more heads than were learned: those
+        begin with the slots that their layer has, and layers that were not learned with what is derived."""
         layers = self.packed_layers()
         for index, learned in packed.items():
-            slots = layers[index].slots
-            assert slots is not None
-            slots.take(learned)
-            layers[index].constant = learned.constant.to(layers[index].constant)
+            layer = layers[index]
+            assert layer.slots is not None
+            layer.slots.take(learned, layer.own, layer.moment)
+            layer.constant = learned.constant.to(layer.constant)
 
     def packed_layers(self) -> dict[int, Layer]:
         """The layers that have slots."""
@@ -196,7 +202,7 @@ class Layer(nn.Module):
         self.query = (scale * mixed.query.flatten(0, 1)).to(source.embed)
         self.key = mixed.key.to(source.embed)
         self.frequencies, self.constant = frequencies.to(self.key.device), constant.to(self.key.device)
-        self.retrieving = list(retrieving)
+        self.retrieving, self.moment = list(retrieving), moment
         self.slots = Slots(source, index, moment, self.retrieving) if retrieving else None
 
     def forward(self, stream: Tensor, seen: Seen) -> Tensor:
@@ -251,7 +257,7 @@ class Slots(nn.Module):
         super().__init__()
         s, own = source.shape, source.layers[index]
         self.heads, self.count, self.dtype, d = tuple(heads), len(heads), source.dtype, s.hidden_size
-        self.scale = s.head_dim**-0.5
+        self.scale, self.per_group = s.head_dim**-0.5, s.heads_per_group
         q, k, v, o = (matrix.float().cpu() for matrix in (own.q, own.k, own.v, own.o))
         key, query = _shared_keys(q, k, moment, heads, s.heads_per_group, s.head_dim)
         value, output = _shared_values(v, o, moment, heads, s.heads_per_group, s.head_dim)
@@ -295,12 +301,32 @@ class Slots(nn.Module):
         return F.linear(out, self.output.permute(2, 0, 1, 3).flatten(1).to(x))
 
     @torch.no_grad()
-    def take(self, learned: LearnedSlots) -> None:
-        """Begin with these numbers; the bias is part of the offset there."""
-        for name in ("key", "value", "query", "output", "offset", "sink"):
-            parameter = getattr(self, name)
-            parameter.copy_(getattr(learned, name).view_as(parameter))
+    def take(self, learned: LearnedSlots, own: LlamaLayer, moment: Tensor) -> None:
+        """Begin with these numbers; the bias is part of the offset there.
+
+        Heads beyond those that learned get the query and the output that come nearest to those of the source with the
+        keys and values that are there.
+        """
+        self.key.copy_(learned.key)
+        self.value.copy_(learned.value)
         self.bias.zero_()
+        q, k, v, o = (matrix.float().cpu() for matrix in (own.q, own.k, own.v, own.o))
+        c = learned.key.shape[1]
+        for place, head in enumerate(self.heads):
+            if head in learned.heads:
+                was = learned.heads.index(head)
+                query, output, offset, sink = (
+                    getattr(learned, name)[:, was] for name in ("query", "output", "offset", "sink")
+                )
+                self.offset.unflatten(0, (CSA_RATIO, -1))[:, place] = offset.to(self.offset)
+                self.sink.view(CSA_RATIO, -1)[:, place] = sink.to(self.sink)
+            else:
+                group = slice(c * (head // self.per_group), c * (head // self.per_group + 1))
+                keys, values = _from(k[group], learned.key, moment), _from(v[group], learned.value, moment)
+                query = keys.transpose(1, 2) @ q[c * head : c * (head + 1)]
+                output = _ADDED * o[:, c * head : c * (head + 1)] @ values
+            self.query[:, place] = query.to(self.query)
+            self.output[:, place] = output.to(self.output)
 
     @torch.no_grad()
     def learned(self, constant: Tensor) -> LearnedSlots:
@@ -390,6 +416,13 @@ def _shared_values(
         place = groups.index(head // per_group)
         each.append(output[:, c * head : c * (head + 1)] @ back[head // per_group] @ basis[c * place : c * (place + 1)])
     return reduced[None], torch.stack(each)[None]
+
+
+def _from(wanted: Tensor, rows: Tensor, moment: Tensor) -> Tensor:
+    """The matrices M [4, c, c] for which M (rows x) [4, c, d] is nearest to wanted x [c, d]."""
+    rows, moment = rows.double(), moment.double()
+    crossed = wanted.double() @ moment @ rows.transpose(1, 2)
+    return torch.linalg.solve(rows @ moment @ rows.transpose(1, 2), crossed, left=False).float()
 
 
 def _principal(rows: Tensor, moment: Tensor, count: int) -> tuple[Tensor, Tensor]:
