@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -271,7 +272,7 @@ class Memory(MemoryBase):
         Raises `StoreError` when there are not so many tokens, `foveal.cache.CacheFull`.
         """
         length = self.length if at is None else at
-        if at is not None and not 0 < at <= self.length:
+        if at is not None and not (isinstance(at, Integral) and at is not True and 0 < at <= self.length):
             raise NoSuchToken(f"cannot fork {self.name or 'the memory'} at token {at}: it has {self.length}")
         places = self.places.copy()
         places.truncate(length)

@@ -11,6 +11,7 @@ mine = shared.fork()  # a `Memory` of one's own
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from types import TracebackType
@@ -132,8 +133,10 @@ class SharedContext:
         """The head, once it is no longer `after`; or `after` itself when `timeout` seconds have passed.
 
         Whoever waits is told, in this process or another, within about `POLL` seconds. Raises `MemoryNotFound` when the
-        context is deleted meanwhile, and `StoreError` when it is closed here.
+        context is deleted meanwhile, and `StoreError` when it is closed here or `timeout` is no number.
         """
+        if timeout is not None and math.isnan(timeout):
+            raise StoreError(f"cannot wait for {timeout} seconds; give a number, or None to wait without end")
         end = None if timeout is None else time.monotonic() + timeout
         while (head := self.head()) == after:
             left = POLL if end is None else min(POLL, end - time.monotonic())

@@ -157,6 +157,12 @@ def test_recall_continues_and_cites(foveal: Foveal, source: Path) -> None:
     assert all(citation["path"] in streamed for citation in told["citations"])
 
 
+def test_a_recall_that_is_impossible_prints_nothing(foveal: Foveal, source: Path) -> None:
+    foveal.json("read", str(source), "-n", "s")
+    result = foveal("recall", "s", "def alpha(", "--max-tokens", "100000000")
+    assert result.exit_code == 1 and not result.stdout and "max_tokens" in result.stderr
+
+
 def test_recall_says_when_the_cue_does_not_stand_there(foveal: Foveal, source: Path) -> None:
     foveal.json("read", str(source), "-n", "s")
     nowhere = foveal.json("recall", "s", "the capital of France is", "--max-tokens", "4")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_support import write_model
@@ -131,8 +132,8 @@ def test_a_fork_copies_neither_tokens_nor_map(shared: SharedContext) -> None:
         assert all(a.tokens is b.tokens and a.data is b.data for a, b in pages)
 
 
-@pytest.mark.parametrize("at", [0, -1, 10**6])
-def test_a_fork_outside_is_refused(shared: SharedContext, at: int) -> None:
+@pytest.mark.parametrize("at", [0, -1, 10**6, True, 1.5])
+def test_a_fork_outside_is_refused(shared: SharedContext, at: Any) -> None:
     with pytest.raises(StoreError, match=rf"cannot fork plan at token {at}: it has {shared.length}"):
         shared.fork(at)
 
@@ -221,6 +222,8 @@ def test_waiting_ends_in_time(shared: SharedContext) -> None:
         assert shared.wait(head, timeout=timeout) == head
         assert max(timeout, 0) <= time.monotonic() - started < timeout + 20
     assert shared.wait("an older head") == head, "who is behind need not wait"
+    with pytest.raises(StoreError, match="cannot wait for nan seconds"):
+        shared.wait(head, timeout=float("nan"))
 
 
 def test_waiting_for_what_goes_away_is_an_error(engine: Engine, shared: SharedContext) -> None:

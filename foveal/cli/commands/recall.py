@@ -79,9 +79,10 @@ def command(
 
 
 def _stream(cue: str, stream: RecallStream) -> None:
-    """The cue and, as it comes, what follows it."""
-    write(cue)
-    for piece in stream:
+    """The cue and, as it comes, what follows it: nothing when what is asked for is impossible."""
+    pieces = iter(stream)
+    write(cue + next(pieces, ""))
+    for piece in pieces:
         write(piece)
     write("\n\n")
 
