@@ -6,33 +6,35 @@ trigonometric polynomial in the distance.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-_DEPTH, _MIDDLE, _WIDTH = 8.0, 135.0, 0.125
-_ENOUGH = -5.0
-"""Below this a logit needs to fall no further: the weight is under 1 %."""
-_ROUNDS, _DAMPING = 12, 0.3
+_LOW, _NEAR, _FAR = -4.0, 115, 145
+"""What the logit is to be under at distances less than `_NEAR`, a weight of 2 %; from `_FAR` on it is to be 0."""
+_FOLLOWING = 300
+"""Up to here flatness counts double: what has just left the raw window is asked for most."""
+_ROUNDS, _DAMPING = 40, 0.1
 
 
 def fit_fade(frequencies: Tensor, longest: int = 8192) -> Tensor:
     """Coefficients [2, P] (of cosines and sines) for pairs that turn by `frequencies` [P]: far below 0 for distances
-    under the raw window, near 0 beyond it."""
+    under the raw window, near 0 beyond it.
+
+    Weighted least squares, in rounds: what is low enough where it shall be low, and anything on the way up, is wanted
+    as it was found.
+    """
     distance = torch.cat([torch.arange(1024), torch.arange(1024, longest, 4)]).double()
-    target = -_DEPTH * torch.sigmoid((math.log(_MIDDLE) - torch.log(distance + 0.5)) / _WIDTH)
+    near, far = distance < _NEAR, distance >= _FAR
     basis = _basis(distance, frequencies)
-    weight = torch.where(distance < 140, 3.0, torch.where(distance < 1024, 2.0, 1.0)).double()
+    weight = torch.where(near, 3.0, torch.where(distance < 1024, 2.0, 1.0)).double()
+    weight[far & (distance < _FOLLOWING)] = 4.0
     weighted = (basis * weight[:, None]).T
     inverse = torch.linalg.inv(weighted @ basis + _DAMPING * torch.eye(basis.shape[1], dtype=torch.float64))
-    wanted = target
-    near, between = distance < 118, (distance >= 118) & (distance < 150)
-    for _ in range(_ROUNDS):  # what is low enough may stay where it is
+    wanted = torch.where(near, _LOW - 1, torch.where(far, 0.0, _LOW / 2)).double()
+    for _ in range(_ROUNDS):
         found = basis @ (inverse @ (weighted @ wanted))
-        low = found.clamp(max=_ENOUGH)
-        wanted = torch.where(near, torch.where(found < _ENOUGH, low, torch.full_like(low, _ENOUGH - 1.5)), target)
-        wanted = torch.where(between, found.clamp(-_DEPTH, 0.3), wanted)
+        low = torch.where(found < _LOW, found, torch.full_like(found, _LOW - 1))
+        wanted = torch.where(near, low, torch.where(far, torch.zeros_like(found), found.clamp(1.5 * _LOW, 0.3)))
     return (inverse @ (weighted @ wanted)).unflatten(0, (2, -1)).float()
 
 
