@@ -84,6 +84,12 @@ def test_rows_follow_from_the_step(taught: Taught) -> None:
         assert torch.equal(row.places, row.places.unique())
 
 
+def test_short_rows_leave_out_what_does_not_fit(taught: Taught) -> None:
+    long = taught[2]
+    maker = RowMaker(long.tokenizer, long.texts, long.begin, long.marks, length=512, seed=3)
+    assert all(len(row.tokens) <= 512 and int(row.places[-1]) >= 192 for row in map(maker.row, range(20)))
+
+
 def test_what_is_taught_of_a_repeat_stands_before(taught: Taught) -> None:
     maker = taught[2]
     row = next(row for row in map(maker.row, range(60)) if row.kind == "repeat")
