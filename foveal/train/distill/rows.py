@@ -20,6 +20,8 @@ from foveal.train.distill.passages import CRAFTS, FIRST_NAMES, LAST_NAMES, THING
 _FAR = 192
 """A row's last place that is taught lies here or later: nearer ones need nothing but the raw window."""
 
+_SHORTEST = 224
+"""A repeat or a text has so many tokens at least."""
 _QUESTIONS = 10
 """About one text: what lies before them is read once for all."""
 
@@ -73,25 +75,16 @@ class RowMaker:
         return self.stream[start : start + count]
 
     def _size(self, draw: random.Random) -> int:
-        return int(self.length * draw.choice(_SIZES))
+        return max(_SHORTEST, int(self.length * draw.choice(_SIZES)))
 
     def _repeat(self, draw: random.Random) -> Row:
-        tokens, first, _ = self._repeated(draw)
-        return _made("repeat", tokens, range(first + 2, len(tokens) - 1))
-
-    def _repeated(self, draw: random.Random) -> tuple[list[int], int, int]:
-        """Text with a passage of it again at the end: the tokens, where the copy begins, and where the original."""
+        """Text with a passage of it again at the end."""
         size = self._size(draw)
         again = draw.randrange(size // 8, size // 3)
         tokens = [self.begin, *self._some(draw, size - again - 1)]
         start = draw.randrange(1, len(tokens) - again)
-        return tokens + tokens[start : start + again], size - again, start
-
-    def repeat_at(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A repeat's tokens [T], the places of the copy [n] and of the same tokens in the original [n]."""
-        tokens, first, start = self._repeated(random.Random(f"repeat {self.seed} {number}"))
-        places = torch.arange(first, len(tokens))
-        return torch.tensor(tokens), places, places - first + start
+        tokens += tokens[start : start + again]
+        return _made("repeat", tokens, range(size - again + 2, size - 1))
 
     def _text(self, draw: random.Random) -> Row:
         size = self._size(draw)
