@@ -103,6 +103,8 @@ def convert(source: Source, out: Path, settings: Settings | None = None, tell: T
     settings = settings or Settings()
     tell = tell or (lambda stage, done, total: None)
     target = _Target(source, settings)
+    if settings.rows:
+        material.documents(settings.text, held_out=True)  # raises where there is nothing to measure on
     identity = f"{source.identity} {dataclasses.asdict(settings)}"
     _claim(out, identity)
     tell("reading", 0, 1)
@@ -148,13 +150,23 @@ class _Target:
         return convert_weights(made(), config)
 
 
+def check_free(out: Path) -> None:
+    """Raises `ConvertError` when a conversion can neither begin in `out` nor go on there."""
+    if not (out / WORK / "of").is_file():
+        _check_empty(out)
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(entry.name != WORK for entry in out.iterdir())):
+        raise ConvertError(f"{out} is there already; name a folder that does not exist or is empty")
+
+
 def _claim(out: Path, identity: str) -> None:
     """Make `out` ours, or see that it is: a conversion of the same source with the same settings was begun there."""
     name = out / WORK / "of"
     if name.is_file() and name.read_text(encoding="utf-8") == identity:
         return
-    if out.exists() and (not out.is_dir() or any(entry.name != WORK for entry in out.iterdir())):
-        raise ConvertError(f"{out} is there already; name a folder that does not exist or is empty")
+    _check_empty(out)
     name.parent.mkdir(parents=True, exist_ok=True)
     name.write_text(identity, encoding="utf-8")
 

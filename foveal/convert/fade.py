@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+VERSION = 2
+"""Of the curve: packed entries that learned with another one do not fit."""
 _LOW, _NEAR, _FAR = -4.0, 115, 145
 """What the logit is to be under at distances less than `_NEAR`, a weight of 2 %; from `_FAR` on it is to be 0."""
 _FOLLOWING = 300
@@ -16,14 +18,14 @@ _FOLLOWING = 300
 _ROUNDS, _DAMPING = 40, 0.1
 
 
-def fit_fade(frequencies: Tensor, longest: int = 8192) -> Tensor:
+def fit_fade(frequencies: Tensor, longest: int) -> Tensor:
     """Coefficients [2, P] (of cosines and sines) for pairs that turn by `frequencies` [P]: far below 0 for distances
-    under the raw window, near 0 beyond it.
+    under the raw window, near 0 beyond it, to `longest` tokens.
 
     Weighted least squares, in rounds: what is low enough where it shall be low, and anything on the way up, is wanted
     as it was found.
     """
-    distance = torch.cat([torch.arange(1024), torch.arange(1024, longest, 4)]).double()
+    distance = torch.cat([torch.arange(1024), torch.arange(1024, max(1028, longest), 4)]).double()
     near, far = distance < _NEAR, distance >= _FAR
     basis = _basis(distance, frequencies)
     weight = torch.where(near, 3.0, torch.where(distance < 1024, 2.0, 1.0)).double()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foveal.convert import fade
 from foveal.convert.errors import ConvertError
 from foveal.convert.packed import Slots
 from foveal.convert.source import LlamaShape
@@ -29,7 +31,7 @@ _FORMAT = "1"
 
 
 def save_slots(path: Path, slots: Mapping[int, Slots], shape: LlamaShape, about: str) -> None:
-    """Write `slots` of the layers into `path`. `about`: what they were learned from, for people."""
+    """Write `slots` of the layers into `path`, whole or not at all. `about`: what they were learned from, in words."""
     tensors: dict[str, Tensor] = {}
     for layer, one in slots.items():
         for name, tensor in _parts(one).items():
@@ -40,9 +42,15 @@ def save_slots(path: Path, slots: Mapping[int, Slots], shape: LlamaShape, about:
                 tensors[f"{layer}.{name}"], tensors[f"{layer}.{name}.scales"] = codes, scales
     heads = {str(layer): list(one.heads) for layer, one in slots.items()}
     metadata = {"format": _FORMAT, "heads": json.dumps(heads), "shape": _shape(shape), "about": about}
+    metadata["fade"] = str(fade.VERSION)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=metadata)
-    path.chmod(0o600)
+    writing = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, writing, metadata=metadata)
+        writing.chmod(0o600)
+        os.replace(writing, path)
+    finally:
+        writing.unlink(missing_ok=True)
 
 
 def load_slots(path: Path, shape: LlamaShape) -> dict[int, Slots]:
@@ -60,6 +68,8 @@ def load_slots(path: Path, shape: LlamaShape) -> dict[int, Slots]:
         raise ConvertError(
             f"{path} was learned from {about.get('about')}, a model of another shape: {about.get('shape')}"
         )
+    if about.get("fade") != str(fade.VERSION):
+        raise ConvertError(f"{path} was learned with an earlier fade; teach again with this version, or use that one")
     names = [field.name for field in dataclasses.fields(Slots) if field.name != "heads"]
     try:
         return {

@@ -25,7 +25,8 @@ _FEWEST_CHARACTERS = 1_500
 
 
 def documents(paths: Sequence[Path], *, held_out: bool) -> list[str]:
-    """Texts in a fixed order, shuffled: of the files in `paths`, or those at hand. Raises `ConvertError` for none."""
+    """Texts in a fixed order, shuffled: of the files in `paths`, or those at hand. Raises `ConvertError` for none, and
+    for paths that are not there."""
     found = _files(paths) if paths else _at_hand()
     chosen = [text for name, text in found if _is_held_out(name) == held_out and len(text) >= _FEWEST_CHARACTERS]
     if not chosen:
@@ -62,10 +63,23 @@ def _is_held_out(name: str) -> bool:
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
     for path in paths:
+        if not path.exists():
+            raise ConvertError(f"there is no text at {path}; name files or folders that are there")
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in files:
             if file.is_file() and (text := _text_of(file)):
-                yield str(file.relative_to(path)) if path.is_dir() else file.name, text
+                yield from _parts(str(file.relative_to(path)) if path.is_dir() else file.name, text)
+
+
+def _parts(name: str, text: str) -> Iterator[tuple[str, str]]:
+    """A file in parts of at most `_MOST_CHARACTERS`, which end at a line where one ends: a book is many documents."""
+    start = 0
+    while start < len(text):
+        end = start + _MOST_CHARACTERS
+        if end < len(text):
+            end = text.rfind("\n", start + _MOST_CHARACTERS // 2, end) + 1 or end
+        yield name if not start else f"{name} from {start}", text[start:end]
+        start = end
 
 
 def _text_of(file: Path) -> str:

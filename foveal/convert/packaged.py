@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import subprocess
 import sys
 import zipfile
@@ -56,7 +57,8 @@ def find_packaged(name: str, work: Path, tell: Callable[[str], None]) -> Path:
     found = _sha256(path)
     if found != wanted.sha256:
         raise ConvertError(
-            f"{path} is not the file of {wanted.distribution} {wanted.version} (SHA-256 {found[:16]}...)"
+            f"{path} is not the file of {wanted.distribution} {wanted.version} (SHA-256 {found[:16]}...); "
+            "remove it, and run this again"
         )
     return path
 
@@ -97,7 +99,9 @@ def _taken_out(wheel: Path, wanted: Packaged, work: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             inside = next(name for name in archive.namelist() if Path(name).name == wanted.file)
-            (work / wanted.file).write_bytes(archive.read(inside))
+            writing = work / f"{wanted.file}.{os.getpid()}.tmp"
+            writing.write_bytes(archive.read(inside))
+            os.replace(writing, work / wanted.file)
     except (OSError, zipfile.BadZipFile, StopIteration) as error:
         raise ConvertError(f"{wheel.name} does not hold {wanted.file}: {error!r}") from error
     wheel.unlink()

@@ -65,8 +65,13 @@ class PackedLayout:
     base: Layout
 
     def __post_init__(self) -> None:
+        s = self.base.shape
+        if not len(self.base.free_pairs()):
+            raise ConvertError(
+                f"packed entries need rotary pairs that carry no key, and with {s.groups} key-value groups there are "
+                "none; they are for models with 2 or 3"
+            )
         if self.slot_values.stop > self.base.filler.stop:
-            s = self.base.shape
             raise ConvertError(
                 f"packed entries need a hidden size above 8 times the head's, {8 * s.head_dim}; it is {s.hidden_size}"
             )
@@ -163,7 +168,7 @@ class _Built:
         self.output = layer.o.unflatten(1, (self.own, -1))
         mixed = mix_pairs(query, key, moment, self.shape)
         self.query, self.key, self.channels = mixed.query, mixed.key, layout.base.key_channels()
-        self.fade = fit_fade(layout.base.frequencies[layout.base.free_pairs()])
+        self.fade = fit_fade(layout.base.frequencies[layout.base.free_pairs()], self.shape.context)
         self.amplitude = self.fade.norm(dim=0).sqrt()
         """The fade's share in queries, pair by pair; entries have the rest."""
 

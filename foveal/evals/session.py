@@ -113,6 +113,7 @@ class Session:
         """Raises `EvalError` for what cannot be measured, and what opening the model and the source raises."""
         self.config = config
         self.bench: Bench | None = None
+        self._chat: ChatModel | None = None
         experiment = config.experiment()
         self._stack = ExitStack()
         try:
@@ -156,6 +157,7 @@ class Session:
         name = config.with_ or default_chat_model(config.model)
         chat = ChatModel.open(name, threads=config.threads)
         self._stack.callback(chat.engine.close)
+        self._chat = chat
         store = self.folder / "store"
         bench = Bench(config.model, store, threads=config.threads, on_reading=on_reading)
         self.bench = self._stack.enter_context(bench)
@@ -169,7 +171,9 @@ class Session:
             own = Bench(name, store, threads=config.threads, on_reading=on_reading)
             systems.append(EntriesSystem(self._stack.enter_context(own)))
         if config.teacher is not None:
-            systems.append(TeacherSystem(chat, config.teacher))
+            there = [*(system.name for system in systems), TeacherSystem.name]
+            if TeacherSystem.name in _check_names(there, config.systems):  # it is fetched only if it is asked
+                systems.append(TeacherSystem(chat, config.teacher))
         return _named(systems, config.systems)
 
     def __enter__(self) -> Self:
@@ -186,6 +190,7 @@ class Session:
         read, seconds = (bench.tokens_read, bench.seconds_read) if bench is not None else (0, 0.0)
         about = {
             "model": self._model(),
+            **({} if self._chat is None else self._answering(self._chat)),
             "form": experiment.form,
             "seed": experiment.seed,
             "samples": experiment.samples,
@@ -197,6 +202,12 @@ class Session:
             },
         }
         return report.document(self.runner, about)
+
+    def _answering(self, chat: ChatModel) -> dict[str, Any]:
+        """What words the answers."""
+        engine, config = chat.engine, self.config
+        answering = {"name": engine.name, "fingerprint": engine.fingerprint.digest}
+        return {"with": answering, "zoom": config.zoom, "teacher": config.teacher}
 
     def _model(self) -> dict[str, Any]:
         if self.bench is None:
@@ -218,9 +229,14 @@ def _named(systems: list[System], names: str | None) -> list[System]:
     """Those of `systems` that `names` lists. Raises `EvalError` for one that is not there."""
     if names is None:
         return systems
-    wanted = [name.strip() for name in names.split(",")]
     there = {system.name: system for system in systems}
+    return [there[name] for name in _check_names(list(there), names)]
+
+
+def _check_names(there: Sequence[str], names: str | None) -> list[str]:
+    """The names that `names` lists, each once; all for None. Raises `EvalError` for one that is not there."""
+    wanted = list(there) if names is None else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in there:
             raise EvalError(f"no system {name!r} here; there are {', '.join(there)}")
-    return [there[name] for name in dict.fromkeys(wanted)]
+    return list(dict.fromkeys(wanted))

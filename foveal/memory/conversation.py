@@ -101,14 +101,16 @@ class Conversation:
         name: str,
         *,
         root: Root = None,
+        system: str = "",
         thinking: Thinking = Thinking.OFF,
     ) -> Self:
-        """The conversation saved as `name`. Raises what `Memory.load` does, and `NotAConversation`."""
+        """The conversation saved as `name`. `system`: instructions for where it begins anew; its turns have those that
+        they were said with. Raises what `Memory.load` does, and `NotAConversation`."""
         memory = Memory.load(engine, name, root=root)
         if memory.chat is None:
             memory.free()
             raise NotAConversation(f"{name} is a memory and no conversation; give it as the memory to talk about")
-        chat = cls(memory, encoding, thinking=thinking)
+        chat = cls(memory, encoding, system=system, thinking=thinking)
         assert memory.store is not None
         chat._saved = memory.store.context(name)
         memory.forked_from = (chat._saved.parent, chat._saved.forked_at)

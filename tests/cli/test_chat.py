@@ -83,7 +83,7 @@ def test_commands(chat: Chat) -> None:
 def test_what_goes_wrong_is_one_line_and_the_chat_goes_on(chat: Chat) -> None:
     many = "9" * 5000
     done = chat.run(f"/fork 9\n/fork {many}\n/fork \u0662\n/save ../x\nhello\n", "talk")
-    assert done.exit_code == 0 and done.stderr.count("there is no turn") == 3 and "not a name" in done.stderr
+    assert done.exit_code == 1 and done.stderr.count("there is no turn") == 3 and "not a name" in done.stderr
     assert chat.run("hello\n", "").exit_code == 1, "a variable that is not set is no name"
     assert len(done.stdout.splitlines()) == 1
 
@@ -135,7 +135,7 @@ def test_a_server(chat: Chat) -> None:
         ]
         assert not (chat.folder / "store").exists()
         wrong = chat.run("hello\n", "new", *to, "--memory", "nothing")
-        assert wrong.exit_code == 0 and "there is no memory" in wrong.stderr and wrong.stdout == ""
+        assert wrong.exit_code == 1 and "there is no memory" in wrong.stderr and wrong.stdout == ""
     gone = chat.run("hello\n", *to)
     assert gone.exit_code == 1 and "cannot be asked" in gone.stderr and len(gone.stderr.splitlines()) == 1
 
@@ -159,7 +159,7 @@ def test_a_server(chat: Chat) -> None:
 def test_a_server_that_sends_something_else(chat: Chat, sent: bytes) -> None:
     with sending(sent) as url:
         done = chat.run("hello\n", "--server", url, "--model", "m")
-    assert done.exit_code == 0 and done.stdout.strip() == "" and "the server" in done.stderr, done.stderr
+    assert done.exit_code == 1 and done.stdout.strip() == "" and "the server" in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 

@@ -224,7 +224,7 @@ def test_a_server_that_knows_no_questions_is_talked_to_without(chat: Chat, statu
 def test_a_server_that_breaks_off_or_sends_something_else(chat: Chat, sent: bytes) -> None:
     with sending(SAID, asked=(200, sent)) as url:
         done = chat.run("hello\n/say on\n", "talk", "--server", url, "--memory", "notes")
-    assert done.exit_code == 0 and done.stdout.endswith("plain\n") and len(done.stderr.splitlines()) == 1
+    assert done.exit_code == 1 and done.stdout.endswith("plain\n") and len(done.stderr.splitlines()) == 1
     assert "the server" in done.stderr
     saved = json.loads((chat.folder / "data" / "foveal" / "chats" / "talk.json").read_text())
     assert [message["content"] for message in saved["messages"]] == ["on", "plain"], "no turn is half a turn"

@@ -360,7 +360,7 @@ def test_what_sight_beyond_the_window_is_worth_is_shared_out(taught: Taught) -> 
 def test_the_fade_is_low_inside_the_window_and_flat_beyond() -> None:
     pairs = torch.tensor([*range(6, 128, 4), 127])
     frequencies = 1e5 ** (-pairs.double() / 128)
-    table = fade_table(fit_fade(frequencies), frequencies, 4096)
+    table = fade_table(fit_fade(frequencies, 8192), frequencies, 4096)
     assert table[:100].max() < -3.3 and table[:127].max() < -2
     assert table[150] > -1.6 and table[200] > -0.7 and table[250:400].abs().max() < 0.5
     assert table[400:].abs().max() < 1.6 and table[400:].square().mean().sqrt() < 0.5

@@ -45,7 +45,7 @@ class Loop:
         self.talk, self._saves, self._json = talk, saves, as_json
         self._terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
         self._answer: Answer | None = None
-        self._stopped = self._at_prompt = False
+        self._stopped = self._at_prompt = self._failed = False
         self._outcome = Outcome(finish="")
         self._commands: dict[str, Callable[[str], None]] = {
             "ask": self._ask_memory,
@@ -62,12 +62,12 @@ class Loop:
         }
 
     def run(self) -> int:
-        """Until the input ends; the exit code."""
+        """Until the input ends; the exit code. Without a terminal it is 1 when a message failed."""
         if not self._terminal:
             for line in sys.stdin:
                 if not self._take(line):
                     break
-            return 0
+            return int(self._failed)
         with self._keyboard():
             return self._interactive()
 
@@ -138,6 +138,7 @@ class Loop:
         except _Quit:
             return False
         except FovealError as error:
+            self._failed = True
             note(f"foveal: {error}")
         return True
 

@@ -126,7 +126,9 @@ def _here(name: str, options: dict[str, Any]) -> Talk:
     engine = open_engine(model, options["threads"], base, memory_limit=options["memory_limit"], store=store)
     encoding = _encoding(model_folder(model or engine.name), engine.tokenizer)
     if saved is not None:
-        chat = Conversation.load(engine, encoding, name, root=store, thinking=thinking)
+        chat = Conversation.load(engine, encoding, name, root=store, system=options["system"], thinking=thinking)
+        if options["system"] and chat.turns:
+            note(f"{name} goes on with the instructions that it began with; --system counts from /new on")
     elif about is not None:
         with Memory.load(engine, about.name, root=store) as memory:
             chat = Conversation.begin(

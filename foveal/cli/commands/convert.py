@@ -59,18 +59,19 @@ def command(
     the official layout, and measures the result against the source. Ctrl-C ends it at any time; the same command goes
     on.
     """
-    from foveal.convert.conversion import REPORT, WORK, Settings, convert
-    from foveal.convert.opening import open_source
+    from foveal.convert.conversion import REPORT, WORK, Settings, check_free, convert
+    from foveal.convert.opening import is_packaged, open_source
     from foveal.convert.packaged import PACKAGED
 
     folder = _target(source, out)
     if (folder / REPORT).exists():
         raise UserError(f"{folder} holds a converted model already; use it with --model, or remove it")
     settings = Settings(form=form, text=text, fit_tokens=parse_count(tokens), rows=rows, slots=_slots(slots))
-    if window is None and source in PACKAGED and slots is None:
+    if window is None and is_packaged(source) and slots is None:
         window = PACKAGED[source].window
     if window is not None:
         settings = settings.replace(window=window)
+    check_free(folder)
     began = time.monotonic()
     with ConvertingBar() as bar:
         report = convert(open_source(source, folder / WORK, note), folder, settings, bar)
@@ -88,12 +89,12 @@ def _slots(named: str | None) -> Path | None:
 
 
 def _target(source: str, out: Path | None) -> Path:
-    from foveal.convert.packaged import PACKAGED
+    from foveal.convert.opening import is_packaged
     from foveal.engine import user_models
 
     if out is not None:
         return out
-    if source not in PACKAGED or Path(source).exists():
+    if not is_packaged(source):
         raise UserError("say where the model shall go: --out DIR")
     folder = user_models() / source
     for each in (

@@ -186,8 +186,10 @@ def _print(document: dict[str, Any], session: Session) -> None:
 
     found = summaries(session.runner)
     about = document["model"]
+    by = f", answers by {document['with']['name']}" if "with" in document else ""
     results().print(
-        f"{about['name']}, {document['form']} form, seed {document['seed']}, texts from {document['source']['path']}\n",
+        f"{about['name']}{by}, {document['form']} form, seed {document['seed']}, "
+        f"texts from {document['source']['path']}\n",
         soft_wrap=True,
     )
     results().print(_table(found))

@@ -19,6 +19,8 @@ from foveal.memory.asking.prompt import begun
 
 VERSION = 1
 """Of all systems here: raised when what a model is shown changes."""
+_BESIDE = 512
+"""Tokens beside a text that fills the window: instructions, the question and the longest answer."""
 
 
 class AskingSystem:
@@ -63,7 +65,7 @@ class AskingReader:
         for _ in asking.run():
             pass
         assert asking.result is not None
-        return [_answer(asking.result)]
+        return [_answer(asking.result, looked=self._zoom > 0)]
 
 
 class EntriesSystem:
@@ -101,7 +103,8 @@ class ShownSystem:
 
     @property
     def identity(self) -> str:
-        return _digest(f"{VERSION} {self.name} {self._chat.engine.fingerprint.digest}")
+        beside = f" {_BESIDE}" if self.name == "window" else ""
+        return _digest(f"{VERSION} {self.name} {self._chat.engine.fingerprint.digest}{beside}")
 
     def takes(self, length: int) -> bool:
         return True
@@ -114,7 +117,7 @@ class ShownSystem:
     def _end(self, text: str) -> str:
         """As much of the end of `text` as leaves room for a question and its answer."""
         tokenizer = self._chat.engine.tokenizer
-        return tokenizer.decode(tokenizer.encode(text[-(8 * self._chat.room) :])[-(self._chat.room - 256) :])
+        return tokenizer.decode(tokenizer.encode(text[-(8 * self._chat.room) :])[-(self._chat.room - _BESIDE) :])
 
 
 class ShownReader:
@@ -139,15 +142,16 @@ def shown_ids(chat: ChatModel, question: Question, text: str | None) -> list[int
     return chat.encoding.render(prompted(question.ask, [found])).ids
 
 
-def _answer(told: Told) -> Answer:
+def _answer(told: Told, *, looked: bool) -> Answer:
+    """`looked`: places were looked for, so that none is a miss."""
     cited = [(one.path, one.first_line, one.last_line) for one in told.citations]
     shown = [(one.path, one.first_line, one.last_line) for one in told.places]
     return Answer(
         told.text,
-        citations=tuple(Citation(*where, 1.0) for where in cited) if told.places else None,
+        citations=tuple(Citation(*where, 1.0) for where in cited) if looked else None,
         prompt_tokens=told.prompt_tokens,
         chat=True,
-        shown=tuple(Citation(*where, 0.0) for where in shown) if told.places else None,
+        shown=tuple(Citation(*where, 0.0) for where in shown) if looked else None,
     )
 
 

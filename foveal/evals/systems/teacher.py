@@ -18,6 +18,7 @@ from foveal.evals.systems.asking import VERSION, shown_ids
 from foveal.evals.task import Answer, Question
 from foveal.memory.asking.chat_model import ChatModel
 from foveal.memory.asking.prompt import begun
+from foveal.process.streams import told
 
 if TYPE_CHECKING:
     from foveal.convert.llama import Llama
@@ -93,4 +94,4 @@ def _opened(source: str) -> Llama:
     from foveal.convert.opening import open_source
 
     with TemporaryDirectory(prefix="foveal-eval-") as work:
-        return Llama(open_source(source, Path(work), lambda text: None))
+        return Llama(open_source(source, Path(work), told))

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 
+from foveal.evals.errors import EvalError
 from foveal.evals.lives import Asked, Life, lives, records
 from foveal.evals.material import TEXT_PATH, Documents, Material, mixed
 from foveal.evals.task import Answer, Asking, Context, Metrics, Question, Where, cited
@@ -20,6 +21,7 @@ from foveal.sources import Document
 FIRST_PART = 0.1
 """Share of a text in which all that is asked stands."""
 MAX_TOKENS = 48
+"""Of an answer as it should be; one that rambles may take several times as many (`Question.chat_budget`)."""
 FACTS_EACH = 7
 """Facts, and so questions, of a life."""
 FIRST_TOLD = 5
@@ -116,7 +118,9 @@ def _context(documents: Documents, asked: Sequence[tuple[str, Asked]], extra: di
     text = documents[0].text
     questions = []
     for passage, one in asked:
-        at = text.index(passage)
+        at = text.find(passage)
+        if not 0 <= at <= 2 * FIRST_PART * len(text):
+            raise EvalError(f"what {len(asked)} questions ask for does not fit into the beginning of a text this short")
         line = text.count("\n", 0, at) + 1
         questions.append(
             Question(
@@ -124,7 +128,6 @@ def _context(documents: Documents, asked: Sequence[tuple[str, Asked]], extra: di
                 cues=(one.question,),
                 answers=(one.answer,),
                 max_tokens=MAX_TOKENS,
-                chat_tokens=MAX_TOKENS,
                 places=(Where(TEXT_PATH, line, line + passage.count("\n")),),
                 search=one.question,
                 place=at / len(text),

@@ -139,10 +139,12 @@ class Asking:
             raise ParameterError("the question is empty; say what you want to know")
         if zoom < 0 or place_tokens < 1 or max_tokens < 1:
             raise ParameterError("zoom is 0 or more, place_tokens and max_tokens 1 or more")
-        left = chat.room - max_tokens - 2 * chat.count(question)
+        behind = memory if chat.engine is memory.engine and looks_back(chat.engine.config) else None
+        seen = 0 if behind is None else memory.length
+        left = chat.room - seen - max_tokens - 2 * chat.count(question)
         zoom = min(zoom, max(1, left // (2 * BESIDE)))  # of many places none would have room for more than its path
         self._question, self._chat, self._zoom, self._most = question.strip(), chat, zoom, max_tokens
-        self._behind = memory if chat.engine is memory.engine and looks_back(chat.engine.config) else None
+        self._behind = behind
         self.places: tuple[Found, ...] = ()
         self.steps: list[Step] = []
         self.result: Answer | None = None
@@ -150,9 +152,10 @@ class Asking:
         self._job: Job | None = None
         room = left - BESIDE * max(1, zoom)
         if room < 1:
+            beside = " beside this memory" if seen else ""
             raise NoRoom(
-                f"the model {chat.engine.name} sees {chat.room:,} tokens at once, and this question with an answer of "
-                f"{max_tokens:,} tokens leaves no room for a place; ask a shorter question, or for less"
+                f"the model {chat.engine.name} sees {chat.room - seen:,} tokens at once{beside}; this question and an "
+                f"answer of {max_tokens:,} tokens leave no room for a place: ask a shorter question, or for less"
             )
         self._memory, self._budget = memory, min(place_tokens, room)
         self._lists = {"attention": attention, "search": search}

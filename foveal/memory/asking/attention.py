@@ -38,15 +38,18 @@ def looked_at(
 ) -> list[tuple[int, float]]:
     """Tokens of the memory that attention came to while `question` was read, with what they count, largest first.
 
-    The memory does not change. Empty where no layer of the model looks beyond its raw window. `should_stop` is asked
+    The memory does not change. Empty where no layer of the model looks beyond its raw window, and where
+    the question does not fit behind the memory. `should_stop` is asked
     before each token of the question; it ends the reading early.
     """
     engine = memory.engine
     if not any(ratio == CELL_TOKENS for ratio in engine.config.compress_ratios):
         return []
+    ids = engine.tokenizer.encode(f"\n{question}")[-MOST_TOKENS:]
+    if memory.length + engine.recall_blanks + len(ids) + 1 > engine.batch.context_length:
+        return []
     sequence = engine.fork(memory.sequence)
     try:
-        ids = engine.tokenizer.encode(f"\n{question}")[-MOST_TOKENS:]
         return _read(engine, sequence, memory.length, ids, should_stop)
     finally:
         engine.free(sequence)

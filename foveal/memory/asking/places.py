@@ -176,7 +176,11 @@ class Finder:
                 continue
             file = self._texts.file(proposal.document)
             room = max(1, min(left, max(budget // most, budget // 2 if not places else 0)))
-            span = widened(file.text, proposal.start, proposal.end, room, count, heading_of(file.path))
+            heading = heading_of(file.path)
+            span = widened(file.text, proposal.start, proposal.end, room, count, heading)
+            if any(_overlap(replace(proposal, start=span.start, end=span.end), one) for one in taken):
+                own = min(room, count(file.text[proposal.start : proposal.end]))
+                span = widened(file.text, proposal.start, proposal.end, own, count, heading)  # no wider than it was
             place = _place(file, span, proposal, count)
             cut = span.end < proposal.end and room < LEAST
             if not place.text.strip() or (places and (cut or place.tokens > left)):

@@ -6,12 +6,15 @@ for while the text is read, and an answer that has to begin with "According to t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from foveal.memory.asking.places import Found
 from foveal.text.messages import AssistantMessage, Conversation, SystemMessage, UserMessage
 
 INSTRUCTION = "You read a text and answer a question about it with words of the text."
+_NAME = re.compile(r"[\d_./(\\]|[a-z][A-Z]")
+"""What words of prose do not have."""
 LEAD = "According to the text,"
 """How the model's answer begins; it is no part of what is told."""
 
@@ -27,6 +30,7 @@ def asked(question: str, places: Sequence[Found]) -> Conversation:
 
 
 def begun(text: str) -> str:
-    """The first piece of an answer behind `LEAD`, as a sentence begins."""
+    """The first piece of an answer behind `LEAD`, as a sentence begins; a name out of code stays as it is."""
     text = text.lstrip(" ,:\n")
-    return text[:1].upper() + text[1:]
+    first = text.split(maxsplit=1)[0].rstrip(".,;:!?") if text else ""
+    return text if _NAME.search(first) else text[:1].upper() + text[1:]

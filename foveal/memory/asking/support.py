@@ -17,6 +17,8 @@ from foveal.memory.asking.places import Found
 from foveal.memory.asking.words import STOP_WORDS, stems
 
 _MARK = re.compile(r"\[(\d{1,3})\]")
+_STUCK = re.compile(r"[\w)\]]+$")
+"""What a mark is stuck to."""
 ENOUGH = 0.5
 """Share of an answer's own words (by weight) that must stand in a place for the place to hold it."""
 MOST_LINES = 3
@@ -41,14 +43,20 @@ class AnswerCitation:
 
 def citations(answer: str, question: str, places: Sequence[Found]) -> tuple[AnswerCitation, ...]:
     """The lines that `answer` rests on, the best first; none when what was shown does not say it."""
-    marked = list(dict.fromkeys(int(mark) for mark in _MARK.findall(answer)))
-    marked = [number for number in marked if 1 <= number <= len(places)]
+    marks = (mark for mark in _MARK.finditer(answer) if not _quoted(answer, mark, places))
+    marked = [number for number in dict.fromkeys(int(mark[1]) for mark in marks) if 1 <= number <= len(places)]
     told = _telling(_MARK.sub(" ", answer), question)
     held = [_held(told, place.text) for place in places]
     best = max(held, default=0.0)
     chosen = [n for n, share in enumerate(held, start=1) if share >= ENOUGH and share >= 0.8 * best]
     numbers = marked or sorted(chosen, key=lambda number: (-held[number - 1], number))[:2]
     return tuple(_cited(number, places[number - 1], told, question, number in marked) for number in numbers)
+
+
+def _quoted(answer: str, mark: re.Match[str], places: Sequence[Found]) -> bool:
+    """Whether what looks like a mark is code of a place, as in ``row[1]``."""
+    before = _STUCK.search(answer, 0, mark.start())
+    return before is not None and any(before[0] + mark[0] in place.text for place in places)
 
 
 def closest(question: str, places: Sequence[Found]) -> tuple[AnswerCitation, ...]:

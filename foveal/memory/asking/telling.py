@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from foveal.memory.asking.prompt import begun
 
 _SENTENCE = re.compile(r"\S.*?[.!?](?=\s)|\S.*?(?=\n\n)|\S.*", re.DOTALL)
+_FIRST = re.compile(r"[\s,:]*[^\s,:]\S*\s")
 _ENDED = re.compile(r"[.!?]\s|\n\n")
 
 
@@ -19,12 +20,13 @@ class Telling:
         self.text = ""
         """What was told."""
         self.repeats = False
-        self._all = ""
+        self._raw = self._all = ""
 
     def add(self, text: str) -> Iterator[str]:
         """What is certain now."""
-        self._all = self._all + text if self._all else begun(text)
-        yield from self._tell(whole=False)
+        self._raw += text
+        if _FIRST.match(self._raw):  # how the answer begins is known when its first word is
+            yield from self._tell(whole=False)
 
     def end(self) -> Iterator[str]:
         """The rest, when the model has ended."""
@@ -33,6 +35,7 @@ class Telling:
     def _tell(self, *, whole: bool) -> Iterator[str]:
         if self.repeats:
             return
+        self._all = begun(self._raw)
         said: set[str] = set()
         limit = len(self._all)
         for match in _SENTENCE.finditer(self._all):

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-_ENDINGS = ("ings", "ing", "ies", "ied", "es", "ed", "s", "'s")
+_ENDINGS = ("ings", "ing", "ies", "ied", "es", "ed", "s")
 _PART = re.compile(r"[^\W_]+")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NO_SPACES = "\u0e00-\u0eff\u1000-\u109f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -59,8 +59,15 @@ def _phrases(question: str) -> Iterator[tuple[str, ...]]:
 
 
 def stems(text: str) -> list[str]:
-    """Lower-case words, common English endings cut off."""
-    return [_stem(word) for word in _PART.findall(text.lower())]
+    """Lower-case words, common English endings cut off; pairs of characters of scripts without spaces."""
+    return [word for part in _PART.findall(text.lower()) for run in _RUN.findall(part) for word in _words(run)]
+
+
+def _words(run: str) -> Iterator[str]:
+    if _ALONE.match(run) is None:
+        yield _stem(run)
+    else:
+        yield from map("".join, itertools.pairwise(run)) if len(run) > 1 else [run]
 
 
 def telling(text: str) -> set[str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from foveal.convert import Llama, Source, open_source
 from foveal.convert.fitting import fit_moments
+from foveal.convert.layout import Layout
 from foveal.convert.learned import load_slots
 from foveal.convert.material import documents, token_rows
 from foveal.convert.packaged import shipped_slots
-from foveal.convert.packed import Slots
+from foveal.convert.packed import PackedLayout, Slots
 from foveal.convert.tokens import ConvertedText, converted_text
 from foveal.process.streams import told
 from foveal.text.specials import EOS
@@ -26,6 +29,8 @@ from foveal.train.distill.settings import DistillConfig
 from foveal.train.distill.student import Student
 from foveal.train.settings import SettingsError
 
+SNAPSHOT = "slots.safetensors"
+"""In the folder of a run."""
 _FIT_ROWS, _FIT_LENGTH, _FIND_LENGTH = 64, 256, 1024
 _OPENS = "<|im_start|>"
 """What opens a turn in ChatML, where the source knows it."""
@@ -55,6 +60,7 @@ def opened(config: DistillConfig, out: Path) -> Opened:
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(chosen)
     source = open_source(config.source, out, told)
+    PackedLayout(Layout.of(source.shape))  # raises what makes packed entries impossible
     _check_heads(config, source)
     text = converted_text(source)
     texts = documents([Path(path) for path in config.text], held_out=False)
@@ -65,12 +71,12 @@ def opened(config: DistillConfig, out: Path) -> Opened:
     network = Llama(source, _dtype(config, device), device)
     beginnings = [text.begin, *text.tokenizer.encode(_OPENS, special=True)[:1]]
     constants = fit_constants(network, rows[:: _FIT_ROWS // 16], beginnings)
-    maker = _maker(source, text, texts, _FIND_LENGTH, config.seed)
     start = _start(config, source)
     heads = (
         config.retrieving
         or {layer: slots.heads for layer, slots in start.items()}
-        or find_heads(network, maker, config.find, config.find_most)
+        or _recorded_heads(out)
+        or find_heads(network, _maker(source, text, texts, _FIND_LENGTH, config.seed), config.find, config.find_most)
     )
     for layer, slots in start.items():
         constants[layer] = slots.constant
@@ -92,6 +98,16 @@ def _start(config: DistillConfig, source: Source) -> dict[int, Slots]:
             f"settings 'heads' leaves out some that 'start_from' has: in {config.start_from} they are {found}"
         )
     return start
+
+
+def _recorded_heads(out: Path) -> dict[int, tuple[int, ...]]:
+    """Those of the run that goes on in `out`; none where none does."""
+    try:
+        with safe_open(out / SNAPSHOT, framework="pt") as file:
+            heads = json.loads((file.metadata() or {})["record"])["heads"]
+        return {int(layer): tuple(of) for layer, of in heads.items()}
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return {}  # what is wrong with it is told by whoever goes on from it
 
 
 def _maker(source: Source, text: ConvertedText, texts: list[str], length: int, seed: int) -> RowMaker:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from foveal.text.tokenizer import Tokenizer
 from foveal.train.distill.passages import CRAFTS, FIRST_NAMES, LAST_NAMES, THINGS, TOWNS, Fact, notes, story
+from foveal.train.distill.settings import SHORTEST_ROW
+from foveal.train.settings import SettingsError
 
 _FAR = 192
 """A row's last place that is taught lies here or later: nearer ones need nothing but the raw window."""
@@ -50,7 +52,7 @@ class Marks:
 
 
 class RowMaker:
-    """Makes the row of every step, at most `length` tokens long."""
+    """Makes the row of every step, at most `length` tokens long. Raises `SettingsError` for too few tokens."""
 
     def __init__(
         self, tokenizer: Tokenizer, texts: Sequence[str], begin: int, marks: Marks, *, length: int, seed: int
@@ -58,6 +60,10 @@ class RowMaker:
         self.tokenizer, self.begin, self.marks = tokenizer, begin, marks
         self.length, self.seed, self.texts = length, seed, list(texts)
         self.stream = [token for text in texts for token in (begin, *tokenizer.encode(text))]
+        if length < SHORTEST_ROW:
+            raise SettingsError(f"the source sees {length} tokens; rows that teach packed entries need {SHORTEST_ROW}")
+        if len(self.stream) <= length:
+            raise SettingsError(f"the text has {len(self.stream):,} tokens, and rows have up to {length:,}: name more")
 
     def row(self, step: int) -> Row:
         """The row of `step`."""

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foveal.convert.fade import VERSION
 from foveal.convert.learned import save_slots
 from foveal.train.curve import Curve, Means
 from foveal.train.distill.layerwise import layer_errors
-from foveal.train.distill.opening import Opened
+from foveal.train.distill.opening import SNAPSHOT, Opened
 from foveal.train.distill.rows import KINDS, Row, RowMaker
 from foveal.train.distill.settings import DistillConfig, StageConfig
 from foveal.train.distill.student import Student
@@ -32,7 +33,7 @@ from foveal.train.snapshot import Position, SnapshotError, private
 from foveal.train.stopping import asked_to_stop
 from foveal.train.trainer import Progress, TrainingError
 
-SNAPSHOT, CURVE = "slots.safetensors", "curve.csv"
+CURVE = "curve.csv"
 COLUMNS = ("step", "stage", "length", "tokens", "seconds", *KINDS, "grad_norm", "lr", "tokens_per_second")
 """Of the curve: for each kind of row the error of layers (stages of "layers") or the divergence in nats a token."""
 _SLOW = {"offset": 0.3, "bias": 15.0, "sink": 15.0}
@@ -166,14 +167,18 @@ class Distillation:
         os.replace(writing, self.out / SNAPSHOT)
 
     def export(self, path: Path) -> None:
-        """Write what was learned as a file that `foveal convert --slots` reads."""
+        """Write what was learned as a file that `foveal convert --slots` reads. Raises `SnapshotError` before the first
+        snapshot: nothing was learned."""
+        if not self.position.step:
+            raise SnapshotError(f"{self.out} has no snapshot of this run; run it first, or name its folder (out=DIR)")
         source = self.opened.source
         with private():
             save_slots(path, self.student.packed(), source.shape, f"{source.name}, {self.position.step} steps")
 
     def _record(self) -> dict[str, Any]:
-        heads = {str(layer): list(of) for layer, of in self.opened.heads.items()}
-        return {"source": self.opened.identity, "seed": self.config.seed, "heads": heads}
+        config, heads = self.config, {str(layer): list(of) for layer, of in self.opened.heads.items()}
+        record = {"source": self.opened.identity, "seed": config.seed, "heads": heads, "text": list(config.text)}
+        return {**record, "start_from": config.start_from, "fade": VERSION}
 
     def _restore(self, path: Path) -> None:
         try:
@@ -184,6 +189,8 @@ class Distillation:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise SnapshotError(f"cannot go on from {path}: {error}") from error
         for name, value in now.items():
+            if name == "fade" and was.get(name) != value:
+                raise SnapshotError(f"{path} was trained with an earlier fade; begin anew in another 'out'")
             if was.get(name) != value:
                 raise SnapshotError(
                     f"{path} was trained with {name}={was.get(name)}, and now it is {value}; choose another 'out', or "

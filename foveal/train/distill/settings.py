@@ -9,6 +9,8 @@ from typing import Any
 
 from foveal.train.settings import SettingsError, read_settings, read_yaml
 
+SHORTEST_ROW = 512
+"""What a stage's rows must be allowed to have: in fewer tokens few kinds of them fit."""
 KIND = "distill"
 """What the setting `kind` of these files is."""
 
@@ -65,8 +67,10 @@ class DistillConfig:
         for number, stage in enumerate(self.stages):
             if stage.teach not in ("layers", "network"):
                 raise SettingsError(f"stage {number}: 'teach' is {stage.teach!r}; it must be 'layers' or 'network'")
-            if stage.steps < 1 or stage.rows < 1 or stage.length < 512 or not stage.rate >= 0:
-                raise SettingsError(f"stage {number}: needs steps >= 1, rows >= 1, length >= 512 and rate >= 0")
+            if stage.steps < 1 or stage.rows < 1 or stage.length < SHORTEST_ROW or not stage.rate >= 0:
+                raise SettingsError(
+                    f"stage {number}: needs steps >= 1, rows >= 1, length >= {SHORTEST_ROW} and rate >= 0"
+                )
         if self.threads < 1 or self.log_every < 1 or self.save_minutes < 0:
             raise SettingsError("settings 'threads' and 'log_every' must be 1 or more, 'save_minutes' 0 or more")
 

@@ -108,7 +108,9 @@ class Student(nn.Module):
         self.source = source
         layout = Layout.of(source.shape)
         turning = layout.frequencies[layout.free_pairs()]
-        self.fade = fade_table(fit_fade(turning), turning, source.shape.context).to(source.embed.device)
+        context = source.shape.context
+        fade = fade_table(fit_fade(turning, context), turning, -(-context // _BLOCK) * _BLOCK)
+        self.fade = fade.to(source.embed.device)
         frequencies = layout.frequencies[layout.pairs().flatten()].float()
         self.layers = nn.ModuleList(
             Layer(source, index, moments.attention[index], constants[index], frequencies, heads.get(index, ()))
