@@ -12,6 +12,7 @@ from convert_support import random_source, save_gguf, some_text
 
 from foveal.cli.main import app
 from foveal.convert import packaged
+from foveal.convert.opening import is_packaged
 from foveal.engine import model_folder
 
 
@@ -68,6 +69,33 @@ def test_a_packaged_model_goes_where_its_name_finds_it(tmp_path: Path, monkeypat
         assert result.exit_code == 0, result.stderr
     assert run("verify", *store).exit_code == 0 and run("gc", *store).exit_code == 0
     assert (folder / "config.json").is_file()
+
+
+def test_a_folder_that_is_in_use_is_refused_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(name: str, work: Path, tell: object) -> Path:
+        raise AssertionError("it was fetched")
+
+    monkeypatch.setattr("foveal.convert.opening.find_packaged", fetched)
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "mine.txt").write_text("x")
+    result = run("convert", "smollm2", "--out", tmp_path / "project")
+    assert result.exit_code == 1 and "is there already" in result.stderr
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_that_a_packaged_model_is_written_into_is_not_taken_for_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_packaged("smollm2") and not is_packaged("other")
+    (tmp_path / "smollm2" / ".converting").mkdir(parents=True)
+    assert is_packaged("smollm2")
+    (tmp_path / "smollm2" / "config.json").write_text("{}")
+    assert is_packaged("smollm2"), "it is being measured"
+    (tmp_path / "smollm2" / ".converting").rmdir()
+    assert not is_packaged("smollm2")
 
 
 def test_one_line_for_what_cannot_be_converted(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from foveal.convert import ConvertError, Settings, convert, packaged
 from foveal.convert.conversion import REPORT, WORK
 from foveal.convert.hugging_face import read_folder
 from foveal.convert.llama import Llama
+from foveal.convert.material import documents
 from foveal.convert.rounding import rounded_fp8
 from foveal.engine import ModelNotFound, model_folder, user_models
 from foveal.formats import dequantize, quantize_fp8
@@ -143,6 +144,17 @@ def test_too_little_text(tmp_path: Path, settings: Settings) -> None:
 def test_settings_that_mean_nothing(changes: dict[str, Any]) -> None:
     with pytest.raises(ConvertError):
         Settings(**changes)
+
+
+def test_one_long_file_is_many_documents_of_which_some_are_held_out(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"Line {n} of a book that nobody wrote.\n" for n in range(12_000)))
+    learned, held_out = (documents([book], held_out=each) for each in (False, True))
+    assert len(learned) > 3 * len(held_out) > 0
+    assert sorted("".join([*learned, *held_out])) == sorted(book.read_text())
+    assert all(text.startswith("Line") and text.endswith("\n") for text in (*learned, *held_out))
+    with pytest.raises(ConvertError, match="there is no text at"):
+        documents([tmp_path / "boook.txt"], held_out=False)
 
 
 def test_rounding_with_the_inputs_in_mind_is_nearer() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from foveal import Engine
 from foveal.checkpoint import open_checkpoint
 from foveal.config import Numerics
-from foveal.convert import ConvertError, Llama, Settings, Source, convert
+from foveal.convert import ConvertError, Llama, Settings, Source, convert, fade
 from foveal.convert.build import converted_weights
 from foveal.convert.fitting import fit_moments
 from foveal.convert.hugging_face import read_folder
@@ -130,11 +130,16 @@ def test_what_was_learned_is_written_and_read(student: Student, source: Source, 
         assert torch.equal(found[layer].sink, one.sink) and torch.equal(found[layer].constant, one.constant)
 
 
-def test_a_file_that_does_not_fit(student: Student, source: Source, tmp_path: Path) -> None:
+def test_a_file_that_does_not_fit(
+    student: Student, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "slots.safetensors"
     save_slots(path, student.packed(), source.shape, "a test")
     with pytest.raises(ConvertError, match="learned from a test, a model of another shape"):
         load_slots(path, dataclasses.replace(source.shape, layers=9))
+    monkeypatch.setattr(fade, "VERSION", fade.VERSION + 1)
+    with pytest.raises(ConvertError, match="an earlier fade"):
+        load_slots(path, source.shape)
     path.write_bytes(b"something else")
     with pytest.raises(ConvertError, match="no file of packed entries"):
         load_slots(path, source.shape)
@@ -146,6 +151,12 @@ def test_a_source_too_small_for_slots(source: Source) -> None:
     shape = dataclasses.replace(source.shape, hidden_size=64)
     with pytest.raises(ConvertError, match="above 8 times the head's, 64; it is 64"):
         PackedLayout(Layout.of(shape))
+
+
+@pytest.mark.parametrize("groups", [1, 4, 8])
+def test_a_source_whose_keys_fill_all_rotary_pairs(source: Source, groups: int) -> None:
+    with pytest.raises(ConvertError, match=f"with {groups} key-value groups there are none"):
+        PackedLayout(Layout.of(dataclasses.replace(source.shape, heads=8, groups=groups)))
 
 
 @pytest.mark.parametrize("form", ["bf16", "fp8"])

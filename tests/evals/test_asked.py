@@ -47,6 +47,27 @@ def test_what_is_asked_stands_in_the_first_part_of_the_text_in_the_lines_that_ar
     assert context == build(task.name) and context != build(task.name, seed=1)
 
 
+@pytest.mark.parametrize("task", IN_WORDS, ids=lambda task: task.name)
+def test_a_text_too_short_for_its_questions_is_told(task: InWords) -> None:
+    told = 0
+    for count in (7, 42, 70, 112, 168):
+        try:
+            built = task.build(MATERIAL, 4_000, count, task.dice(0, 4_000, 0))
+        except EvalError:
+            told += 1
+        else:
+            assert len(built.questions) == count and all(one.place <= 0.2 for one in built.questions)
+    assert 0 < told < 5
+
+
+def test_a_question_that_finds_no_place_counts_as_not_shown_and_not_cited() -> None:
+    question = build("story").questions[0]
+    found, unasked = (Answer("x", citations=those, shown=those) for those in ((), None))
+    scores = TASKS["story"].score(MATERIAL, question, [found])
+    assert scores["shown"] == scores["cited"] == 0.0
+    assert not {"shown", "cited"} & {*TASKS["story"].score(MATERIAL, question, [unasked])}
+
+
 def test_a_conversation_tells_of_people_from_the_fifth_turn_on() -> None:
     context = build("turns")
     turns = context.documents[0].text.split("\n\n")[:-1]
@@ -134,6 +155,8 @@ def test_every_system_is_asked_and_the_same_command_goes_on(tmp_path: Path) -> N
     systems = {"zoom", "search", "window", "ceiling", "entries"}
     assert {system for _, system in rows} == systems and all(row["n"] == 2 for row in rows.values())
     assert rows["facts", "zoom"]["shown"] == 1.0 and "shown" not in rows["facts", "ceiling"]
+    about = json.loads(first.stdout)
+    assert about["with"]["name"] == "model" and about["zoom"] == 3 and about["teacher"] is None
     again = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(again.stdout)["results"] == json.loads(first.stdout)["results"]
     assert json.loads(again.stdout)["read"]["tokens"] == 0
@@ -141,6 +164,8 @@ def test_every_system_is_asked_and_the_same_command_goes_on(tmp_path: Path) -> N
     assert wrong.exit_code == 1 and "no system 'nothing' here" in wrong.stderr
     nowhere = CliRunner().invoke(app, [*command, "--teacher", str(tmp_path / "nowhere")])
     assert nowhere.exit_code == 1 and "nowhere" in nowhere.stderr and "asking" not in nowhere.stderr
+    unasked = CliRunner().invoke(app, [*command, "--teacher", str(tmp_path / "nowhere"), "--systems", "ceiling"])
+    assert unasked.exit_code == 0, "a teacher that is not asked need not be there"
     others = ["eval", "lookup", "--length", "2k", "--samples", "1", "--model", str(model), "--source", str(source)]
     refused = CliRunner().invoke(app, [*others, "--systems", "zoom"])
     assert refused.exit_code == 1 and "no system 'zoom' here; there are memory, search" in refused.stderr

@@ -14,6 +14,7 @@ from foveal.engine import Engine
 from foveal.memory import Found, Memory, NoChatModel, open_store
 from foveal.memory.asked_turn import AskedTurn
 from foveal.memory.asking.answering import ANSWER_TOKENS, NOTHING, NoRoom
+from foveal.memory.asking.attention import looked_at
 from foveal.memory.asking.chat_model import ChatModel, default_chat_model, room
 from foveal.memory.asking.index_place import index_path
 from foveal.memory.asking.places import Finder
@@ -65,6 +66,27 @@ def test_no_two_places_overlap_and_the_budget_holds(memory: Memory) -> None:
             assert places and sum(place.tokens for place in places) <= budget
             lines = [(p.path, n) for p in places for n in range(p.first_line, p.last_line + 1) if p.tokens > 60]
             assert len(lines) == len(set(lines))
+
+
+def test_a_place_that_would_widen_into_another_stays_as_narrow_as_it_was(engine: Engine, tmp_path: Path) -> None:
+    """The class is short enough for a place, and its methods are found first."""
+    methods = [
+        f"    def {name}(self):\n        # the harbour pilot, part {name}\n        return 1\n" for name in "abcd"
+    ]
+    (tmp_path / "a.py").write_text("class Harbour:\n" + "\n".join(methods))
+    with open_store(tmp_path / "store").read(engine, tmp_path / "a.py", name="m") as memory, Finder(memory) as finder:
+        for most in (2, 3, 5):
+            places = finder.find("harbour pilot part", most, 2000, len)
+            lines = [(p.path, n) for p in places for n in range(p.first_line, p.last_line + 1)]
+            assert places and len(lines) == len(set(lines)), [str(place) for place in places]
+
+
+def test_a_memory_that_leaves_no_room_for_a_question_has_no_attention_to_ask(engine: Engine, memory: Memory) -> None:
+    context = memory.length + 4
+    narrow = make_engine(TINY.replace(max_position_embeddings=context))
+    with narrow, Memory.load(narrow, "notes", root=memory.store) as full:
+        assert looked_at(full, "Who is the keeper of the clock tower of Graz?") == []
+    assert looked_at(memory, "Who is the keeper of the clock tower of Graz?")
 
 
 def test_an_answer_has_its_places_its_steps_and_leaves_the_memory_as_it_was(memory: Memory, chat: ChatModel) -> None:
@@ -296,6 +318,25 @@ def test_marks_of_the_model_count_only_for_what_was_shown() -> None:
     marked = citations("He keeps a tortoise [1][7].", "What does the pilot keep?", shown)
     assert [(one.number, one.marked, one.first_line) for one in marked] == [(1, True, 10)]
     assert citations("He keeps a zebra [3].", "What does the pilot keep?", shown) == ()
+
+
+def test_code_of_a_place_is_no_mark() -> None:
+    shown = [place("rows = load()\nprint(rows[2])"), place(TOWER, "b.md")]
+    assert citations("It prints rows[2].", "What is printed?", shown)[0].number == 1
+    assert citations("He keeps a tortoise[2].", "What?", shown)[0].marked, "what stands nowhere is a mark"
+
+
+def test_lines_in_scripts_without_spaces_are_cited() -> None:
+    shown = [place("港の水先案内人は亀を飼っている。\n塔の時計は止まった。"), place(TOWER, "b.md")]
+    assert [str(one) for one in citations("塔の時計は止まった", "塔はどうなった?", shown)] == ["[1] a.md:11"]
+
+
+def test_names_out_of_code_begin_as_they_are_written() -> None:
+    for name in ("raw_decode", "os.path", "parseAll", "x86", "main()"):
+        assert begun(f" {name} does it.") == f"{name} does it."
+        pieces = [f" {name} does it."[at : at + 2] for at in range(0, len(name) + 10, 2)]
+        assert told(*pieces)[0] == f"{name} does it."
+    assert begun(" it. So it is.") == "It. So it is." and begun(" ") == ""
 
 
 def test_an_answer_that_no_shown_line_holds_rests_on_nothing() -> None:

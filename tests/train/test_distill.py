@@ -175,6 +175,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(taught: Taught, tmp_pat
 def test_a_snapshot_of_other_heads_is_not_gone_on_with(taught: Taught, tmp_path: Path) -> None:
     run = begun(taught, config_of(tmp_path))
     run.save()
+    with pytest.raises(SnapshotError, match=r"was trained with text=\[\], and now it is \['x'\]"):
+        begun(taught, config_of(tmp_path, text=("x",)))
     with pytest.raises(SnapshotError, match="was trained with heads="):
         begun(taught, config_of(tmp_path, heads={"1": (2,)}))
     (tmp_path / SNAPSHOT).write_bytes(b"damaged")
@@ -274,6 +276,20 @@ def test_words_of_a_passage_are_its_own() -> None:
                 for question, beginning, value in questions:
                     assert not {"{", "}"} & {*question, *beginning, *value} and question[-1] in "?"
                     assert all(word in text for word in value.split()), (text, value)
+
+
+def test_nothing_is_exported_of_a_run_that_learned_nothing(taught: Taught, tmp_path: Path) -> None:
+    run = begun(taught, config_of(tmp_path / "run"))
+    with pytest.raises(SnapshotError, match="has no snapshot of this run"):
+        run.export(tmp_path / "slots.safetensors")
+    assert not (tmp_path / "slots.safetensors").exists()
+
+
+def test_rows_need_room_and_text(taught: Taught) -> None:
+    maker = taught[2]
+    for texts, length, message in ((maker.texts, 192, "need 512"), (["a few words"], 1024, "name more")):
+        with pytest.raises(SettingsError, match=message):
+            RowMaker(maker.tokenizer, texts, maker.begin, maker.marks, length=length, seed=3)
 
 
 def test_the_mean_of_runs(tmp_path: Path) -> None:
