@@ -86,7 +86,7 @@ def _distill(config: str, settings: tuple[str, ...], export: Path | None, *, onl
         if trainer.position.step:
             note(f"going on from step {trainer.position.step:,} in {run.out}")
         position, done = trainer.train(), trainer.progress() >= 1
-    _ended(run.out, position, {}, done=done, json=json)
+    _ended(run.out, position, trainer.last_values, done=done, json=json)
 
 
 def _measure(run: RunConfig, steps: int, *, profile: bool, json: bool) -> None:

@@ -57,6 +57,8 @@ class Distillation:
         self.student = opened.student.train()
         self.position = Position()
         self._means, self._stop = Means(), False
+        self.last_values: dict[str, float] = {}
+        """The curve's newest row."""
         self._makers: dict[int, RowMaker] = {}
         groups = [
             {"params": [p], "scale": _SLOW.get(name.rsplit(".", 1)[-1], 1.0)}
@@ -138,7 +140,7 @@ class Distillation:
     def _tell(self, number: int, stage: StageConfig, clock: Clock) -> None:
         values = {}
         if self.position.step % self.config.log_every == 0 or self.position.step == self.config.steps:
-            values = self._means.take()
+            values = self.last_values = self._means.take()
             row: dict[str, Any] = {"step": self.position.step, "stage": number, "length": stage.length}
             row |= {"tokens": self.position.tokens, "seconds": self.position.seconds}
             with private():
