@@ -55,6 +55,15 @@ def test_a_name_is_made_up_and_told(chat: Chat) -> None:
     assert len(open_store(chat.folder / "store").contexts()) == count
 
 
+def test_instructions_given_again_count_from_where_it_begins_anew(chat: Chat) -> None:
+    long = chat.json("hello\n", "talk", "--system", "Be short. " * 30)[0]
+    short = chat.json("hello\n", "other", "--system", "x")[0]
+    done = chat.run("/new\nhello\n", "talk", "--system", "x", "--json")
+    assert "goes on with the instructions that it began with" in done.stderr
+    anew = json.loads(done.stdout)
+    assert anew["turn"] == 1 and anew["prompt_tokens"] == short["prompt_tokens"] < long["prompt_tokens"]
+
+
 def test_commands(chat: Chat) -> None:
     lines = "/help /cite one two /fork=1 two /new one /save=mine /nope /fork=x /save /quit x".split()
     done = chat.run("".join(line.replace("=", " ") + "\n" for line in lines), "talk", "--json")

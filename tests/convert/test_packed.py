@@ -180,7 +180,7 @@ def test_a_conversion_with_slots(student: Student, source: Source, tmp_path: Pat
 
 
 def test_what_ships_fits_its_source() -> None:
-    """SmolLM2-135M's shape; 19 heads of 12 layers, in less than 16 MB."""
+    """SmolLM2-135M's shape; 31 heads of 14 layers, in less than 16 MB."""
     path = shipped_slots("smollm2")
     assert path is not None and path.stat().st_size < 16e6 and shipped_slots("another") is None
     shape = LlamaShape(
@@ -188,8 +188,8 @@ def test_what_ships_fits_its_source() -> None:
         rms_norm_eps=1e-5, rope_theta=1e5, frequencies=rotary_frequencies(64, 1e5), context=8192, eos_token_id=2,
     )  # fmt: skip
     slots = load_slots(path, shape)
-    assert sum(len(one.heads) for one in slots.values()) == 19 and len(slots) == 12
+    assert sum(len(one.heads) for one in slots.values()) == 31 and len(slots) == 14
     for one in slots.values():
         assert one.query.shape == (4, len(one.heads), 64, 576) and one.query.isfinite().all()
     config = PackedLayout(Layout.of(shape)).config(slots)
-    assert config.num_attention_heads == 17 and config.head_dim == 1024 and config.compress_ratios.count(4) == 12
+    assert config.num_attention_heads == 21 and config.head_dim == 1024 and config.compress_ratios.count(4) == 14

@@ -115,7 +115,7 @@ def _here(name: str, options: dict[str, Any]) -> Talk:
         seed=options["seed"],
         max_tokens=options["max_tokens"] or MOST_TOKENS,
     )
-    thinking = Thinking(options["thinking"])
+    begun: dict[str, Any] = {"system": options["system"], "thinking": Thinking(options["thinking"])}
     store = opened(options["folder"], create=True)
     saved = _info(store, name)
     about = None if options["memory"] is None else store.info(options["memory"])
@@ -126,16 +126,14 @@ def _here(name: str, options: dict[str, Any]) -> Talk:
     engine = open_engine(model, options["threads"], base, memory_limit=options["memory_limit"], store=store)
     encoding = _encoding(model_folder(model or engine.name), engine.tokenizer)
     if saved is not None:
-        chat = Conversation.load(engine, encoding, name, root=store, system=options["system"], thinking=thinking)
-        if options["system"] and chat.turns:
+        if options["system"]:
             note(f"{name} goes on with the instructions that it began with; --system counts from /new on")
+        chat = Conversation.load(engine, encoding, name, root=store, **begun)
     elif about is not None:
         with Memory.load(engine, about.name, root=store) as memory:
-            chat = Conversation.begin(
-                engine, encoding, memory=memory, store=store, system=options["system"], thinking=thinking
-            )
+            chat = Conversation.begin(engine, encoding, memory=memory, store=store, **begun)
     else:
-        chat = Conversation.begin(engine, encoding, store=store, system=options["system"], thinking=thinking)
+        chat = Conversation.begin(engine, encoding, store=store, **begun)
     zoom = _zoom(options)
     zooms = _zooms(zoom, engine.name) if chat.behind or zoom.every else False
     if engine.name in SHIPPED and not zooms:
