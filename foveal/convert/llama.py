@@ -66,12 +66,7 @@ class Llama:
     def attention(self, layer: LlamaLayer, x: Tensor) -> Tensor:
         """Grouped-query attention over whole rows: x [B, T, d] -> [B, T, d]."""
         s, count = self.shape, x.shape[1]
-        angles = torch.arange(count, dtype=torch.float32, device=x.device)[:, None] * self.frequencies
-        query = F.linear(x, layer.q).unflatten(-1, (s.heads, s.head_dim)).transpose(1, 2)
-        key = F.linear(x, layer.k).unflatten(-1, (s.groups, s.head_dim)).transpose(1, 2)
-        value = F.linear(x, layer.v).unflatten(-1, (s.groups, s.head_dim)).transpose(1, 2)
-        query, key = turned(query.float(), angles).to(x.dtype), turned(key.float(), angles).to(x.dtype)
-        key, value = (part.repeat_interleave(s.heads_per_group, 1) for part in (key, value))
+        query, key, value = self.projected(layer, x)
         mask = None
         if s.window is not None and s.window < count:
             place = torch.arange(count, device=x.device)
@@ -79,6 +74,17 @@ class Llama:
             mask = (distance >= 0) & (distance < s.window)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return F.linear(out.transpose(1, 2).flatten(2), layer.o)
+
+    def projected(self, layer: LlamaLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of each head [B, H, T, c], the first two turned: x [B, T, d] from position 0."""
+        s = self.shape
+        angles = torch.arange(x.shape[1], dtype=torch.float32, device=x.device)[:, None] * self.frequencies
+        query = F.linear(x, layer.q).unflatten(-1, (s.heads, s.head_dim)).transpose(1, 2)
+        key = F.linear(x, layer.k).unflatten(-1, (s.groups, s.head_dim)).transpose(1, 2)
+        value = F.linear(x, layer.v).unflatten(-1, (s.groups, s.head_dim)).transpose(1, 2)
+        query, key = turned(query.float(), angles).to(x.dtype), turned(key.float(), angles).to(x.dtype)
+        key, value = (part.repeat_interleave(s.heads_per_group, 1) for part in (key, value))
+        return query, key, value
 
 
 class LlamaLayer:

@@ -20,7 +20,7 @@ class Telling:
         self.text = ""
         """What was told."""
         self.repeats = False
-        self._raw = self._all = ""
+        self._raw = ""
 
     def add(self, text: str) -> Iterator[str]:
         """What is certain now."""
@@ -35,11 +35,11 @@ class Telling:
     def _tell(self, *, whole: bool) -> Iterator[str]:
         if self.repeats:
             return
-        self._all = begun(self._raw)
+        everything = begun(self._raw)
         said: set[str] = set()
-        limit = len(self._all)
-        for match in _SENTENCE.finditer(self._all):
-            ended = whole or _ENDED.match(self._all, match.end() - 1) or self._all.startswith("\n\n", match.end())
+        limit = len(everything)
+        for match in _SENTENCE.finditer(everything):
+            ended = whole or _ENDED.match(everything, match.end() - 1) or everything.startswith("\n\n", match.end())
             sentence = match[0].rstrip()
             if ended and sentence in said:
                 self.repeats, limit = True, match.start()
@@ -49,7 +49,7 @@ class Telling:
                 break
             said.add(sentence)
         # White space waits for what follows it: nothing may.
-        piece = self._all[len(self.text) : len(self._all[:limit].rstrip())]
+        piece = everything[len(self.text) : len(everything[:limit].rstrip())]
         if piece:
             self.text += piece
             yield piece

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from foveal.convert.layout import RAW_WINDOW
-from foveal.convert.llama import Llama, normed, turned
+from foveal.convert.llama import Llama, normed
 from foveal.train.distill.rows import Row, RowMaker
 
 _MASKS = (1 / 6, 3 / 6, 5 / 6)
@@ -99,15 +99,11 @@ def _layer(network: Llama, index: int, stream: Tensor, mask: Tensor, eps: float)
 
 def _attention(network: Llama, index: int, x: Tensor, mask: Tensor) -> Tensor:
     """x [1, T, d] -> [1, T, d]."""
-    s, layer, count = network.shape, network.layers[index], x.shape[1]
+    layer, count = network.layers[index], x.shape[1]
+    query, key, value = network.projected(layer, x)
     place = torch.arange(count, device=x.device)
-    angles = place[:, None].float() * network.frequencies
-    query = F.linear(x, layer.q).unflatten(-1, (s.heads, -1)).transpose(1, 2)
-    key, value = (F.linear(x, m).unflatten(-1, (s.groups, -1)).transpose(1, 2) for m in (layer.k, layer.v))
-    query, key = turned(query.float(), angles).to(x.dtype), turned(key.float(), angles).to(x.dtype)
-    key, value = (part.repeat_interleave(s.heads_per_group, 1) for part in (key, value))
     distance = place[:, None] - place
-    seen = (distance >= 0) & (distance < (s.window or count))
+    seen = (distance >= 0) & (distance < (network.shape.window or count))
     near = seen & ((distance < RAW_WINDOW) | (place == 0))
     whole = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
     window = F.scaled_dot_product_attention(query, key, value, attn_mask=near)

@@ -179,8 +179,8 @@ class Distillation:
 
     def _record(self) -> dict[str, Any]:
         config, heads = self.config, {str(layer): list(of) for layer, of in self.opened.heads.items()}
-        record = {"source": self.opened.identity, "seed": config.seed, "heads": heads, "text": list(config.text)}
-        return {**record, "start_from": config.start_from, "fade": VERSION}
+        record = {"fade": VERSION, "source": self.opened.identity, "seed": config.seed, "heads": heads}
+        return {**record, "text": list(config.text), "start_from": config.start_from}
 
     def _restore(self, path: Path) -> None:
         try:
@@ -191,13 +191,14 @@ class Distillation:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise SnapshotError(f"cannot go on from {path}: {error}") from error
         for name, value in now.items():
-            if name == "fade" and was.get(name) != value:
+            if was.get(name) == value:
+                continue
+            if name == "fade":
                 raise SnapshotError(f"{path} was trained with an earlier fade; begin anew in another 'out'")
-            if was.get(name) != value:
-                raise SnapshotError(
-                    f"{path} was trained with {name}={was.get(name)}, and now it is {value}; choose another 'out', or "
-                    "give what it was trained with"
-                )
+            raise SnapshotError(
+                f"{path} was trained with {name}={was.get(name)}, and now it is {value}; choose another 'out', or "
+                "give what it was trained with"
+            )
         self.position = Position(**about["position"])
         self._means.restore(about["means"])
         with torch.no_grad():
